@@ -1,0 +1,159 @@
+"""Target URIs: the `htu` of a proof from what a client is about to request.
+
+Servers compare bytes, so only the authority is normalised, and query and fragment go (RFC 9449
+section 4.2). Whatever two parsers could read differently is refused: a policy must see the host
+that the client will connect to.
+"""
+
+from __future__ import annotations
+
+import re
+
+from dpop_agent.errors import HtuRefused
+
+MAX_URI = 8 * 1024
+"""Characters of a target URI; more than real servers take in a request line."""
+
+_DEFAULT_PORTS = {"https": 443, "http": 80}
+
+# RFC 3986: what may stand in a path, `pchar` and "/"; percent signs only before two hex digits.
+_PATH = re.compile(r"(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/]|%[0-9A-Fa-f]{2})*")
+_REG_NAME = re.compile(
+    r"(?=.{1,253}\Z)[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?)*\.?"
+)
+_DOT_SEGMENT = re.compile(r"/(?:\.|%2[Ee]){1,2}(?:/|\Z)")
+_NUMERIC = re.compile(r"(?:0x[0-9a-f]*|[0-9]+)\.?")
+
+
+class Target:
+    """A target URI, normalised.
+
+    Attributes:
+        htu: the claim's value.
+        origin: scheme, host and port, as in `https://api.example.com` or `https://[::1]:8443`.
+        cleartext: http to a host that isn't loopback.
+    """
+
+    __slots__ = ("cleartext", "htu", "origin")
+
+    def __init__(self, htu: str, origin: str, *, cleartext: bool) -> None:
+        self.htu = htu
+        self.origin = origin
+        self.cleartext = cleartext
+
+
+def target(uri: str) -> Target:
+    """Normalise `uri` as the client sends it on the wire.
+
+    Raises:
+        HtuRefused: not an absolute http or https URI that has one reading alone.
+    """
+    if len(uri) > MAX_URI:
+        raise HtuRefused(
+            f"the target URI has {len(uri)} characters, at most {MAX_URI} are taken",
+            hint="leave out the query: it isn't part of htu",
+        )
+    if any(not "!" <= c <= "~" for c in uri):
+        raise HtuRefused(
+            "the target URI has white space, control or non-ASCII characters",
+            hint="percent-encode the path, and give an international host as xn--…",
+        )
+    scheme, separator, rest = uri.partition("://")
+    scheme = scheme.lower()
+    if not separator or scheme not in _DEFAULT_PORTS:
+        raise HtuRefused(
+            "the target URI isn't absolute, or neither https nor http",
+            hint="give it as https://host/path",
+        )
+    rest = rest.partition("#")[0].partition("?")[0]
+    authority, slash, path = rest.partition("/")
+    path = slash + path or "/"
+    host, loopback = _host(authority)
+    port = _port(authority, scheme)
+    if not _PATH.fullmatch(path):
+        raise HtuRefused(
+            "the target URI's path has a character or an escape that RFC 3986 doesn't allow",
+            hint="percent-encode it",
+        )
+    if _DOT_SEGMENT.search(path):
+        raise HtuRefused(
+            "the target URI's path has a dot segment", hint="give the path without . and .."
+        )
+    origin = f"{scheme}://{host}{port}"
+    return Target(origin + path, origin, cleartext=scheme == "http" and not loopback)
+
+
+def origin_of(uri: str) -> str:
+    """The origin that `uri` names, for a list of allowed ones.
+
+    Raises:
+        HtuRefused: `uri` has a path, a query or a fragment, or isn't a URI that `target` takes.
+    """
+    found = target(uri)
+    if found.htu != found.origin + "/" or "?" in uri or "#" in uri:
+        raise HtuRefused(
+            "an origin has a scheme, a host and perhaps a port, nothing more",
+            hint=f"give it as {found.origin}",
+        )
+    return found.origin
+
+
+def _host(authority: str) -> tuple[str, bool]:
+    """The host in lower case, and whether it is this machine."""
+    if "@" in authority:
+        raise HtuRefused(
+            "the target URI has a user name before its host", hint="leave out user and password"
+        )
+    if authority.startswith("["):
+        literal, bracket, after = authority[1:].partition("]")
+        if not bracket or (after and not after.startswith(":")):
+            raise HtuRefused(
+                "the target URI's IPv6 address has no end", hint="write https://[::1]/"
+            )
+        return _ipv6(literal)
+    host = authority.partition(":")[0].lower()
+    if not _REG_NAME.fullmatch(host):
+        raise HtuRefused(
+            "the target URI's host isn't a plain name or address",
+            hint="give the host as the server's certificate names it",
+        )
+    if _NUMERIC.fullmatch(host.rpartition(".")[2] or host.rstrip(".").rpartition(".")[2]):
+        return _ipv4(host)
+    return host, host == "localhost"
+
+
+def _ipv4(host: str) -> tuple[str, bool]:
+    # "0177.1", "2130706433" and "127.1" are 127.0.0.1 to some parsers and names to others.
+    parts = host.split(".")
+    if len(parts) != 4 or any(not p.isdigit() or int(p) > 255 or str(int(p)) != p for p in parts):
+        raise HtuRefused(
+            "the target URI's host is a number that isn't an IPv4 address",
+            hint="write it with four parts, as in 127.0.0.1",
+        )
+    return host, parts[0] == "127"
+
+
+def _ipv6(literal: str) -> tuple[str, bool]:
+    import ipaddress
+
+    try:
+        address = ipaddress.IPv6Address(literal.replace("%", "-"))  # no zone ids
+    except ValueError as e:
+        raise HtuRefused(
+            "the target URI's IPv6 address isn't one, or has a zone id",
+            hint="write it as in https://[2001:db8::1]/",
+        ) from e
+    return f"[{literal.lower()}]", address == ipaddress.IPv6Address("::1")
+
+
+def _port(authority: str, scheme: str) -> str:
+    """`:port` where it isn't the scheme's own."""
+    digits = authority.rpartition("]")[2].partition(":")[2]
+    if not digits:
+        return ""
+    if not (digits.isascii() and digits.isdigit()) or digits[0] == "0" or int(digits[:6]) > 65535:
+        raise HtuRefused(
+            "the target URI's port isn't a number from 1 to 65535 without leading zeros",
+            hint="write it as in https://host:8443/",
+        )
+    return "" if int(digits) == _DEFAULT_PORTS[scheme] else f":{digits}"

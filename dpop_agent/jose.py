@@ -1,0 +1,159 @@
+"""base64url, JWKs, thumbprints and the table of algorithms (RFC 7515, 7517, 7518, 7638, 8037)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from binascii import Error as Base64Error
+from binascii import a2b_base64, b2a_base64
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, Never
+
+
+class Algorithm:
+    """One row of the table below; sizes in bytes."""
+
+    __slots__ = ("coordinate_size", "crv", "digest", "kty", "name", "signature_size")
+
+    def __init__(
+        self, name: str, kty: str, crv: str | None, digest: str, coordinate: int, signature: int
+    ) -> None:
+        self.name = name
+        self.kty = kty
+        self.crv = crv
+        self.digest = digest  # hashlib's name; EdDSA hashes by itself (RFC 8032)
+        self.coordinate_size = coordinate
+        self.signature_size = signature
+
+
+# RSA keys have 2048 bits: RFC 7518 section 3.3 asks for no less, and more only costs time.
+RSA_BITS = 2048
+
+ALGORITHMS = {
+    row.name: row
+    for row in (
+        Algorithm("ES256", "EC", "P-256", "sha256", 32, 64),
+        Algorithm("ES384", "EC", "P-384", "sha384", 48, 96),
+        Algorithm("ES512", "EC", "P-521", "sha512", 66, 132),
+        Algorithm("RS256", "RSA", None, "sha256", 0, RSA_BITS // 8),
+        Algorithm("PS256", "RSA", None, "sha256", 0, RSA_BITS // 8),
+        Algorithm("EdDSA", "OKP", "Ed25519", "", 32, 64),
+        Algorithm("Ed25519", "OKP", "Ed25519", "", 32, 64),  # RFC 9864's name for the same
+    )
+}
+
+PUBLIC_MEMBERS = {
+    "EC": ("crv", "kty", "x", "y"),
+    "RSA": ("e", "kty", "n"),
+    "OKP": ("crv", "kty", "x"),
+}
+"""The required public members of each `kty`, in the order in which RFC 7638 hashes them."""
+
+THUMBPRINT_LENGTH = 43
+"""Length of a base64url SHA-256 value: a `jkt`, an `ath`."""
+
+_URLSAFE = bytes.maketrans(b"+/", b"-_")
+_STANDARD = bytes.maketrans(b"-_", b"+/")
+_ALPHABET = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
+
+
+def b64url(data: bytes) -> str:
+    """base64url without padding (RFC 7515 section 2)."""
+    return b2a_base64(data, newline=False).rstrip(b"=").translate(_URLSAFE).decode("ascii")
+
+
+def b64url_decode(text: str) -> bytes:
+    """The one byte string that `text` is the encoding of.
+
+    Raises:
+        ValueError: padding, a character outside the alphabet, or trailing bits that aren't zero.
+    """
+    if not _ALPHABET.issuperset(text):
+        raise ValueError("not base64url without padding")
+    try:
+        data = a2b_base64(text.encode("ascii").translate(_STANDARD) + b"=" * (-len(text) % 4))
+    except Base64Error as e:
+        raise ValueError("not base64url without padding") from e
+    if b64url(data) != text:
+        raise ValueError("not the canonical base64url encoding")
+    return data
+
+
+def is_sha256(text: object) -> bool:
+    """Whether `text` has the form of a base64url SHA-256 value, as `jkt` and `ath` have."""
+    if not isinstance(text, str) or len(text) != THUMBPRINT_LENGTH:
+        return False
+    try:
+        return len(b64url_decode(text)) == 32
+    except ValueError:
+        return False
+
+
+def ec_jwk(crv: str, x: bytes, y: bytes) -> dict[str, str]:
+    """A public EC JWK; the coordinates keep their leading zeros (RFC 7518 section 6.2.1.2)."""
+    return {"kty": "EC", "crv": crv, "x": b64url(x), "y": b64url(y)}
+
+
+def okp_jwk(crv: str, x: bytes) -> dict[str, str]:
+    """A public OKP JWK (RFC 8037 section 2)."""
+    return {"kty": "OKP", "crv": crv, "x": b64url(x)}
+
+
+def rsa_jwk(n: int, e: int) -> dict[str, str]:
+    """A public RSA JWK; the numbers have no leading zeros (RFC 7518 section 6.3.1)."""
+    return {"kty": "RSA", "n": b64url(_uint(n)), "e": b64url(_uint(e))}
+
+
+def _uint(number: int) -> bytes:
+    return number.to_bytes((number.bit_length() + 7) // 8, "big")
+
+
+def thumbprint(jwk: Mapping[str, str]) -> str:
+    """RFC 7638 section 3: SHA-256 over the required members, sorted, without white space."""
+    members = ",".join(f'"{name}":"{jwk[name]}"' for name in PUBLIC_MEMBERS[jwk["kty"]])
+    return b64url(hashlib.sha256(f"{{{members}}}".encode("ascii")).digest())
+
+
+def access_token_hash(access_token: str) -> str:
+    """`ath` (RFC 9449 section 4.2): SHA-256 over the ASCII of the access token.
+
+    Raises:
+        ValueError: the access token isn't ASCII.
+    """
+    return b64url(hashlib.sha256(access_token.encode("ascii")).digest())
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a member stands twice")
+    return members
+
+
+def _refuse_constant(name: str) -> Never:
+    raise ValueError(f"{name} isn't JSON")
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_refuse_constant)
+
+
+def json_object(data: bytes) -> dict[str, Any]:
+    """The JSON object that `data` is the UTF-8 text of (RFC 8259; RFC 7515 section 4).
+
+    Raises:
+        ValueError: anything else, a member that stands twice, NaN, nesting without end.
+    """
+    try:
+        value = _STRICT.decode(data.decode("utf-8"))
+    except UnicodeDecodeError as e:
+        raise ValueError("not UTF-8") from e
+    except json.JSONDecodeError as e:
+        raise ValueError(f"not JSON ({e.msg}, byte {e.pos})") from e
+    except RecursionError as e:
+        raise ValueError("nested too deeply") from e
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")  # noqa: TRY004  (one error for every caller)
+    return value

@@ -1,0 +1,87 @@
+"""Header, claims and signing input of a DPoP proof (RFC 9449 section 4.2).
+
+The one form that every verifier accepts: `typ`, `alg`, `jwk` with its required members, and the
+claims `jti`, `htm`, `htu`, `iat`, plus `ath` with an access token and `nonce` where one was given.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+from dpop_agent.jose import PUBLIC_MEMBERS, b64url, b64url_decode, json_object
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+TYP = "dpop+jwt"
+JTI_BYTES = 16  # RFC 9449 section 4.2 asks for 96 random bits or more
+
+MAX_NONCE = 512
+"""Characters of a server's nonce: untrusted text that goes into a signed JWT."""
+
+# RFC 9449 section 8.1: nonce = 1*NQCHAR, NQCHAR = %x21 / %x23-5B / %x5D-7E
+_NQCHAR = frozenset(chr(c) for c in range(0x21, 0x7F)) - {'"', "\\"}
+# RFC 9110 section 5.6.2: method = token
+_TCHAR = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+MAX_HTM = 32
+
+_COMPACT = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def is_nonce(text: object) -> bool:
+    """Whether `text` is a nonce by RFC 9449 section 8.1, and of a sensible length."""
+    return isinstance(text, str) and 0 < len(text) <= MAX_NONCE and _NQCHAR.issuperset(text)
+
+
+def is_htm(text: object) -> bool:
+    """Whether `text` is an HTTP method (RFC 9110 section 9.1), kept verbatim in the proof."""
+    return isinstance(text, str) and 0 < len(text) <= MAX_HTM and _TCHAR.issuperset(text)
+
+
+def header(alg: str, jwk: Mapping[str, str]) -> str:
+    """The encoded JOSE header; always the same for one key, so it is made once and kept."""
+    public = {name: jwk[name] for name in ("kty", "crv", "x", "y", "n", "e") if name in jwk}
+    if set(public) != set(PUBLIC_MEMBERS[jwk["kty"]]):
+        raise ValueError("not a public JWK")
+    return b64url(_COMPACT({"typ": TYP, "alg": alg, "jwk": public}).encode("ascii"))
+
+
+def signing_input(
+    header: str, *, htm: str, htu: str, iat: int, ath: str | None = None, nonce: str | None = None
+) -> str:
+    """What gets signed: the encoded header and new claims.
+
+    Args:
+        header: as `header` made it.
+        htm: the HTTP method.
+        htu: the target URI as `htu.target` gave it.
+        iat: seconds since 1970, the floor of now.
+        ath: hash of the access token that is presented, if one is.
+        nonce: the server's nonce, if it gave one.
+    """
+    claims: dict[str, str | int] = {
+        "jti": b64url(os.urandom(JTI_BYTES)),
+        "htm": htm,
+        "htu": htu,
+        "iat": iat,
+    }
+    if ath is not None:
+        claims["ath"] = ath
+    if nonce is not None:
+        claims["nonce"] = nonce
+    return f"{header}.{b64url(_COMPACT(claims).encode('ascii'))}"
+
+
+def parse_signing_input(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Header and claims of somebody else's signing input, for `proof.sign`.
+
+    Raises:
+        ValueError: not two base64url parts that are JSON objects without repeated members.
+    """
+    header, dot, claims = text.partition(".")
+    if not dot:
+        raise ValueError("a signing input is two base64url parts with a dot between them")
+    return json_object(b64url_decode(header)), json_object(b64url_decode(claims))

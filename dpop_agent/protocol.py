@@ -1,0 +1,309 @@
+"""The wire: JSON-RPC 2.0, one object per line, without I/O. PROTOCOL.md is its description.
+
+A request's parameters are checked here, against one table, so that what reaches the agent's handler
+has the right members and forms; whether the agent grants it is decided there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from dpop_agent.errors import (
+    DPoPAgentError,
+    InvalidParams,
+    InvalidRequest,
+    MethodNotFound,
+    ParseError,
+    ProtocolError,
+    from_wire,
+)
+from dpop_agent.htu import MAX_URI
+from dpop_agent.jose import is_sha256, json_object
+from dpop_agent.proof import is_htm, is_nonce
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+PROTOCOL_VERSION = 1
+
+MAX_LINE = 60 * 1024
+"""Bytes of a line in either direction, its newline included; fits a socket's buffer at once."""
+
+MAX_TIMEOUT_MS = 60_000
+"""The longest deadline that a caller can ask for: as long as a person may take to touch a key."""
+
+MAX_SEEN = 32
+"""Server answers told at once."""
+
+KEY_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{8,64}")
+_RFC3339_UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?Z")
+
+
+class Param:
+    """A parameter's form: `check` holds for a good value, `says` tells people what that is."""
+
+    __slots__ = ("check", "required", "says")
+
+    def __init__(self, says: str, check: Callable[[Any], bool], *, required: bool = False) -> None:
+        self.says = says
+        self.check = check
+        self.required = required
+
+    def must(self) -> Param:
+        """The same form, required."""
+        return Param(self.says, self.check, required=True)
+
+
+def _is_count(low: int, high: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and low <= value <= high
+
+
+def _is_seen(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) <= MAX_SEEN
+        and all(
+            isinstance(item, dict)
+            and item.keys() <= {"htu", "nonce", "date"}
+            and _HTU.check(item.get("htu"))
+            and ("nonce" not in item or is_nonce(item["nonce"]))
+            and ("date" not in item or _is_date(item["date"]))
+            for item in value
+        )
+    )
+
+
+def _is_date(value: Any) -> bool:
+    return isinstance(value, str) and _RFC3339_UTC.fullmatch(value) is not None
+
+
+def _is_origins(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) <= 64
+        and all(isinstance(item, str) and len(item) <= 300 for item in value)
+    )
+
+
+_BOOL = Param("true or false", lambda v: isinstance(v, bool))
+_KEY = Param(
+    "a key's name: a-z, 0-9, dot, dash, underscore, 64 at most",
+    lambda v: isinstance(v, str) and KEY_NAME.fullmatch(v) is not None,
+)
+_JKT = Param("43 characters of base64url: an RFC 7638 thumbprint", is_sha256)
+_ATH = Param("43 characters of base64url: the SHA-256 of an access token", is_sha256)
+_HTM = Param("an HTTP method, such as GET", is_htm)
+# One more than a URI may have, so that a longer one gets htu's own answer.
+_HTU = Param("a target URI", lambda v: isinstance(v, str) and 0 < len(v) <= 4 * MAX_URI)
+_NONCE = Param(
+    "a server's nonce (RFC 9449 section 8.1) of 512 characters at most, or null for none",
+    lambda v: v is None or is_nonce(v),
+)
+_SEEN = Param(f"at most {MAX_SEEN} objects with htu, and nonce or date", _is_seen)
+_TIMEOUT = Param(f"milliseconds, 1 to {MAX_TIMEOUT_MS}", _is_count(1, MAX_TIMEOUT_MS))
+_TEXT = Param("a text of 64 characters at most", lambda v: isinstance(v, str) and len(v) <= 64)
+_CURSOR = Param("the cursor of the page before", lambda v: isinstance(v, str) and len(v) <= 128)
+_SIGNING_INPUT = Param(
+    "a proof's header and claims, base64url with a dot between",
+    lambda v: isinstance(v, str) and 0 < len(v) <= 16 * 1024,
+)
+_GENERATION = Param("a generation's number", _is_count(1, 2**31))
+_REQUEST = Param(
+    "8 to 64 letters, digits or .:_-",
+    lambda v: isinstance(v, str) and _REQUEST_ID.fullmatch(v) is not None,
+)
+_ALG = Param("an algorithm, such as ES256", lambda v: isinstance(v, str) and len(v) <= 16)
+_ORIGINS = Param("a list of at most 64 origins, such as https://api.example.com", _is_origins)
+
+AGENT_METHODS: Mapping[str, Mapping[str, Param]] = {
+    "hello": {"client": _TEXT},
+    "proof": {
+        "htm": _HTM.must(),
+        "htu": _HTU.must(),
+        "key": _KEY,
+        "jkt": _JKT,
+        "ath": _ATH,
+        "nonce": _NONCE,
+        "seen": _SEEN,
+        "timeout_ms": _TIMEOUT,
+    },
+    "proof.sign": {"signing_input": _SIGNING_INPUT.must(), "jkt": _JKT.must()},
+    "observe": {"seen": _SEEN.must()},
+    "key.list": {"key": _KEY, "include_destroyed": _BOOL, "cursor": _CURSOR},
+    "status": {},
+}
+"""What `agent.sock` answers."""
+
+ADMIN_METHODS: Mapping[str, Mapping[str, Param]] = {
+    **AGENT_METHODS,
+    "key.create": {
+        "key": _KEY.must(),
+        "store": _TEXT,
+        "alg": _ALG,
+        "origins": _ORIGINS,
+        "allow_sign_proof": _BOOL,
+        "request_id": _REQUEST,
+    },
+    "key.destroy": {"key": _KEY.must(), "generation": _GENERATION.must(), "request_id": _REQUEST},
+    "key.set": {
+        "key": _KEY.must(),
+        "origins": _ORIGINS,
+        "allow_sign_proof": _BOOL,
+        "request_id": _REQUEST,
+    },
+    "reload": {},
+}
+"""What `admin.sock` answers."""
+
+# A caller that sends one of these thinks that it decides it.
+_AGENT_WRITES = frozenset({"iat", "jti", "typ", "jwk", "alg", "exp"})
+
+
+class Request:
+    """A request with checked parameters."""
+
+    __slots__ = ("id", "method", "params")
+
+    def __init__(self, id: str | int, method: str, params: dict[str, Any]) -> None:  # noqa: A002
+        self.id = id
+        self.method = method
+        self.params = params
+
+
+def decode_request(line: bytes, methods: Mapping[str, Mapping[str, Param]]) -> Request:
+    """The request on one line.
+
+    Raises:
+        ProtocolError: what is wrong with it; `request_id` is the request's id, where it had one.
+    """
+    try:
+        message = json_object(line)
+    except ValueError as e:
+        raise ParseError(f"the line isn't a request: {e}") from e
+    request_id = message.get("id")
+    try:
+        return _request(message, methods)
+    except ProtocolError as e:
+        if _is_id(request_id):
+            e.request_id = request_id
+        raise
+
+
+def _is_id(value: object) -> bool:
+    return (isinstance(value, str) and len(value) <= 64) or (
+        type(value) is int and -(2**53) < value < 2**53
+    )
+
+
+def _request(message: dict[str, Any], methods: Mapping[str, Mapping[str, Param]]) -> Request:
+    if message.get("jsonrpc") != "2.0":
+        raise InvalidRequest('the request has no "jsonrpc":"2.0"')
+    if not _is_id(message.get("id")):
+        raise InvalidRequest("the request's id is neither a short text nor an integer")
+    method, params = message.get("method"), message.get("params", {})
+    if not isinstance(method, str):
+        raise InvalidRequest("the request has no method")
+    if not isinstance(params, dict):
+        raise InvalidRequest("params isn't an object", hint="give parameters by name")
+    if not message.keys() <= {"jsonrpc", "id", "method", "params"}:
+        raise InvalidRequest("the request has a member that JSON-RPC 2.0 doesn't know")
+    forms = methods.get(method)
+    if forms is None:
+        raise _no_method(method, methods)
+    for name, value in params.items():
+        form = forms.get(name)
+        if form is None:
+            raise _no_param(method, name, forms)
+        if not form.check(value):
+            raise InvalidParams(f"{method}: {name} has to be {form.says}", hint="correct it")
+    for name, form in forms.items():
+        if form.required and name not in params:
+            raise InvalidParams(f"{method}: {name} is missing", hint=f"give {form.says}")
+    return Request(message["id"], method, params)
+
+
+def _no_method(method: str, methods: Mapping[str, Mapping[str, Param]]) -> MethodNotFound:
+    if method in ADMIN_METHODS:
+        return MethodNotFound(
+            f"{method} isn't answered on this socket", hint="send it to admin.sock beside it"
+        )
+    return MethodNotFound("there is no such method", hint=_nearest(method, methods))
+
+
+def _no_param(method: str, name: str, forms: Mapping[str, Param]) -> InvalidParams:
+    if name in _AGENT_WRITES and method.startswith("proof"):
+        return InvalidParams(
+            f"{method} takes no {name}", hint="the agent alone writes typ, jwk, alg, iat and jti"
+        )
+    return InvalidParams(
+        f"{method} has no such parameter",
+        hint=_nearest(name, forms) if forms else "it takes no parameters",
+    )
+
+
+def _nearest(name: str, known: Mapping[str, object]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name[:64], known, n=1)
+    return f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
+
+
+_COMPACT = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def encode_request(request_id: int, method: str, params: Mapping[str, Any]) -> bytes:
+    """A request's line.
+
+    Raises:
+        InvalidParams: the line would be too long.
+    """
+    return _line(
+        {"jsonrpc": "2.0", "id": request_id, "method": method, "params": params},
+        InvalidParams(
+            f"the request for {method} has more than {MAX_LINE} bytes", hint="shorten it"
+        ),
+    )
+
+
+def encode_result(request_id: str | int, result: Mapping[str, Any]) -> bytes:
+    """A result's line."""
+    return _line(
+        {"jsonrpc": "2.0", "id": request_id, "result": result},
+        ProtocolError("the answer doesn't fit a line"),
+    )
+
+
+def encode_error(request_id: str | int | None, error: DPoPAgentError) -> bytes:
+    """An error's line."""
+    return _line({"jsonrpc": "2.0", "id": request_id, "error": error.to_wire()}, error)
+
+
+def _line(message: Mapping[str, Any], too_long: DPoPAgentError) -> bytes:
+    line = _COMPACT(message).encode("ascii") + b"\n"
+    if len(line) > MAX_LINE:
+        raise too_long
+    return line
+
+
+def decode_response(line: bytes) -> tuple[int | None, dict[str, Any] | DPoPAgentError]:
+    """The id and the result or error on one line; members this version doesn't know are ignored.
+
+    Raises:
+        ProtocolError: the line isn't a response.
+    """
+    try:
+        message = json.loads(line)
+        request_id = message["id"]
+        error = message.get("error")
+        result = message["result"] if error is None else None
+    except (ValueError, KeyError, AttributeError, TypeError) as e:
+        raise ProtocolError("the agent's answer isn't a JSON-RPC response") from e
+    if error is not None:
+        return request_id, from_wire(error)
+    if not isinstance(result, dict):
+        raise ProtocolError("the agent's result isn't an object")
+    return request_id, result
