@@ -1,0 +1,494 @@
+"""A request and who asks for it → the answer. Knows no socket.
+
+Proofs are answered by callback, without a task each: they are what the agent is for, and a task
+costs as much as the rest of the agent's work for one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Coroutine, Hashable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from dpop_agent import __version__
+from dpop_agent.agent.keys import Generation, Key, State
+from dpop_agent.agent.lifecycle import Lifecycle, now_text
+from dpop_agent.agent.nonces import Nonces
+from dpop_agent.agent.policy import require_allowed
+from dpop_agent.agent.signers import SIGN_TIMEOUT_S, Job, Signer
+from dpop_agent.errors import (
+    DPoPAgentError,
+    HtuRefused,
+    InvalidParams,
+    KeyMissing,
+    PolicyRefused,
+    ProtocolError,
+)
+from dpop_agent.htu import target
+from dpop_agent.jose import is_sha256
+from dpop_agent.proof import TYP, header, is_htm, is_nonce, parse_signing_input, signing_input
+from dpop_agent.protocol import (
+    ADMIN_METHODS,
+    AGENT_METHODS,
+    MAX_LINE,
+    MAX_SEEN,
+    MAX_TIMEOUT_MS,
+    PROTOCOL_VERSION,
+    Request,
+)
+
+log = logging.getLogger("dpop_agent.handler")
+
+MAX_REQUESTS = 64
+"""Requests under way on one connection."""
+
+MAX_AGE_S = 2.0
+"""Seconds after which a proof is stale before its client has it; it is made anew, once."""
+
+SIGN_PROOF_WINDOW_S = 5
+"""Seconds that the `iat` of somebody else's proof may be old (`proof.sign`)."""
+
+PAGE = MAX_LINE - 8 * 1024
+"""Bytes of a page of keys, the envelope and one generation more left free."""
+
+Respond = Callable[[dict[str, Any] | DPoPAgentError], None]
+
+
+class Stores(Protocol):
+    """What the handler asks of the agent as a whole."""
+
+    @property
+    def default_store(self) -> str:
+        """The store of keys that name none."""
+
+    @property
+    def signers(self) -> Mapping[str, Signer]:
+        """By the names of their stores."""
+
+    async def reload(self) -> None:
+        """Read the configuration again, and open what isn't open."""
+
+    def describe(self) -> dict[str, Any]:
+        """The agent's own members of `status`."""
+
+
+class Handler:
+    """Answers requests.
+
+    Args:
+        lifecycle: the keys.
+        stores: the agent's stores and places.
+    """
+
+    def __init__(self, lifecycle: Lifecycle, stores: Stores) -> None:
+        self._lifecycle = lifecycle
+        self._stores = stores
+        self._nonces = Nonces()
+        self._loop = asyncio.get_running_loop()
+        self._headers: dict[str, str] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._proofs = 0
+        self._started = now_text()
+        self._now: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+            "hello": self._hello,
+            "observe": self._observe_answers,
+            "key.list": self._key_list,
+            "status": self._status,
+        }
+        self._later: dict[str, Callable[[dict[str, Any]], Coroutine[Any, Any, dict[str, Any]]]] = {
+            "key.create": self._key_create,
+            "key.destroy": self._key_destroy,
+            "key.set": self._key_set,
+            "reload": self._reload,
+        }
+
+    def handle(self, request: Request, owner: Hashable, respond: Respond) -> None:
+        """Answer a request, now or later; `respond` is called once.
+
+        Args:
+            request: as `protocol.decode_request` checked it.
+            owner: the connection; see `gone`.
+            respond: takes the result or the error.
+        """
+        try:
+            if request.method == "proof":
+                self._proof(request.params, owner, respond)
+            elif request.method == "proof.sign":
+                self._proof_sign(request.params, owner, respond)
+            elif request.method in self._now:
+                respond(self._now[request.method](request.params))
+            else:
+                self._in_a_task(self._later[request.method](request.params), respond)
+        except DPoPAgentError as e:
+            respond(e)
+
+    def gone(self, owner: Hashable) -> None:
+        """A connection closed: what it waits for needn't be done any more."""
+        for signer in self._stores.signers.values():
+            signer.drop(owner)
+
+    def _in_a_task(self, work: Coroutine[Any, Any, dict[str, Any]], respond: Respond) -> None:
+        async def run() -> None:
+            try:
+                respond(await work)
+            except DPoPAgentError as e:
+                respond(e)
+            except Exception:
+                log.exception("a request failed in a way that nobody thought of")
+                respond(ProtocolError("the agent failed inside"))
+
+        task = self._loop.create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # Proofs
+
+    def _proof(self, params: dict[str, Any], owner: Hashable, respond: Respond) -> None:
+        self._observe(params.get("seen", ()))
+        where = target(params["htu"])
+        ath = params.get("ath")
+        key, generation = self._lifecycle.keys.signer(
+            params.get("key"), params.get("jkt"), presents_access_token=ath is not None
+        )
+        require_allowed(key, where)
+        signer = self._lifecycle.signer_of(key)
+        deadline = self._loop.time() + params.get("timeout_ms", SIGN_TIMEOUT_S * 1000) / 1000
+        head = self._header(key.alg, generation)
+        nonce: str | None = None
+        made = ""
+        made_at = 0.0
+        anew = True
+
+        def make() -> dict[str, Any]:
+            nonlocal nonce, made, made_at
+            made_at = self._loop.time()
+            nonce = (
+                params["nonce"] if "nonce" in params else self._nonces.nonce(where.origin, made_at)
+            )
+            made = signing_input(
+                head,
+                htm=params["htm"],
+                htu=where.htu,
+                iat=int(time.time() - self._nonces.backdating_s(where.origin)),
+                ath=ath,
+                nonce=nonce,
+            )
+            return self._sign_frame(key, generation, made)
+
+        def done(what: dict[str, Any] | DPoPAgentError) -> None:
+            nonlocal anew
+            if isinstance(what, DPoPAgentError):
+                respond(self._seen_missing(what, generation))
+                return
+            try:
+                state = self._still_signing(generation)
+            except DPoPAgentError as e:
+                respond(e)
+                return
+            if anew and self._loop.time() - made_at > MAX_AGE_S:
+                anew = False
+                submit()
+                return
+            self._proofs += 1
+            self._lifecycle.used(generation.jkt)
+            respond(
+                {
+                    "proof": f"{made}.{what['signature']}",
+                    "key": key.name,
+                    "jkt": generation.jkt,
+                    "state": state,
+                    "nonce": nonce,
+                }
+            )
+
+        def submit() -> None:
+            signer.submit(
+                Job(owner, make, done, deadline=deadline, limit_s=SIGN_TIMEOUT_S, again=True)
+            )
+
+        submit()
+
+    def _proof_sign(self, params: dict[str, Any], owner: Hashable, respond: Respond) -> None:
+        jkt, text = params["jkt"], params["signing_input"]
+        key, generation = self._lifecycle.keys.signer(None, jkt, presents_access_token=False)
+        if not key.allow_sign_proof:
+            raise PolicyRefused(
+                f"the key {key.name} doesn't sign proofs that its clients built",
+                hint=f"use proof, or allow it: dpop-agent key set {key.name} --allow-sign-proof",
+            )
+        self._require_proof(text, key, generation)
+        signer = self._lifecycle.signer_of(key)
+
+        def done(what: dict[str, Any] | DPoPAgentError) -> None:
+            if isinstance(what, DPoPAgentError):
+                respond(self._seen_missing(what, generation))
+                return
+            try:
+                self._still_signing(generation)
+            except DPoPAgentError as e:
+                respond(e)
+                return
+            self._proofs += 1
+            self._lifecycle.used(jkt)
+            respond({"signature": what["signature"]})
+
+        signer.submit(
+            Job(
+                owner,
+                lambda: self._sign_frame(key, generation, text),
+                done,
+                deadline=self._loop.time() + SIGN_TIMEOUT_S,
+                limit_s=SIGN_TIMEOUT_S,
+                again=True,
+            )
+        )
+
+    def _require_proof(self, text: str, key: Key, generation: Generation) -> None:
+        """Let pass what is a proof of this very key, as the agent could have made it.
+
+        Raises:
+            InvalidParams, HtuRefused, PolicyRefused
+        """
+        try:
+            head, claims = parse_signing_input(text)
+        except ValueError as e:
+            raise InvalidParams(f"proof.sign: signing_input is no proof: {e}") from e
+        wrong = None
+        if head != {"typ": TYP, "alg": key.alg, "jwk": dict(generation.jwk)}:
+            wrong = f"its header isn't exactly typ {TYP}, alg {key.alg} and the generation's jwk"
+        elif (
+            not {"jti", "htm", "htu", "iat"}
+            <= claims.keys()
+            <= {
+                "jti",
+                "htm",
+                "htu",
+                "iat",
+                "ath",
+                "nonce",
+            }
+        ):
+            wrong = "its claims aren't jti, htm, htu, iat and, where needed, ath and nonce"
+        elif not (isinstance(claims["jti"], str) and 16 <= len(claims["jti"]) <= 64):
+            wrong = "its jti isn't a text of 16 to 64 characters"
+        elif not is_htm(claims["htm"]):
+            wrong = "its htm isn't an HTTP method"
+        elif "ath" in claims and not is_sha256(claims["ath"]):
+            wrong = "its ath isn't the SHA-256 of an access token"
+        elif "nonce" in claims and not is_nonce(claims["nonce"]):
+            wrong = "its nonce isn't one (RFC 9449 section 8.1)"
+        elif type(claims["iat"]) is not int or not (
+            0 <= int(time.time()) - claims["iat"] <= SIGN_PROOF_WINDOW_S
+        ):
+            wrong = f"its iat isn't within {SIGN_PROOF_WINDOW_S} seconds before now"
+        if wrong:
+            raise InvalidParams(f"proof.sign: signing_input is refused: {wrong}")
+        if not isinstance(claims["htu"], str) or target(claims["htu"]).htu != claims["htu"]:
+            raise HtuRefused(
+                "proof.sign: htu isn't in the form that servers compare",
+                hint="no query, no fragment, host in lower case, no default port",
+            )
+        require_allowed(key, target(claims["htu"]))
+
+    def _header(self, alg: str, generation: Generation) -> str:
+        encoded = self._headers.get(generation.jkt)
+        if encoded is None:
+            encoded = self._headers[generation.jkt] = header(alg, generation.jwk)
+        return encoded
+
+    @staticmethod
+    def _sign_frame(key: Key, generation: Generation, text: str) -> dict[str, Any]:
+        return {
+            "op": "sign",
+            "ref": generation.ref,
+            "jkt": generation.jkt,
+            "alg": key.alg,
+            "input": text,
+        }
+
+    def _still_signing(self, generation: Generation) -> State:
+        """The generation's state now: it may have been compromised while it signed.
+
+        Raises:
+            KeyUnusable
+        """
+        key, current = self._lifecycle.keys.by_jkt[generation.jkt]
+        current.require_signing(key.name)
+        return current.state
+
+    def _seen_missing(self, error: DPoPAgentError, generation: Generation) -> DPoPAgentError:
+        if isinstance(error, KeyMissing):
+            self._lifecycle.missing.add(generation.jkt)
+        return error
+
+    # What servers said
+
+    def _observe_answers(self, params: dict[str, Any]) -> dict[str, Any]:
+        self._observe(params["seen"])
+        return {}
+
+    def _observe(self, seen: list[dict[str, str]]) -> None:
+        for item in seen:
+            where = target(item["htu"])
+            date = item.get("date")
+            self._nonces.observe(
+                where.origin,
+                nonce=item.get("nonce"),
+                clock_offset_s=None if date is None else _seconds(date) - time.time(),
+                now=self._loop.time(),
+            )
+
+    # Keys
+
+    async def _key_create(self, params: dict[str, Any]) -> dict[str, Any]:
+        return self._shown(await self._lifecycle.create(params, self._stores.default_store))
+
+    async def _key_set(self, params: dict[str, Any]) -> dict[str, Any]:
+        return self._shown(await self._lifecycle.set(params))
+
+    async def _key_destroy(self, params: dict[str, Any]) -> dict[str, Any]:
+        return self._shown(await self._lifecycle.destroy(params))
+
+    def _shown(self, key: Key) -> dict[str, Any]:
+        return {
+            "keys": [
+                self._key_members(key)
+                | {"generations": [self._generation_members(g) for g in key.generations[-32:]]}
+            ]
+        }
+
+    def _key_list(self, params: dict[str, Any]) -> dict[str, Any]:
+        """One page; the cursor is the generation that the next one begins with."""
+        keys = self._lifecycle.keys
+        names = [keys.named(params["key"]).name] if "key" in params else sorted(keys)
+        first = _cursor(params.get("cursor"))
+        page: list[dict[str, Any]] = []
+        size = 0
+        for name in names:
+            key = keys[name]
+            listed: list[dict[str, Any]] = []
+            for generation in key.generations:
+                if (name, generation.generation) < first or (
+                    generation.state is State.DESTROYED
+                    and not params.get("include_destroyed", False)
+                ):
+                    continue
+                members = self._generation_members(generation)
+                size += len(json.dumps(members)) + (0 if listed else len(json.dumps(key.origins)))
+                if size > PAGE:
+                    if listed:
+                        page.append(self._key_members(key) | {"generations": listed})
+                    return {"keys": page, "cursor": f"{name}@{generation.generation}"}
+                listed.append(members)
+            if listed:
+                page.append(self._key_members(key) | {"generations": listed})
+        return {"keys": page}
+
+    @staticmethod
+    def _key_members(key: Key) -> dict[str, Any]:
+        return {
+            "key": key.name,
+            "store": key.store,
+            "alg": key.alg,
+            "origins": list(key.origins),
+            "allow_sign_proof": key.allow_sign_proof,
+        }
+
+    def _generation_members(self, generation: Generation) -> dict[str, Any]:
+        return {
+            "generation": generation.generation,
+            "jkt": generation.jkt or None,
+            "state": generation.state,
+            "jwk": dict(generation.jwk),
+            "exportable": generation.exportable,
+            "protection": generation.protection,
+            "local": generation.local,
+            "missing": generation.jkt in self._lifecycle.missing,
+            "created": generation.created,
+            "last_used": self._lifecycle.last_used(generation),
+        }
+
+    # The agent
+
+    def _hello(self, params: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002  (one signature)
+        return {
+            "protocol": PROTOCOL_VERSION,
+            "agent": __version__,
+            "methods": list(AGENT_METHODS),
+            "admin_methods": [name for name in ADMIN_METHODS if name not in AGENT_METHODS],
+            "limits": {
+                "line": MAX_LINE,
+                "timeout_ms": MAX_TIMEOUT_MS,
+                "requests": MAX_REQUESTS,
+                "seen": MAX_SEEN,
+            },
+        }
+
+    def _status(self, params: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
+        now = self._loop.time()
+        return {
+            "agent": __version__,
+            "protocol": PROTOCOL_VERSION,
+            "pid": os.getpid(),
+            "started": self._started,
+            "proofs": self._proofs,
+            **self._stores.describe(),
+            "stores": self._store_members(),
+            "origins": [
+                {
+                    "origin": origin,
+                    "nonce_age_s": None if server.nonce is None else int(now - server.nonce_at),
+                    "clock_offset_s": (
+                        None if server.clock_offset_s is None else round(server.clock_offset_s)
+                    ),
+                }
+                for origin, server in list(self._nonces)[-32:]
+            ],
+        }
+
+    def _store_members(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "store": name,
+                "type": signer.config.type,
+                "state": signer.state,
+                "reason": signer.error and signer.error.message,
+                "hint": signer.error and signer.error.hint,
+                "module": signer.config.module,
+                "label": signer.place.get("label"),
+                "serial": signer.place.get("serial"),
+                "model": signer.place.get("model"),
+                "signer_pid": signer.pid,
+            }
+            for name, signer in self._stores.signers.items()
+        ]
+
+    async def _reload(self, params: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
+        await self._stores.reload()
+        return {"stores": self._store_members()}
+
+
+def _seconds(date: str) -> float:
+    """RFC 3339 UTC → seconds since 1970.
+
+    Raises:
+        InvalidParams: a date that there isn't.
+    """
+    try:
+        return datetime.fromisoformat(date[:19]).replace(tzinfo=UTC).timestamp()
+    except ValueError as e:
+        raise InvalidParams("seen: date isn't a date") from e
+
+
+def _cursor(text: str | None) -> tuple[str, int]:
+    if text is None:
+        return ("", 0)
+    name, _, number = text.partition("@")
+    if not number.isdecimal():
+        raise InvalidParams("key.list: cursor isn't one of an earlier answer", hint="leave it out")
+    return (name, int(number[:10]))

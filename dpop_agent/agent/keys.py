@@ -1,0 +1,284 @@
+"""Keys, their generations and what may become of them. Pure: values in, values out.
+
+    pending → staged → active → draining → retired → destroyed
+
+NIST SP 800-57 part 1's words for a key's states; draining is what DPoP adds: an access token
+carries its key's thumbprint (`cnf.jkt`) until it dies, so a key outlives its successor's start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
+
+from dpop_agent.errors import (
+    IllegalTransition,
+    JktRequired,
+    KeyCompromised,
+    KeyDestroyed,
+    KeyExists,
+    KeyMismatch,
+    KeyPending,
+    KeyRetired,
+    KeyStaged,
+    KeySuspended,
+    KeyUnknown,
+    KeyUnusable,
+    NoActive,
+)
+
+DEFAULT_KEY = "default"
+"""The key that signs when a request names neither `key` nor `jkt`."""
+
+
+class State(StrEnum):
+    """A generation's state."""
+
+    PENDING = "pending"
+    STAGED = "staged"
+    ACTIVE = "active"
+    DRAINING = "draining"
+    RETIRED = "retired"
+    SUSPENDED = "suspended"
+    COMPROMISED = "compromised"
+    DESTROYED = "destroyed"
+
+
+TRANSITIONS: Mapping[State, frozenset[State]] = {
+    # Undoing a pending generation leaves no state: it is taken out of the ledger.
+    State.PENDING: frozenset({State.STAGED}),
+    State.STAGED: frozenset({State.ACTIVE, State.SUSPENDED, State.COMPROMISED, State.DESTROYED}),
+    State.ACTIVE: frozenset({State.DRAINING, State.SUSPENDED, State.COMPROMISED, State.DESTROYED}),
+    State.DRAINING: frozenset(
+        {State.ACTIVE, State.RETIRED, State.SUSPENDED, State.COMPROMISED, State.DESTROYED}
+    ),
+    State.RETIRED: frozenset({State.ACTIVE, State.SUSPENDED, State.COMPROMISED, State.DESTROYED}),
+    State.SUSPENDED: frozenset({State.ACTIVE, State.DRAINING, State.COMPROMISED, State.DESTROYED}),
+    State.COMPROMISED: frozenset({State.DESTROYED}),
+    State.DESTROYED: frozenset(),
+}
+
+SIGNING = frozenset({State.ACTIVE, State.DRAINING})
+
+_REFUSALS: Mapping[State, tuple[type[KeyUnusable], str]] = {
+    State.PENDING: (KeyPending, "is still being made"),
+    State.STAGED: (KeyStaged, "is staged and not active yet"),
+    State.RETIRED: (KeyRetired, "is retired: its drain is over"),
+    State.SUSPENDED: (KeySuspended, "is suspended"),
+    State.COMPROMISED: (KeyCompromised, "is marked as compromised"),
+    State.DESTROYED: (KeyDestroyed, "is destroyed"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One key pair.
+
+    Attributes:
+        generation: its number, 1 for a key's first.
+        ref: what its store finds the object by.
+        jkt, jwk: known from `staged` on (RFC 7638, RFC 7517).
+        created, changed: RFC 3339 UTC; `changed` is when it came into its state.
+        last_used: when it last signed, to about a minute; None for never.
+        object_left: destroyed here, but its object is still to be deleted from the store.
+    """
+
+    generation: int
+    state: State
+    ref: str
+    created: str
+    changed: str
+    jkt: str = ""
+    jwk: Mapping[str, str] = field(default_factory=dict)
+    exportable: bool = True
+    protection: str = ""
+    local: bool | None = None
+    last_used: str | None = None
+    object_left: bool = False
+
+    def become(self, state: State, now: str, **changes: Any) -> Generation:
+        """This generation in another state.
+
+        Raises:
+            IllegalTransition: the table doesn't have it.
+        """
+        if state not in TRANSITIONS[self.state]:
+            raise IllegalTransition(
+                f"generation {self.generation} is {self.state} and can't become {state}"
+            )
+        return replace(self, state=state, changed=now, **changes)
+
+    def require_signing(self, key: str) -> None:
+        """Let an active or draining generation pass; else raise what its state says."""
+        if self.state not in SIGNING:
+            refusal, says = _REFUSALS[self.state]
+            raise refusal(f"{key}@{self.generation} {says}")
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A stable name, what it may be used for, and its generations, oldest first."""
+
+    name: str
+    store: str
+    alg: str
+    created: str
+    origins: tuple[str, ...] = ()
+    allow_sign_proof: bool = False
+    generations: tuple[Generation, ...] = ()
+
+    def __post_init__(self) -> None:
+        active = [g.generation for g in self.generations if g.state is State.ACTIVE]
+        if len(active) > 1:
+            raise IllegalTransition(f"{self.name} would have the active generations {active}")
+
+    @property
+    def active(self) -> Generation | None:
+        """The one generation that signs by name."""
+        return next((g for g in self.generations if g.state is State.ACTIVE), None)
+
+    @property
+    def signing(self) -> list[Generation]:
+        """Those that sign: the active one, and the draining ones by `jkt`."""
+        return [g for g in self.generations if g.state in SIGNING]
+
+    def generation(self, number: int) -> Generation:
+        """One generation by its number.
+
+        Raises:
+            KeyUnknown
+        """
+        for found in self.generations:
+            if found.generation == number:
+                return found
+        raise KeyUnknown(f"the key {self.name} has no generation {number}")
+
+    def with_(self, *changed: Generation) -> Key:
+        """This key with these generations replaced or added, all in one step."""
+        by_number = {g.generation: g for g in self.generations} | {g.generation: g for g in changed}
+        return replace(self, generations=tuple(by_number[n] for n in sorted(by_number)))
+
+    def without(self, number: int) -> Key:
+        """This key less a pending generation that came to nothing."""
+        return replace(
+            self, generations=tuple(g for g in self.generations if g.generation != number)
+        )
+
+
+class Keys(Mapping[str, Key]):
+    """Every key at one moment; never changed, replaced as a whole."""
+
+    def __init__(self, keys: Iterable[Key] = ()) -> None:
+        self._by_name = {key.name: key for key in keys}
+
+    def __getitem__(self, name: str) -> Key:
+        return self._by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    @cached_property
+    def by_jkt(self) -> Mapping[str, tuple[Key, Generation]]:
+        """Where each thumbprint belongs."""
+        return {g.jkt: (key, g) for key in self._by_name.values() for g in key.generations if g.jkt}
+
+    def with_(self, key: Key) -> Keys:
+        """These keys with one replaced or added."""
+        return Keys((self._by_name | {key.name: key}).values())
+
+    def without(self, name: str) -> Keys:
+        """These keys less one that was never made."""
+        return Keys(key for key in self._by_name.values() if key.name != name)
+
+    def named(self, name: str) -> Key:
+        """The key of that name.
+
+        Raises:
+            KeyUnknown
+        """
+        key = self._by_name.get(name)
+        if key is None:
+            if not self._by_name:
+                hint = f"make it with: dpop-agent key create {name}"
+            else:
+                hint = f"there are: {', '.join(sorted(self._by_name)[:8])}"
+            raise KeyUnknown(f"there is no key {name}", hint=hint)
+        return key
+
+    def require_new(self, name: str) -> None:
+        """Refuse a name that is taken.
+
+        Raises:
+            KeyExists
+        """
+        if name in self._by_name:
+            raise KeyExists(
+                f"there is a key {name} already", hint=f"see: dpop-agent key show {name}"
+            )
+
+    def signer(
+        self, key: str | None, jkt: str | None, *, presents_access_token: bool
+    ) -> tuple[Key, Generation]:
+        """The one generation that signs a proof: the one asked for, or an error, never another.
+
+        Args:
+            key: a key's name, or None.
+            jkt: a generation's thumbprint, or None.
+            presents_access_token: the proof gets an `ath`.
+
+        Raises:
+            KeyUnusable: whichever kind fits.
+            JktRequired: an access token is bound to one of several; which one isn't guessed.
+        """
+        if jkt is not None:
+            if jkt not in self.by_jkt:
+                raise KeyUnknown(f"no generation with the jkt {jkt} was ever here")
+            owner, generation = self.by_jkt[jkt]
+            if key is not None and owner.name != key:
+                raise KeyMismatch(f"the key {key} has no generation with the jkt {jkt}")
+            generation.require_signing(owner.name)
+            return owner, generation
+        owner = self.named(key or DEFAULT_KEY)
+        active = owner.active
+        if active is None:
+            raise self._no_active(owner)
+        if presents_access_token and len(owner.signing) > 1:
+            raise JktRequired(
+                f"several generations of {owner.name} sign, and the access token is bound to one",
+                details={"choices": [g.jkt for g in owner.signing]},
+            )
+        return owner, active
+
+    @staticmethod
+    def _no_active(key: Key) -> KeyUnusable:
+        live = [g for g in key.generations if g.state is not State.DESTROYED]
+        states = ", ".join(f"{key.name}@{g.generation} is {g.state}" for g in live)
+        return NoActive(
+            f"the key {key.name} has no active generation ({states or 'all are destroyed'})"
+        )
+
+
+def to_json(key: Key) -> dict[str, Any]:
+    """A key as the ledger has it."""
+    return {f.name: getattr(key, f.name) for f in fields(key)} | {
+        "origins": list(key.origins),
+        "generations": [{f.name: getattr(g, f.name) for f in fields(g)} for g in key.generations],
+    }
+
+
+def from_json(value: Mapping[str, Any]) -> Key:
+    """A key from the ledger.
+
+    Raises:
+        KeyError, TypeError, ValueError: it isn't one.
+    """
+    generations = tuple(
+        Generation(**{**g, "state": State(g["state"])}) for g in value["generations"]
+    )
+    return Key(**{**value, "origins": tuple(value["origins"]), "generations": generations})

@@ -1,0 +1,149 @@
+"""The ledger: which keys there are, in which state. One file, one writer, replaced as a whole.
+
+    {"version": 1, "keys": [{"name": …, "generations": […]}], "requests": {"ID": {…}}}
+
+The file is the truth about keys: an object in a store that it doesn't list is a stranger's. So it
+is never started empty over a file that can't be read, and never changed in place.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dpop_agent.agent.keys import Key, Keys, from_json, to_json
+from dpop_agent.errors import ConfigurationError, DPoPAgentError, LedgerUnreadable, NotDurable
+
+VERSION = 1
+FILE = "ledger.json"
+_LOCK = "ledger.lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """All that the ledger says at one moment.
+
+    `requests` has, by request id, what was asked and when, for a caller that asks again.
+    """
+
+    keys: Keys = field(default_factory=Keys)
+    requests: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+class Ledger:
+    """The open ledger; holding it means being its only writer."""
+
+    def __init__(self, folder: str) -> None:
+        """Open the ledger in `folder`, which is made with mode 0700 where it isn't there.
+
+        Raises:
+            ConfigurationError: another agent has it, or others can write to the folder.
+            LedgerUnreadable: there is one that can't be read.
+        """
+        self.path = os.path.join(folder, FILE)
+        self._folder = folder
+        try:
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+            _check_folder(folder)
+            self._lock = _lock(os.path.join(folder, _LOCK), folder)
+        except OSError as e:
+            raise ConfigurationError(
+                f"the state folder {folder} can't be used ({e.strerror})",
+                hint="make it writable, or set DPOP_AGENT_STATE_DIR",
+            ) from e
+        self.contents = _read(self.path)
+
+    def write(self, contents: Contents) -> None:
+        """Replace the file, durably: the old contents or the new ones survive, whatever happens.
+
+        Blocks for an fsync of file and folder.
+
+        Raises:
+            NotDurable: the write failed; `contents` is what the file has.
+        """
+        document = {
+            "version": VERSION,
+            "keys": [to_json(key) for key in contents.keys.values()],
+            "requests": contents.requests,
+        }
+        new = self.path + ".new"
+        try:
+            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with open(descriptor, "w", encoding="ascii") as file:
+                json.dump(document, file, indent=1)
+                file.flush()
+                os.fsync(descriptor)
+            os.replace(new, self.path)
+            self.contents = contents  # as the file has it now, durable or not
+            _fsync_folder(self._folder)
+        except OSError as e:
+            raise NotDurable(
+                f"the ledger {self.path} can't be written ({e.strerror})",
+                hint="free space or make the folder writable, then try again",
+            ) from e
+
+    def close(self) -> None:
+        """Let another agent have it."""
+        os.close(self._lock)
+
+
+def _check_folder(folder: str) -> None:
+    info = os.stat(folder)
+    if info.st_uid != os.getuid() or info.st_mode & 0o022:
+        raise ConfigurationError(
+            f"others can write to the state folder {folder} (uid {info.st_uid}, mode "
+            f"{stat.S_IMODE(info.st_mode):04o})",
+            hint=f"chmod 700 {folder}, or set DPOP_AGENT_STATE_DIR to a folder of your own",
+        )
+
+
+def _lock(path: str, folder: str) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        os.close(descriptor)
+        raise ConfigurationError(
+            f"another agent uses the state folder {folder}",
+            hint="use that one, end it, or set DPOP_AGENT_STATE_DIR",
+        ) from e
+    return descriptor
+
+
+def _fsync_folder(folder: str) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read(path: str) -> Contents:
+    try:
+        with open(path, encoding="utf-8") as file:
+            document = json.load(file)
+        version = document["version"]
+        if version != VERSION:
+            raise _unreadable(path, f"it has version {version}, this agent reads {VERSION}")
+        keys: list[Key] = [from_json(key) for key in document["keys"]]
+        return Contents(Keys(keys), dict(document["requests"]))
+    except FileNotFoundError:
+        return Contents()
+    except OSError as e:
+        raise _unreadable(path, e.strerror or type(e).__name__) from e
+    except LedgerUnreadable:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, DPoPAgentError) as e:
+        raise _unreadable(path, f"{type(e).__name__} in its text") from e
+
+
+def _unreadable(path: str, why: str) -> LedgerUnreadable:
+    return LedgerUnreadable(
+        f"the ledger {path} can't be read ({why}), and starting without it would forget every key",
+        hint="restore it from a backup, or move it away to start with none",
+    )

@@ -1,0 +1,67 @@
+"""Servers' nonces and clocks by origin (RFC 9449 section 8), shared by all clients of the agent."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+MAX_ORIGINS = 1024
+"""Origins remembered; the one heard of longest ago goes first."""
+
+NONCE_LIFETIME_S = 24 * 3600.0
+"""Seconds: the longest life of a nonce that is known of (Okta's)."""
+
+MAX_BACKDATING_S = 300.0
+"""Seconds that `iat` may go back for a server whose clock is behind; never forward: a proof for
+later is a proof in stock."""
+
+MIN_BACKDATING_S = 2.0
+"""Seconds: a Date header has whole ones and is old when it arrives; less isn't a difference."""
+
+
+@dataclass(slots=True)
+class Server:
+    """What one origin said last; times as `time.monotonic` gives them, offsets in seconds."""
+
+    nonce: str | None = None
+    nonce_at: float = 0.0
+    clock_offset_s: float | None = None
+
+
+class Nonces:
+    """What servers said, in memory alone."""
+
+    def __init__(self) -> None:
+        self._servers: OrderedDict[str, Server] = OrderedDict()
+
+    def observe(
+        self, origin: str, *, nonce: str | None, clock_offset_s: float | None, now: float
+    ) -> None:
+        """Remember what an origin's answer said."""
+        server = self._servers.setdefault(origin, Server())
+        self._servers.move_to_end(origin)
+        if nonce is not None:
+            server.nonce, server.nonce_at = nonce, now
+        if clock_offset_s is not None:
+            server.clock_offset_s = clock_offset_s
+        if len(self._servers) > MAX_ORIGINS:
+            self._servers.popitem(last=False)
+
+    def nonce(self, origin: str, now: float) -> str | None:
+        """The nonce to use there, if there is one."""
+        server = self._servers.get(origin)
+        if server is None or now - server.nonce_at > NONCE_LIFETIME_S:
+            return None
+        return server.nonce
+
+    def backdating_s(self, origin: str) -> float:
+        """Seconds to take off `iat` there, 0 to 300."""
+        server = self._servers.get(origin)
+        if server is None or server.clock_offset_s is None:
+            return 0.0
+        behind = -server.clock_offset_s
+        return behind if MIN_BACKDATING_S <= behind <= MAX_BACKDATING_S else 0.0
+
+    def __iter__(self) -> Iterator[tuple[str, Server]]:
+        return iter(self._servers.items())

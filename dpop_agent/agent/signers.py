@@ -1,0 +1,528 @@
+"""Signer processes as the agent sees them: start, queue, deadline, restart.
+
+One queue per signer, fair between connections. A frame is built only when it is sent, so that what
+it says of the time is true. The signer that hangs is killed, the one that dies is started again
+with back-off; work that can be repeated is, once, and nobody waits past his deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from dpop_agent.channel import Frames, Malformed, frame, outcome
+from dpop_agent.config import StoreConfig
+from dpop_agent.errors import (
+    Busy,
+    DPoPAgentError,
+    Locked,
+    PinRefused,
+    SignerFailed,
+    StoreAbsent,
+    Timeout,
+)
+
+log = logging.getLogger("dpop_agent.signers")
+
+START_TIMEOUT_S = 15.0
+"""Seconds for loading a module, finding its token and logging in; slow cards take 4."""
+
+SIGN_TIMEOUT_S = 10.0
+"""Seconds for one signature: over ten times the slowest token heard of (0.7 s)."""
+
+GENERATE_TIMEOUT_S = 60.0
+"""Seconds for one key pair: RSA on a card or TPM takes up to half a minute."""
+
+WINDOW = 4
+"""Frames in a signer's hands at once, so that it never waits for the agent."""
+
+FAST_S = 0.02
+"""Seconds a signature: a slower store gets one frame at a time, for the age of their `iat`."""
+
+MAX_QUEUE = 4096
+"""Requests waiting for one signer: seconds of work for a fast store."""
+
+MIN_BACK_OFF_S, MAX_BACK_OFF_S = 0.25, 5.0
+"""Seconds between restarts, doubled each time; the first restart is at once."""
+
+TICK_S = 0.1
+"""Seconds between looks at deadlines."""
+
+Done = Callable[[dict[str, Any] | DPoPAgentError], None]
+
+
+class Job:
+    """One frame to be sent and answered.
+
+    Attributes:
+        owner: the connection that waits for it; when it goes, what isn't sent yet is dropped.
+        make: builds the frame's members, right before it is sent.
+        done: called once, with the signer's result or the error.
+        deadline: when nobody waits any more, in the event loop's time.
+        limit_s: seconds that the signer may take.
+        again: whether it may be repeated after a signer died with it.
+    """
+
+    __slots__ = ("again", "deadline", "done", "limit_s", "make", "owner", "sent")
+
+    def __init__(
+        self,
+        owner: Hashable,
+        make: Callable[[], dict[str, Any]],
+        done: Done,
+        *,
+        deadline: float,
+        limit_s: float,
+        again: bool,
+    ) -> None:
+        self.owner = owner
+        self.make = make
+        self.done: Done | None = done
+        self.deadline = deadline
+        self.limit_s = limit_s
+        self.again = again
+        self.sent = 0.0
+
+    def finish(self, what: dict[str, Any] | DPoPAgentError) -> None:
+        """Tell whoever waits, once."""
+        done, self.done = self.done, None
+        if done is not None:
+            done(what)
+
+
+class _FairQueue:
+    """Jobs by owner; owners take turns."""
+
+    def __init__(self) -> None:
+        self._by_owner: OrderedDict[Hashable, deque[Job]] = OrderedDict()
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def push(self, job: Job) -> None:
+        self._by_owner.setdefault(job.owner, deque()).append(job)
+        self._size += 1
+
+    def push_front(self, job: Job) -> None:
+        self._by_owner.setdefault(job.owner, deque()).appendleft(job)
+        self._by_owner.move_to_end(job.owner, last=False)
+        self._size += 1
+
+    def pop(self) -> Job:
+        owner, jobs = next(iter(self._by_owner.items()))
+        job = jobs.popleft()
+        self._size -= 1
+        if jobs:
+            self._by_owner.move_to_end(owner)
+        else:
+            del self._by_owner[owner]
+        return job
+
+    def drop(self, owner: Hashable) -> None:
+        self._size -= len(self._by_owner.pop(owner, ()))
+
+    def take_all(self) -> list[Job]:
+        jobs = [job for waiting in self._by_owner.values() for job in waiting]
+        self._by_owner.clear()
+        self._size = 0
+        return jobs
+
+    def take_late(self, now: float) -> list[Job]:
+        late = []
+        for owner, jobs in list(self._by_owner.items()):
+            if not any(job.deadline <= now for job in jobs):
+                continue
+            late += [job for job in jobs if job.deadline <= now]
+            kept = deque(job for job in jobs if job.deadline > now)
+            self._size -= len(jobs) - len(kept)
+            if kept:
+                self._by_owner[owner] = kept
+            else:
+                del self._by_owner[owner]
+        return late
+
+
+class _Process(asyncio.Protocol):
+    """One signer process and its channel."""
+
+    def __init__(self, signer: Signer) -> None:
+        self._signer = signer
+        self._frames = Frames()
+        self.popen: subprocess.Popen[bytes]
+        self.transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for answer in self._frames.feed(data):
+                self._signer.answered(self, answer)
+        except Malformed as e:
+            log.warning("signer of store %s: %s", self._signer.config.name, e)
+            self.kill()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  (asyncio's signature)
+        self._signer.died(self)
+
+    def kill(self) -> None:
+        """End it, hanging or not; `died` follows. Its child dies with it."""
+        self.popen.kill()
+        self.transport.abort()
+
+
+class Signer:
+    """A store as the agent has it: the process that hosts it, and the work for it."""
+
+    def __init__(
+        self,
+        config: StoreConfig,
+        *,
+        lock_file: str,
+        starting: asyncio.Lock,
+        on_ready: Callable[[Signer], None],
+    ) -> None:
+        """Nothing is started yet.
+
+        Args:
+            config: the store.
+            lock_file: keeps two signers of one store apart, those of a killed agent included.
+            starting: shared by all; modules initialised by two processes at once miss tokens.
+            on_ready: called whenever the store was opened.
+        """
+        self.config = config
+        self.place: dict[str, Any] = {}
+        self.error: DPoPAgentError | None = None
+        self._lock_file = lock_file
+        self._starting = starting
+        self._on_ready = on_ready
+        self._loop = asyncio.get_running_loop()
+        self._process: _Process | None = None
+        self._ready = False  # takes frames
+        self._lost = False  # was ready, and its process is about to end
+        self._start: asyncio.Task[None] | None = None
+        self._queue = _FairQueue()
+        self._sent: OrderedDict[int, Job] = OrderedDict()
+        self._next_id = 1
+        self._sign_s = 0.0
+        self._failures = 0
+        self._retry_at = 0.0
+        self._tick: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    # What the rest of the agent asks
+
+    @property
+    def state(self) -> str:
+        """`ready`, `starting`, `locked`, `absent` or `failed`."""
+        if self._ready:
+            return "ready"
+        if self._start is not None:
+            return "starting"
+        if isinstance(self.error, Locked):
+            return "locked"
+        return "absent" if isinstance(self.error, StoreAbsent) else "failed"
+
+    @property
+    def pid(self) -> int | None:
+        """The process that was started, if one runs."""
+        return None if self._process is None else self._process.popen.pid
+
+    def submit(self, job: Job) -> None:
+        """Queue a job; its `done` is called in any case, an error at once where nothing helps."""
+        if len(self._queue) >= MAX_QUEUE:
+            job.finish(Busy(f"{MAX_QUEUE} requests wait for the store {self.config.name}"))
+            return
+        if not self._ready and self._start is None:
+            refusal = self._refusal()
+            if refusal is not None:
+                job.finish(refusal)
+                return
+            self.start()
+        self._queue.push(job)
+        self._pump()
+
+    async def ask(
+        self, op: str, *, limit_s: float = SIGN_TIMEOUT_S, again: bool = True, **members: Any
+    ) -> dict[str, Any]:
+        """One operation of the store's, for the agent's own work.
+
+        Raises:
+            DPoPAgentError: as the signer says it.
+        """
+        future: asyncio.Future[dict[str, Any]] = self._loop.create_future()
+
+        def done(what: dict[str, Any] | DPoPAgentError) -> None:
+            if future.done():
+                return
+            if isinstance(what, DPoPAgentError):
+                future.set_exception(what)
+            else:
+                future.set_result(what)
+
+        self.submit(
+            Job(
+                self,
+                lambda: {"op": op, **members},
+                done,
+                deadline=self._loop.time() + START_TIMEOUT_S + limit_s,
+                limit_s=limit_s,
+                again=again,
+            )
+        )
+        return await future
+
+    def drop(self, owner: Hashable) -> None:
+        """Forget what a vanished connection waits for, before it reaches the store."""
+        self._queue.drop(owner)
+
+    def start(self) -> None:
+        """Start the process, unless one runs or starts; also after a refused PIN."""
+        if self._process is None and self._start is None and not self._closed:
+            self._start = self._loop.create_task(self._open())
+
+    async def started(self) -> None:
+        """Wait until a start has come to its end, good or bad."""
+        if self._start is not None:
+            await asyncio.wait([self._start])
+
+    async def close(self) -> None:
+        """End the process after what it is doing, and fail the rest."""
+        self._closed = True
+        if self._tick is not None:
+            self._tick.cancel()
+        if self._start is not None:
+            self._start.cancel()
+            await asyncio.wait([self._start])
+        for job in [*self._sent.values(), *self._queue.take_all()]:
+            job.finish(SignerFailed("the agent is ending", hint="start it again"))
+        self._sent.clear()
+        process, self._process, self._ready = self._process, None, False
+        if process is not None:
+            process.transport.close()
+            await asyncio.to_thread(self._reap, process)
+
+    # Start and end of the process
+
+    def _refusal(self) -> DPoPAgentError | None:
+        """The error that holds until the next try, if it isn't time for one yet."""
+        if self.error is None:
+            return None
+        if isinstance(self.error, PinRefused):
+            return self.error
+        wait_s = self._retry_at - self._loop.time()
+        if wait_s <= 0:
+            return None
+        error = self.error
+        return type(error)(
+            error.message,
+            hint=error.hint,
+            retry="later",
+            retry_after_ms=int(wait_s * 1000) + 1,
+            details=error.details,
+        )
+
+    async def _open(self) -> None:
+        try:
+            async with self._starting:
+                place = await self._spawn()
+        except DPoPAgentError as e:
+            self._failed(e)
+        except OSError as e:
+            self._failed(SignerFailed(f"no signer process could be started ({e.strerror})"))
+        else:
+            self._start = None
+            self._ready, self.error, self.place = True, None, place
+            log.info(
+                "store %s is open: PKCS#11 token %r, serial %s",
+                self.config.name,
+                place.get("label"),
+                place.get("serial"),
+            )
+            self._on_ready(self)
+            self._pump()
+
+    async def _spawn(self) -> dict[str, Any]:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            popen = subprocess.Popen(
+                [sys.executable, "-I", "-m", "dpop_agent.signer", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env=os.environ | dict(self.config.env),
+                cwd="/",
+                process_group=0,
+            )
+        _, process = await self._loop.create_unix_connection(lambda: _Process(self), sock=ours)
+        process.popen = popen
+        self._process = process
+        opened: asyncio.Future[dict[str, Any] | DPoPAgentError] = self._loop.create_future()
+        job = Job(
+            self,
+            dict,
+            lambda what: None if opened.done() else opened.set_result(what),
+            deadline=self._loop.time() + START_TIMEOUT_S,
+            limit_s=START_TIMEOUT_S,
+            again=False,
+        )
+        settings = {
+            "type": self.config.type,
+            "module": self.config.module,
+            "uri": str(self.config.uri),
+            "pin_file": self.config.pin_source.path,
+        }
+        self._send(job, {"op": "open", "lock": self._lock_file, "store": settings})
+        place = await opened
+        if isinstance(place, DPoPAgentError):
+            raise place
+        return place
+
+    def _failed(self, error: DPoPAgentError) -> None:
+        """No store for now: whoever waits is told, and the next try waits."""
+        self._start = None
+        if self.error is None or self.error.message != error.message:
+            log.warning("store %s can't be used: %s", self.config.name, error)
+        self.error = error
+        self._back_off()
+        for job in self._queue.take_all():
+            job.finish(error)
+        if self._process is not None:
+            self._process.transport.close()
+
+    def _back_off(self) -> None:
+        wait_s = min(MAX_BACK_OFF_S, MIN_BACK_OFF_S * 2**self._failures)
+        self._failures = min(self._failures + 1, 16)
+        self._retry_at = self._loop.time() + wait_s
+
+    def died(self, process: _Process) -> None:
+        """A process is gone: repeat what can be repeated, with a new one."""
+        self._loop.run_in_executor(None, self._reap, process)
+        if process is not self._process:
+            return
+        was_ready = self._ready or self._lost
+        self._process, self._ready, self._lost = None, False, False
+        lost = list(self._sent.values())
+        self._sent.clear()
+        error = SignerFailed(
+            f"the signer of the store {self.config.name} ended in the middle of its work",
+            hint="see the agent's log, and: dpop-agent status",
+            retry="now",
+        )
+        if was_ready and not self._closed:
+            log.warning("signer of store %s ended", self.config.name)
+        for job in reversed(lost):
+            if job.again and job.done is not None:
+                job.again = False
+                self._queue.push_front(job)
+            else:
+                job.finish(error)
+        if was_ready and not self._closed:
+            if self._failures and self._loop.time() < self._retry_at:
+                self._failed(error)
+            else:
+                self._back_off()
+                self.start()
+
+    @staticmethod
+    def _reap(process: _Process) -> None:
+        try:
+            process.popen.wait(timeout=3)
+        except subprocess.TimeoutExpired:
+            process.popen.kill()
+            process.popen.wait()
+
+    # Frames
+
+    def _pump(self) -> None:
+        window = WINDOW if self._sign_s < FAST_S else 1
+        while self._ready and self._queue and len(self._sent) < window:
+            job = self._queue.pop()
+            if job.deadline <= self._loop.time():
+                job.finish(self._late())
+                continue
+            try:
+                members = job.make()
+            except DPoPAgentError as e:
+                job.finish(e)
+                continue
+            self._send(job, members)
+        self._watch_deadlines()
+
+    def _send(self, job: Job, members: dict[str, Any]) -> None:
+        process = self._process
+        assert process is not None
+        self._next_id += 1
+        self._sent[self._next_id] = job
+        job.sent = self._loop.time()
+        process.transport.write(frame(id=self._next_id, **members))
+        self._watch_deadlines()
+
+    def answered(self, process: _Process, answer: dict[str, Any]) -> None:
+        """A frame from the signer.
+
+        Raises:
+            Malformed: it answers nothing that was asked.
+        """
+        if process is not self._process:
+            return
+        job = self._sent.pop(answer.get("id", 0), None)
+        if job is None:
+            raise Malformed("a frame answers nothing")
+        what = outcome(answer)
+        took_s = self._loop.time() - job.sent
+        if self._sent:
+            next(iter(self._sent.values())).sent = self._loop.time()  # its turn begins now
+        if answer.get("broken"):
+            self._ready, self._lost = False, self._ready
+        if not isinstance(what, DPoPAgentError):
+            self._sign_s += (took_s - self._sign_s) / 8
+            self._failures = 0
+        elif self._lost and job.again and job.done is not None:
+            job.again = False  # the process ends now; a new one looks whether it is as bad
+            self._queue.push_front(job)
+            return
+        job.finish(what)
+        self._pump()
+
+    # Deadlines
+
+    def _watch_deadlines(self) -> None:
+        if self._tick is None and (self._sent or self._queue) and not self._closed:
+            self._tick = self._loop.call_later(TICK_S, self._look)
+
+    def _look(self) -> None:
+        self._tick = None
+        now = self._loop.time()
+        for job in self._queue.take_late(now):
+            job.finish(self._late())
+        for job in self._sent.values():
+            if job.deadline <= now:
+                job.finish(self._late())  # its answer, when it comes, is nobody's
+        if self._sent:
+            first = next(iter(self._sent.values()))
+            if now - first.sent > first.limit_s and self._process is not None:
+                log.warning(
+                    "signer of store %s didn't answer for %g s and is replaced",
+                    self.config.name,
+                    first.limit_s,
+                )
+                first.again = False
+                first.finish(self._late())
+                self._process.kill()
+        self._watch_deadlines()
+
+    def _late(self) -> Timeout:
+        return Timeout(
+            f"the store {self.config.name} didn't answer in time",
+            hint="see: dpop-agent status; timeout_ms is how long you wait",
+        )

@@ -1,0 +1,73 @@
+"""Frames between the agent and a signer: one JSON object per line over their socketpair.
+
+    agent → signer   {"id": 7, "op": "sign", "ref": …, "jkt": …, "alg": …, "input": …}
+    signer → agent   {"id": 7, "ok": {"signature": …}}
+                     {"id": 7, "error": {…as on the wire…}}
+
+The signer answers in order, one frame at a time. It trusts the agent's frames; the agent takes a
+signer's frames for what a vendor module made of it, and a malformed one for a dead signer.
+"""
+
+from __future__ import annotations
+
+import json
+
+from dpop_agent.errors import DPoPAgentError, from_wire
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+MAX_FRAME = 4 * 1024 * 1024
+"""Bytes: a listing of every object on a large HSM partition."""
+
+_COMPACT = json.JSONEncoder(separators=(",", ":")).encode
+
+
+class Malformed(Exception):
+    """Bytes that aren't a frame."""
+
+
+def frame(**members: Any) -> bytes:
+    """A frame's bytes."""
+    return _COMPACT(members).encode("ascii") + b"\n"
+
+
+class Frames:
+    """Bytes in, frames out."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> Iterator[dict[str, Any]]:
+        """The frames that `data` completes.
+
+        Raises:
+            Malformed: not a JSON object, or longer than MAX_FRAME.
+        """
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > MAX_FRAME:
+            raise Malformed("a frame is too long")
+        for line in lines:
+            try:
+                value = json.loads(line)
+            except ValueError as e:
+                raise Malformed("a frame isn't JSON") from e
+            if not isinstance(value, dict):
+                raise Malformed("a frame isn't an object")
+            yield value
+
+
+def outcome(answer: dict[str, Any]) -> dict[str, Any] | DPoPAgentError:
+    """What a signer's frame says: a result, or the error to raise.
+
+    Raises:
+        Malformed: neither.
+    """
+    if "error" in answer:
+        return from_wire(answer["error"])
+    result = answer.get("ok")
+    if not isinstance(result, dict):
+        raise Malformed("a frame has neither ok nor error")
+    return result

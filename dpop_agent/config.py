@@ -1,0 +1,400 @@
+"""The configuration: where keys live. What a key may be used for belongs to the key.
+
+[agent]
+default_store = "work"
+
+[stores.work]
+type = "pkcs11"
+module = "/usr/lib/softhsm/libsofthsm2.so"
+uri = "pkcs11:token=work"              # RFC 7512
+pin_source = "file:~/.config/dpop-agent/work.pin"
+env = {}                               # environment of the signer process
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NoReturn
+
+from dpop_agent import paths
+from dpop_agent.errors import ConfigurationError
+
+MAX_SIZE = 256 * 1024
+"""Bytes of a configuration file: hundreds of stores; more is some other file."""
+
+STORE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+_TOP = ("agent", "stores")
+_AGENT = ("default_store",)
+_PKCS11 = ("type", "module", "uri", "pin_source", "env")
+
+# RFC 7512 section 2.3: unreserved / pk11-res-avail / "&", or an escape.
+_VALUE = re.compile(r"(?:[A-Za-z0-9\-._~:\[\]@!$'()*+,=&]|%[0-9A-Fa-f]{2})*")
+_ATTRIBUTE = re.compile(r"[a-z0-9_-]{1,32}")
+
+# The bytes that CK_TOKEN_INFO (PKCS#11 section 3.2) has for each: a longer value matches nothing.
+_TOKEN_ATTRIBUTES = {"token": 32, "serial": 16, "manufacturer": 32, "model": 16}
+_REFUSED_ATTRIBUTES = {
+    "pin-value": "put the PIN in a file of mode 0600 and name it in pin_source",
+    "pin-source": "name the PIN's source in the setting pin_source",
+    "object": "name the PKCS#11 token alone; keys get their names from: dpop-agent key create",
+    "id": "name the PKCS#11 token alone; keys get their names from: dpop-agent key create",
+    "type": "name the PKCS#11 token alone; keys get their names from: dpop-agent key create",
+    "slot-id": "name the PKCS#11 token by token or serial: slot numbers change",
+    "slot-description": "name the PKCS#11 token by token or serial",
+    "slot-manufacturer": "name the PKCS#11 token by token or serial",
+    "library-description": "name the module in the setting module",
+    "library-manufacturer": "name the module in the setting module",
+    "library-version": "name the module in the setting module",
+    "module-name": "name the module in the setting module",
+    "module-path": "name the module in the setting module",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TokenUri:
+    """The attributes of an RFC 7512 URI that name a PKCS#11 token, percent-decoded."""
+
+    token: str | None = None
+    serial: str | None = None
+    manufacturer: str | None = None
+    model: str | None = None
+
+    def matches(self, *, label: str, serial: str, manufacturer: str, model: str) -> bool:
+        """Whether a PKCS#11 token is meant; `label` is what the URI calls `token`.
+
+        The arguments come as CK_TOKEN_INFO has them: blank padding doesn't count.
+        """
+        return all(
+            wanted is None or wanted == found.rstrip(" \0")
+            for wanted, found in (
+                (self.token, label),
+                (self.serial, serial),
+                (self.manufacturer, manufacturer),
+                (self.model, model),
+            )
+        )
+
+    def __str__(self) -> str:
+        from urllib.parse import quote
+
+        given = ((name, getattr(self, name)) for name in _TOKEN_ATTRIBUTES)
+        return "pkcs11:" + ";".join(f"{name}={quote(v, safe='')}" for name, v in given if v)
+
+
+@dataclass(frozen=True, slots=True)
+class PinFile:
+    """`pin_source = "file:PATH"`."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"file:{self.path}"
+
+
+PinSource = PinFile
+"""Where the signer has a store's PIN from."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreConfig:
+    """One `[stores.NAME]`; paths are absolute."""
+
+    name: str
+    type: str
+    module: str
+    uri: TokenUri
+    pin_source: PinSource
+    env: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A configuration that was read and found to make sense."""
+
+    path: str
+    default_store: str
+    stores: Mapping[str, StoreConfig]
+
+
+def load(path: str | None = None) -> Config:
+    """The configuration in `path`, else where `paths.config_file` says.
+
+    Raises:
+        ConfigurationError: no file there, one that others can change, or one that can't be right:
+            names file and setting, never the value of a URI or a PIN's source.
+    """
+    path = path or paths.config_file()
+    text = _read(path)
+    import tomllib
+
+    try:
+        table = tomllib.loads(text)
+    except RecursionError as e:
+        raise ConfigurationError(f"{path} is nested too deeply", hint="correct it") from e
+    except ValueError as e:  # TOMLDecodeError, and int's limit of digits
+        raise ConfigurationError(f"{path} isn't TOML: {e}", hint="correct that line") from e
+    return _Reader(path).config(table)
+
+
+def parse_token_uri(uri: str) -> TokenUri:
+    """The PKCS#11 token that `uri` names (RFC 7512 section 2.3).
+
+    Raises:
+        ConfigurationError: anything but token, serial, manufacturer and model, each once at most
+            and one at least. The message never has a value of the URI, since that may be a PIN.
+    """
+    scheme, colon, rest = uri.partition(":")
+    if not colon or scheme.lower() != "pkcs11":
+        raise ConfigurationError(
+            "the URI isn't a pkcs11: URI", hint="write it as in pkcs11:token=work"
+        )
+    path, question, query = rest.partition("?")
+    found: dict[str, str] = {}
+    for attribute in path.split(";") + (query.split("&") if question else []):
+        name, equals, value = attribute.partition("=")
+        if not equals or not _ATTRIBUTE.fullmatch(name):
+            raise ConfigurationError(
+                "the pkcs11: URI has a part that isn't name=value",
+                hint="write it as in pkcs11:token=work;serial=0123",
+            )
+        if name in _REFUSED_ATTRIBUTES:
+            raise ConfigurationError(
+                f"the pkcs11: URI has {name}, which isn't taken there",
+                hint=_REFUSED_ATTRIBUTES[name],
+            )
+        if name not in _TOKEN_ATTRIBUTES:
+            raise ConfigurationError(
+                f"the pkcs11: URI has the unknown attribute {name}",
+                hint=nearest(name, _TOKEN_ATTRIBUTES),
+            )
+        if name in found:
+            raise ConfigurationError(f"the pkcs11: URI has {name} twice", hint="leave one out")
+        found[name] = _decoded(name, value)
+    return TokenUri(**found)
+
+
+def _decoded(name: str, value: str) -> str:
+    from urllib.parse import unquote_to_bytes
+
+    if not _VALUE.fullmatch(value):
+        raise ConfigurationError(
+            f"the pkcs11: URI's {name} has a character that RFC 7512 doesn't allow there",
+            hint="percent-encode it: a space is %20",
+        )
+    raw = unquote_to_bytes(value)
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise ConfigurationError(
+            f"the pkcs11: URI's {name} isn't UTF-8", hint="percent-encode its UTF-8 bytes"
+        ) from e
+    if not 0 < len(raw) <= _TOKEN_ATTRIBUTES[name] or "\0" in text:
+        raise ConfigurationError(
+            f"the pkcs11: URI's {name} has {len(raw)} bytes, 1 to {_TOKEN_ATTRIBUTES[name]} "
+            "are possible"
+            if "\0" not in text
+            else f"the pkcs11: URI's {name} has a zero byte",
+            hint="see what the PKCS#11 token calls itself: dpop-agent init --dry-run",
+        )
+    return text
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for a name that isn't known: the nearest one that is, else all of them."""
+    import difflib
+
+    known = list(known)
+    near = difflib.get_close_matches(name[:64], known, n=1)
+    return f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
+
+
+def _read(path: str) -> str:
+    try:
+        # Not blocking: a FIFO must not make the agent wait for ever.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError as e:
+        raise ConfigurationError(
+            f"there is no configuration at {path}", hint="write one with: dpop-agent init"
+        ) from e
+    except (OSError, ValueError) as e:
+        reason = e.strerror if isinstance(e, OSError) else "the path has a zero byte"
+        raise ConfigurationError(
+            f"the configuration {path} can't be read: {reason}",
+            hint="correct that, or set DPOP_AGENT_CONFIG to another file",
+        ) from e
+    with open(fd, "rb") as file:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode):
+            raise ConfigurationError(
+                f"the configuration {path} isn't a file", hint="set DPOP_AGENT_CONFIG to a file"
+            )
+        if info.st_uid not in (0, os.getuid()):
+            raise ConfigurationError(
+                f"the configuration {path} belongs to uid {info.st_uid}, not to uid {os.getuid()}",
+                hint="use one of your own: it names the modules that are loaded",
+            )
+        if info.st_mode & 0o022:
+            raise ConfigurationError(
+                f"the configuration {path} has mode {stat.S_IMODE(info.st_mode):04o}: "
+                "others can change it",
+                hint=f"look through it, then: chmod 600 {path}",
+            )
+        data = file.read(MAX_SIZE + 1)
+    if len(data) > MAX_SIZE:
+        raise ConfigurationError(
+            f"the configuration {path} has more than {MAX_SIZE} bytes", hint="shorten it"
+        )
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise ConfigurationError(
+            f"the configuration {path} isn't UTF-8 (byte {e.start})", hint="save it as UTF-8"
+        ) from e
+
+
+class _Reader:
+    """Checks tables, and says where in which file something is wrong."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def config(self, table: dict[str, Any]) -> Config:
+        self._known("", table, _TOP)
+        agent = self._table("agent", table.get("agent", {}))
+        self._known("agent", agent, _AGENT)
+        stores: dict[str, StoreConfig] = {}
+        for name, settings in self._table("stores", table.get("stores", {})).items():
+            if not STORE_NAME.fullmatch(name):
+                self._refuse(
+                    f"the store name {name[:80]!r} isn't one",
+                    "use a-z, 0-9, dot, dash and underscore, 64 at most",
+                )
+            stores[name] = self._store(name, self._table(f"stores.{name}", settings))
+        if not stores:
+            self._refuse("there is no [stores.NAME]", "see what is here: dpop-agent init --dry-run")
+        return Config(
+            path=self._path,
+            default_store=self._default(agent, stores),
+            stores=MappingProxyType(stores),
+        )
+
+    def _default(self, agent: dict[str, Any], stores: Mapping[str, StoreConfig]) -> str:
+        if "default_store" not in agent:
+            if len(stores) == 1:
+                return next(iter(stores))
+            self._refuse(
+                "agent.default_store is missing, and there are several stores",
+                f"name one of: {', '.join(stores)}",
+            )
+        name = self._text("agent.default_store", agent["default_store"])
+        if name not in stores:
+            self._refuse(
+                f"agent.default_store names the store {name[:80]!r}, which isn't configured",
+                nearest(name, stores),
+            )
+        return name
+
+    def _store(self, name: str, table: dict[str, Any]) -> StoreConfig:
+        where = f"stores.{name}"
+        kind = self._text(f"{where}.type", self._must(where, table, "type"))
+        if kind != "pkcs11":
+            self._refuse(
+                f"{where}.type names a kind of store that this version doesn't have",
+                'there is: "pkcs11" ("keychain" comes later)',
+            )
+        self._known(where, table, _PKCS11)
+        module = self._file(
+            f"{where}.module",
+            self._text(f"{where}.module", self._must(where, table, "module")),
+            "give the PKCS#11 module's full path, as in /usr/lib/softhsm/libsofthsm2.so",
+        )
+        try:
+            uri = parse_token_uri(self._text(f"{where}.uri", self._must(where, table, "uri")))
+        except ConfigurationError as e:
+            self._refuse(f"{where}.uri: {e.message}", e.hint)
+        return StoreConfig(
+            name=name,
+            type=kind,
+            module=module,
+            uri=uri,
+            pin_source=self._pin_source(
+                f"{where}.pin_source", self._must(where, table, "pin_source")
+            ),
+            env=self._env(f"{where}.env", table.get("env", {})),
+        )
+
+    def _pin_source(self, where: str, value: object) -> PinSource:
+        hint = 'write it as "file:PATH", the PIN in that file, its mode 0600'
+        # What stands here may be a PIN: neither its type nor its text is told.
+        if not isinstance(value, str) or not value.startswith("file:"):
+            self._refuse(f"{where} isn't a source of PINs that this version has", hint)
+        return PinFile(self._file(where, value.removeprefix("file:"), hint))
+
+    def _env(self, where: str, value: object) -> Mapping[str, str]:
+        env = self._table(where, value)
+        for name, text in env.items():
+            if not _ENV_NAME.fullmatch(name):
+                self._refuse(
+                    f"{where} has {name[:80]!r}, which isn't the name of a variable",
+                    "use letters, digits and underscore",
+                )
+            if "\0" in self._text(f"{where}.{name}", text):
+                self._refuse(f"{where}.{name} has a zero byte", "leave it out")
+        return MappingProxyType(env)
+
+    def _file(self, where: str, value: str, hint: str) -> str:
+        """An absolute path: the agent's working directory is whatever it was started in."""
+        path = os.path.expanduser(value)
+        if not os.path.isabs(path) or "\0" in path:
+            self._refuse(f"{where} isn't a full path", hint)
+        return path
+
+    def _must(self, where: str, table: dict[str, Any], name: str) -> object:
+        if name not in table:
+            near = [n for n in table if n not in _PKCS11]
+            self._refuse(
+                f"{where}.{name} is missing",
+                f"add it; {near[0][:80]!r} isn't a setting" if near else f"add {name} = …",
+            )
+        return table[name]
+
+    def _known(self, where: str, table: dict[str, Any], known: tuple[str, ...]) -> None:
+        for name in table:
+            if name not in known:
+                place = f"{where} has" if where else "it has"
+                self._refuse(f"{place} the unknown setting {name[:80]!r}", nearest(name, known))
+
+    def _text(self, where: str, value: object) -> str:
+        if not isinstance(value, str):
+            self._refuse(f"{where} has to be text, not {_kind(value)}", 'write it in "…"')
+        return value
+
+    def _table(self, where: str, value: object) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            self._refuse(
+                f"{where} has to be a table, not {_kind(value)}",
+                f"write it as [{where}] with its settings below",
+            )
+        return value
+
+    def _refuse(self, what: str, hint: str) -> NoReturn:
+        raise ConfigurationError(f"{self._path}: {what}", hint=hint)
+
+
+def _kind(value: object) -> str:
+    kinds: tuple[tuple[type, str], ...] = (
+        (bool, "true or false"),
+        (int, "a number"),
+        (float, "a number"),
+        (str, "text"),
+        (list, "a list"),
+        (dict, "a table"),
+    )
+    return next((name for kind, name in kinds if isinstance(value, kind)), "a date or time")

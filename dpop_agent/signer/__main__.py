@@ -1,0 +1,191 @@
+"""The signer process: `python -I -m dpop_agent.signer FD` serves the channel on descriptor FD.
+
+The process that was started keeps no secret. It closes itself to debuggers, forks, and only its
+child, whose memory nobody can have opened before, loads the module and reads the PIN. The parent
+stays to end a child that hangs in its module when the agent has gone.
+`--tokens MODULE` lists a module's PKCS#11 tokens as JSON instead.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from dpop_agent.channel import Frames, Malformed, frame
+from dpop_agent.errors import DPoPAgentError, SignerFailed
+from dpop_agent.hardening import die_with_parent, harden
+from dpop_agent.jose import b64url
+from dpop_agent.signer import pin
+from dpop_agent.signer.store import Store
+
+GRACE_S = 1.5
+"""Seconds that a signer has to finish what it does when the agent has gone."""
+
+LOCK_WAIT_S = 3.0
+"""Seconds to wait for an earlier signer of the same store; more than its grace."""
+
+
+def _make_store(settings: dict[str, Any]) -> Store:
+    from dpop_agent.config import parse_token_uri
+    from dpop_agent.signer.pkcs11 import Pkcs11Store
+
+    return Pkcs11Store(
+        module=settings["module"],
+        uri=parse_token_uri(settings["uri"]),
+        pin=partial(pin.from_file, settings["pin_file"]),
+    )
+
+
+def _lock(path: str) -> int:
+    """Hold the store's lock: a signer whose agent was killed may still finish what it did."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise SignerFailed(
+                    "another signer of this store still runs", hint="end the other agent first"
+                ) from None
+            time.sleep(0.02)
+        else:
+            return descriptor
+
+
+def _place(error: BaseException) -> str:
+    """File and line, without the values that a traceback's text may carry."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return ""
+    return f" at {os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"
+
+
+class _Signer:
+    def __init__(self) -> None:
+        self._store: Store | None = None
+        self._lock_descriptor = -1
+
+    def answer(self, request: dict[str, Any]) -> bytes:
+        try:
+            result = self._do(request)
+        except DPoPAgentError as e:
+            return frame(id=request["id"], error=e.to_wire(), broken=self.broken)
+        except Exception as e:
+            if self._store is not None:
+                self._store.broken = True
+            error = SignerFailed(f"the signer met an unexpected {type(e).__name__}{_place(e)}")
+            return frame(id=request["id"], error=error.to_wire(), broken=True)
+        return frame(id=request["id"], ok=result)
+
+    @property
+    def broken(self) -> bool:
+        return self._store is None or self._store.broken
+
+    def _do(self, request: dict[str, Any]) -> dict[str, Any]:
+        op = request["op"]
+        if op == "open":
+            self._lock_descriptor = _lock(request["lock"])
+            store = _make_store(request["store"])
+            place = store.open()
+            self._store = store
+            return place
+        store = self._opened()
+        if op == "sign":
+            signature = store.sign(
+                request["ref"], request["jkt"], request["alg"], request["input"].encode("ascii")
+            )
+            return {"signature": b64url(signature)}
+        operations: dict[str, Callable[[], dict[str, Any]]] = {
+            "reserve": lambda: {"ref": store.reserve(request["alg"])},
+            "generate": lambda: store.generate(
+                request["ref"], request["alg"], request["label"]
+            ).to_frame(),
+            "find": lambda: self._find(store, request),
+            "destroy": lambda: self._destroy(store, request),
+            "objects": lambda: {"objects": store.objects()},
+        }
+        return operations[op]()
+
+    @staticmethod
+    def _find(store: Store, request: dict[str, Any]) -> dict[str, Any]:
+        found = store.find(request["ref"], request["alg"], self_test=request["self_test"])
+        return {"key": None if found is None else found.to_frame()}
+
+    @staticmethod
+    def _destroy(store: Store, request: dict[str, Any]) -> dict[str, Any]:
+        store.destroy(request["ref"], request["jkt"])
+        return {}
+
+    def _opened(self) -> Store:
+        if self._store is None:
+            raise SignerFailed("the store isn't open")
+        return self._store
+
+
+def _serve(channel: socket.socket) -> None:
+    """Answer frames until the agent closes the channel or the store is broken."""
+    frames, signer = Frames(), _Signer()
+    while data := channel.recv(65536):
+        for request in frames.feed(data):
+            channel.sendall(signer.answer(request))
+            if signer.broken:
+                return
+
+
+def _watch(child: int, channel: socket.socket) -> int:
+    """Wait for the child; when the agent goes first, give it its grace, then end it."""
+    child_ended = os.pidfd_open(child)
+    poll = select.poll()
+    poll.register(child_ended, select.POLLIN)
+    poll.register(channel, 0)  # tells of a hang-up
+    ready = [descriptor for descriptor, _ in poll.poll()]
+    if child_ended not in ready and not select.select([child_ended], [], [], GRACE_S)[0]:
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _run(descriptor: int) -> int:
+    channel = socket.socket(fileno=descriptor)
+    harden()
+    if sys.platform == "linux":
+        child = os.fork()
+        if child:
+            code = _watch(child, channel)
+            return code if code >= 0 else 128 - code
+        die_with_parent(signal.SIGKILL)
+    try:
+        _serve(channel)
+    except (ConnectionError, Malformed):
+        pass
+    # Not through the interpreter's end: a vendor module's destructors may hang or crash there.
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _list_tokens(module: str) -> int:
+    from dpop_agent.signer.pkcs11 import tokens
+
+    try:
+        print(json.dumps(tokens(module)), flush=True)
+    except DPoPAgentError as e:
+        print(e, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--tokens":
+        sys.exit(_list_tokens(sys.argv[2]))
+    sys.exit(_run(int(sys.argv[1])))

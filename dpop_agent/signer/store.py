@@ -1,0 +1,88 @@
+"""What every store does. One store, one process, one thread: no two calls at once."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class KeyInfo:
+    """One key pair as its store describes it, read back from there.
+
+    Attributes:
+        ref: what the store finds it by; for PKCS#11 the CKA_ID in hex.
+        jwk: the public key, required members only (RFC 7517).
+        jkt: its thumbprint (RFC 7638).
+        exportable: False only after SENSITIVE, EXTRACTABLE, ALWAYS_SENSITIVE and NEVER_EXTRACTABLE
+            were read back and say so (PKCS#11 3.0 section 4.9).
+        protection: `hardware`, `software-token` or `keychain`.
+        local: CKA_LOCAL, the key was made inside the token; None where the store doesn't tell.
+    """
+
+    ref: str
+    jwk: dict[str, str]
+    jkt: str
+    exportable: bool
+    protection: str
+    local: bool | None
+
+    def to_frame(self) -> dict[str, Any]:
+        """The members of a frame."""
+        return asdict(self)
+
+
+class Store(ABC):
+    """A place where private keys are.
+
+    Every method raises a `DPoPAgentError`; `broken` then tells whether the process should be
+    replaced, since what the store holds open may no longer be what is there.
+    """
+
+    broken: bool = False
+
+    @abstractmethod
+    def open(self) -> dict[str, Any]:
+        """Find the place and log in, with a PIN that is tried once.
+
+        Returns: `label`, `serial`, `model` of the place, for people.
+
+        Raises:
+            StoreAbsent, Locked, PinRefused, SignerFailed
+        """
+
+    @abstractmethod
+    def reserve(self, alg: str) -> str:
+        """A ref for a new key, which no object has, before anything is made.
+
+        Raises:
+            AlgorithmUnsupported
+        """
+
+    @abstractmethod
+    def generate(self, ref: str, alg: str, label: str) -> KeyInfo:
+        """Make a key pair under a reserved ref, non-exportable where the store can; check it."""
+
+    @abstractmethod
+    def find(self, ref: str, alg: str, *, self_test: bool) -> KeyInfo | None:
+        """The key pair under `ref`, read back, and checked by a signature where that is asked for.
+
+        Returns None only if the store answered and has none.
+        """
+
+    @abstractmethod
+    def sign(self, ref: str, jkt: str, alg: str, signing_input: bytes) -> bytes:
+        """The JWS signature (RFC 7515) of exactly the key with thumbprint `jkt`.
+
+        Raises:
+            KeyMissing: it isn't there, or what is there is another key.
+        """
+
+    @abstractmethod
+    def destroy(self, ref: str, jkt: str) -> None:
+        """Delete exactly the key with thumbprint `jkt`; one that isn't there is no error."""
+
+    @abstractmethod
+    def objects(self) -> list[dict[str, Any]]:
+        """Every private key of the place: `ref`, `label`, the agent's or not."""

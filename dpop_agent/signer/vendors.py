@@ -1,0 +1,16 @@
+"""What is particular to one vendor's module, and nowhere else."""
+
+from __future__ import annotations
+
+_SOFTWARE_MANUFACTURERS = ("SoftHSM", "Mozilla", "NSS")
+
+
+def protection(manufacturer: str, *, hardware_slot: bool) -> str:
+    """Where a PKCS#11 token keeps its keys, for people to see.
+
+    SoftHSM and NSS keep them in files and say so by their names alone; an unknown module is
+    believed when it claims a hardware slot (CKF_HW_SLOT, PKCS#11 3.0 section 3.2).
+    """
+    if manufacturer.startswith(_SOFTWARE_MANUFACTURERS) or not hardware_slot:
+        return "software-token"
+    return "hardware"
