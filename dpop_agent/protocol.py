@@ -19,7 +19,7 @@ from dpop_agent.errors import (
     from_wire,
 )
 from dpop_agent.htu import MAX_URI
-from dpop_agent.jose import is_sha256, json_object
+from dpop_agent.jose import NotAnObject, is_sha256, json_object
 from dpop_agent.proof import is_htm, is_nonce
 
 TYPE_CHECKING = False
@@ -40,7 +40,7 @@ MAX_SEEN = 32
 
 KEY_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{8,64}")
-_RFC3339_UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?Z")
+_RFC3339_UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?Z", re.ASCII)
 
 
 class Param:
@@ -119,6 +119,30 @@ _REQUEST = Param(
 _ALG = Param("an algorithm, such as ES256", lambda v: isinstance(v, str) and len(v) <= 16)
 _ORIGINS = Param("a list of at most 64 origins, such as https://api.example.com", _is_origins)
 
+_STORE_REF = Param(
+    "the object's id, hex digits",
+    lambda v: isinstance(v, str) and re.fullmatch(r"(?:[0-9A-Fa-f]{2}){1,64}", v) is not None,
+)
+_SECONDS = Param("seconds, 0 to ten years", _is_count(0, 10 * 366 * 24 * 3600))
+_EVERY = Param(
+    "seconds, 1 to ten years, or null for never",
+    lambda v: v is None or _is_count(1, 10 * 366 * 24 * 3600)(v),
+)
+
+_SETTINGS = {
+    "origins": _ORIGINS,
+    "allow_sign_proof": _BOOL,
+    "rotate_every_s": _EVERY,
+    "drain_s": _SECONDS,
+    "max_drain_s": _SECONDS,
+    "request_id": _REQUEST,
+}
+_ONE_GENERATION = {
+    "key": _KEY.must(),
+    "generation": _GENERATION.must(),
+    "request_id": _REQUEST,
+}
+
 AGENT_METHODS: Mapping[str, Mapping[str, Param]] = {
     "hello": {"client": _TEXT},
     "proof": {
@@ -140,21 +164,21 @@ AGENT_METHODS: Mapping[str, Mapping[str, Param]] = {
 
 ADMIN_METHODS: Mapping[str, Mapping[str, Param]] = {
     **AGENT_METHODS,
-    "key.create": {
+    "key.create": {"key": _KEY.must(), "store": _TEXT, "alg": _ALG, **_SETTINGS},
+    "key.rotate": {"key": _KEY.must(), "stage": _BOOL, "drain_s": _SECONDS, "request_id": _REQUEST},
+    "key.activate": {**_ONE_GENERATION, "drain_s": _SECONDS},
+    "key.suspend": _ONE_GENERATION,
+    "key.resume": _ONE_GENERATION,
+    "key.compromise": {"key": _KEY.must(), "generation": _GENERATION, "request_id": _REQUEST},
+    "key.destroy": _ONE_GENERATION,
+    "key.adopt": {
         "key": _KEY.must(),
+        "ref": _STORE_REF.must(),
         "store": _TEXT,
         "alg": _ALG,
-        "origins": _ORIGINS,
-        "allow_sign_proof": _BOOL,
         "request_id": _REQUEST,
     },
-    "key.destroy": {"key": _KEY.must(), "generation": _GENERATION.must(), "request_id": _REQUEST},
-    "key.set": {
-        "key": _KEY.must(),
-        "origins": _ORIGINS,
-        "allow_sign_proof": _BOOL,
-        "request_id": _REQUEST,
-    },
+    "key.set": {"key": _KEY.must(), **_SETTINGS},
     "reload": {},
 }
 """What `admin.sock` answers."""
@@ -182,6 +206,10 @@ def decode_request(line: bytes, methods: Mapping[str, Mapping[str, Param]]) -> R
     """
     try:
         message = json_object(line)
+    except NotAnObject as e:  # JSON-RPC 2.0 section 5.1: it parses, so this isn't a parse error
+        raise InvalidRequest(
+            "the line is JSON, but not an object", hint="send one request per line, not a batch"
+        ) from e
     except ValueError as e:
         raise ParseError(f"the line isn't a request: {e}") from e
     request_id = message.get("id")
@@ -296,12 +324,14 @@ def decode_response(line: bytes) -> tuple[int | None, dict[str, Any] | DPoPAgent
         ProtocolError: the line isn't a response.
     """
     try:
-        message = json.loads(line)
+        message = json_object(line)
         request_id = message["id"]
         error = message.get("error")
         result = message["result"] if error is None else None
-    except (ValueError, KeyError, AttributeError, TypeError) as e:
+    except (ValueError, KeyError) as e:
         raise ProtocolError("the agent's answer isn't a JSON-RPC response") from e
+    if request_id is not None and type(request_id) is not int:
+        raise ProtocolError("the agent's answer has an id that no request of ours had")
     if error is not None:
         return request_id, from_wire(error)
     if not isinstance(result, dict):

@@ -11,15 +11,16 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Coroutine, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from dpop_agent import __version__
 from dpop_agent.agent.keys import Generation, Key, State
-from dpop_agent.agent.lifecycle import Lifecycle, now_text
+from dpop_agent.agent.lifecycle import Lifecycle
 from dpop_agent.agent.nonces import Nonces
 from dpop_agent.agent.policy import require_allowed
+from dpop_agent.agent.records import Records, now_text
 from dpop_agent.agent.signers import SIGN_TIMEOUT_S, Job, Signer
 from dpop_agent.errors import (
     DPoPAgentError,
@@ -29,7 +30,7 @@ from dpop_agent.errors import (
     PolicyRefused,
     ProtocolError,
 )
-from dpop_agent.htu import target
+from dpop_agent.htu import Target, target
 from dpop_agent.jose import is_sha256
 from dpop_agent.proof import TYP, header, is_htm, is_nonce, parse_signing_input, signing_input
 from dpop_agent.protocol import (
@@ -56,6 +57,10 @@ SIGN_PROOF_WINDOW_S = 5
 PAGE = MAX_LINE - 8 * 1024
 """Bytes of a page of keys, the envelope and one generation more left free."""
 
+MAX_UNKNOWN = 32
+"""Objects that aren't the agent's, as `status` lists them for each store."""
+
+_Later = Callable[[dict[str, Any]], Coroutine[Any, Any, dict[str, Any]]]
 Respond = Callable[[dict[str, Any] | DPoPAgentError], None]
 
 
@@ -81,11 +86,13 @@ class Handler:
     """Answers requests.
 
     Args:
-        lifecycle: the keys.
+        records: the keys.
+        lifecycle: what is done to them.
         stores: the agent's stores and places.
     """
 
-    def __init__(self, lifecycle: Lifecycle, stores: Stores) -> None:
+    def __init__(self, records: Records, lifecycle: Lifecycle, stores: Stores) -> None:
+        self._records = records
         self._lifecycle = lifecycle
         self._stores = stores
         self._nonces = Nonces()
@@ -100,10 +107,16 @@ class Handler:
             "key.list": self._key_list,
             "status": self._status,
         }
-        self._later: dict[str, Callable[[dict[str, Any]], Coroutine[Any, Any, dict[str, Any]]]] = {
+        self._later: dict[str, _Later] = {
             "key.create": self._key_create,
-            "key.destroy": self._key_destroy,
-            "key.set": self._key_set,
+            "key.rotate": self._key_rotate,
+            "key.activate": self._key_activate,
+            "key.suspend": self._shown_after(lifecycle.suspend),
+            "key.resume": self._shown_after(lifecycle.resume),
+            "key.compromise": self._shown_after(lifecycle.compromise),
+            "key.destroy": self._shown_after(lifecycle.destroy),
+            "key.adopt": self._key_adopt,
+            "key.set": self._shown_after(lifecycle.set),
             "reload": self._reload,
         }
 
@@ -152,7 +165,7 @@ class Handler:
         self._observe(params.get("seen", ()))
         where = target(params["htu"])
         ath = params.get("ath")
-        key, generation = self._lifecycle.keys.signer(
+        key, generation = self._records.keys.signer(
             params.get("key"), params.get("jkt"), presents_access_token=ath is not None
         )
         require_allowed(key, where)
@@ -166,6 +179,7 @@ class Handler:
 
         def make() -> dict[str, Any]:
             nonlocal nonce, made, made_at
+            self._still_signing(generation)
             made_at = self._loop.time()
             nonce = (
                 params["nonce"] if "nonce" in params else self._nonces.nonce(where.origin, made_at)
@@ -195,7 +209,7 @@ class Handler:
                 submit()
                 return
             self._proofs += 1
-            self._lifecycle.used(generation.jkt)
+            self._records.used(generation.jkt, where.origin)
             respond(
                 {
                     "proof": f"{made}.{what['signature']}",
@@ -215,14 +229,18 @@ class Handler:
 
     def _proof_sign(self, params: dict[str, Any], owner: Hashable, respond: Respond) -> None:
         jkt, text = params["jkt"], params["signing_input"]
-        key, generation = self._lifecycle.keys.signer(None, jkt, presents_access_token=False)
+        key, generation = self._records.keys.signer(None, jkt, presents_access_token=False)
         if not key.allow_sign_proof:
             raise PolicyRefused(
                 f"the key {key.name} doesn't sign proofs that its clients built",
                 hint=f"use proof, or allow it: dpop-agent key set {key.name} --allow-sign-proof",
             )
-        self._require_proof(text, key, generation)
+        where = self._require_proof(text, key, generation)
         signer = self._lifecycle.signer_of(key)
+
+        def make() -> dict[str, Any]:
+            self._still_signing(generation)
+            return self._sign_frame(key, generation, text)
 
         def done(what: dict[str, Any] | DPoPAgentError) -> None:
             if isinstance(what, DPoPAgentError):
@@ -234,13 +252,13 @@ class Handler:
                 respond(e)
                 return
             self._proofs += 1
-            self._lifecycle.used(jkt)
+            self._records.used(jkt, where.origin)
             respond({"signature": what["signature"]})
 
         signer.submit(
             Job(
                 owner,
-                lambda: self._sign_frame(key, generation, text),
+                make,
                 done,
                 deadline=self._loop.time() + SIGN_TIMEOUT_S,
                 limit_s=SIGN_TIMEOUT_S,
@@ -248,8 +266,10 @@ class Handler:
             )
         )
 
-    def _require_proof(self, text: str, key: Key, generation: Generation) -> None:
+    def _require_proof(self, text: str, key: Key, generation: Generation) -> Target:
         """Let pass what is a proof of this very key, as the agent could have made it.
+
+        Returns where it is for.
 
         Raises:
             InvalidParams, HtuRefused, PolicyRefused
@@ -293,7 +313,9 @@ class Handler:
                 "proof.sign: htu isn't in the form that servers compare",
                 hint="no query, no fragment, host in lower case, no default port",
             )
-        require_allowed(key, target(claims["htu"]))
+        where = target(claims["htu"])
+        require_allowed(key, where)
+        return where
 
     def _header(self, alg: str, generation: Generation) -> str:
         encoded = self._headers.get(generation.jkt)
@@ -317,7 +339,7 @@ class Handler:
         Raises:
             KeyUnusable
         """
-        key, current = self._lifecycle.keys.by_jkt[generation.jkt]
+        key, current = self._records.keys.by_jkt[generation.jkt]
         current.require_signing(key.name)
         return current.state
 
@@ -348,23 +370,43 @@ class Handler:
     async def _key_create(self, params: dict[str, Any]) -> dict[str, Any]:
         return self._shown(await self._lifecycle.create(params, self._stores.default_store))
 
-    async def _key_set(self, params: dict[str, Any]) -> dict[str, Any]:
-        return self._shown(await self._lifecycle.set(params))
+    async def _key_adopt(self, params: dict[str, Any]) -> dict[str, Any]:
+        return self._shown(await self._lifecycle.adopt(params, self._stores.default_store))
 
-    async def _key_destroy(self, params: dict[str, Any]) -> dict[str, Any]:
-        return self._shown(await self._lifecycle.destroy(params))
+    async def _key_rotate(self, params: dict[str, Any]) -> dict[str, Any]:
+        return self._shown_swap(*await self._lifecycle.rotate(params))
+
+    async def _key_activate(self, params: dict[str, Any]) -> dict[str, Any]:
+        return self._shown_swap(*await self._lifecycle.activate(params))
+
+    def _shown_after(self, verb: Callable[[dict[str, Any]], Awaitable[Key]]) -> _Later:
+        async def answer(params: dict[str, Any]) -> dict[str, Any]:
+            return self._shown(await verb(params))
+
+        return answer
+
+    def _shown_swap(self, key: Key, old: Generation | None) -> dict[str, Any]:
+        new = key.staged or key.active
+        return self._shown(key) | {
+            "new": new and self._generation_members(key, new),
+            "old": old and self._generation_members(key, old),
+        }
 
     def _shown(self, key: Key) -> dict[str, Any]:
-        return {
-            "keys": [
-                self._key_members(key)
-                | {"generations": [self._generation_members(g) for g in key.generations[-32:]]}
-            ]
-        }
+        """The key with as many of its newest generations as fit."""
+        newest: list[dict[str, Any]] = []
+        size = 0
+        for generation in reversed(key.generations):
+            members = self._generation_members(key, generation)
+            size += len(json.dumps(members))
+            if size > PAGE // 2:
+                break
+            newest.insert(0, members)
+        return {"keys": [self._key_members(key) | {"generations": newest}]}
 
     def _key_list(self, params: dict[str, Any]) -> dict[str, Any]:
         """One page; the cursor is the generation that the next one begins with."""
-        keys = self._lifecycle.keys
+        keys = self._records.keys
         names = [keys.named(params["key"]).name] if "key" in params else sorted(keys)
         first = _cursor(params.get("cursor"))
         page: list[dict[str, Any]] = []
@@ -378,7 +420,7 @@ class Handler:
                     and not params.get("include_destroyed", False)
                 ):
                     continue
-                members = self._generation_members(generation)
+                members = self._generation_members(key, generation)
                 size += len(json.dumps(members)) + (0 if listed else len(json.dumps(key.origins)))
                 if size > PAGE:
                     if listed:
@@ -397,9 +439,14 @@ class Handler:
             "alg": key.alg,
             "origins": list(key.origins),
             "allow_sign_proof": key.allow_sign_proof,
+            "rotate_every_s": key.rotate_every_s,
+            "drain_s": key.drain_s,
+            "max_drain_s": key.max_drain_s,
         }
 
-    def _generation_members(self, generation: Generation) -> dict[str, Any]:
+    def _generation_members(self, key: Key, generation: Generation) -> dict[str, Any]:
+        generation = self._records.current(generation)
+        draining = generation.state is State.DRAINING
         return {
             "generation": generation.generation,
             "jkt": generation.jkt or None,
@@ -409,8 +456,12 @@ class Handler:
             "protection": generation.protection,
             "local": generation.local,
             "missing": generation.jkt in self._lifecycle.missing,
+            "shared": generation.shared,
             "created": generation.created,
-            "last_used": self._lifecycle.last_used(generation),
+            "changed": generation.changed,
+            "last_used": generation.last_used,
+            "origins_used": dict(generation.origins_used),
+            "drain_left_s": key.drain_left_s(generation) if draining else None,
         }
 
     # The agent
@@ -464,6 +515,7 @@ class Handler:
                 "serial": signer.place.get("serial"),
                 "model": signer.place.get("model"),
                 "signer_pid": signer.pid,
+                "unknown": self._lifecycle.unknown.get(name, [])[:MAX_UNKNOWN],
             }
             for name, signer in self._stores.signers.items()
         ]

@@ -63,6 +63,19 @@ TRANSITIONS: Mapping[State, frozenset[State]] = {
 
 SIGNING = frozenset({State.ACTIVE, State.DRAINING})
 
+DAY_S = 24 * 3600
+DRAIN_S = 7 * DAY_S
+"""Seconds without use after which a draining generation is retired, where a key says nothing."""
+
+MAX_DRAIN_S = 90 * DAY_S
+"""Seconds after which it is retired however much it is used."""
+
+RETIRED_S = 7 * DAY_S
+"""Seconds that a retired generation's object is kept, should somebody need it after all."""
+
+MAX_ORIGINS_USED = 32
+"""Origins remembered of one generation: the ones used last."""
+
 _REFUSALS: Mapping[State, tuple[type[KeyUnusable], str]] = {
     State.PENDING: (KeyPending, "is still being made"),
     State.STAGED: (KeyStaged, "is staged and not active yet"),
@@ -83,7 +96,12 @@ class Generation:
         jkt, jwk: known from `staged` on (RFC 7638, RFC 7517).
         created, changed: RFC 3339 UTC; `changed` is when it came into its state.
         last_used: when it last signed, to about a minute; None for never.
+        origins_used: the origins that it signed for, and when last.
+        shared: another agent may use it too: no schedule destroys it.
         object_left: destroyed here, but its object is still to be deleted from the store.
+        observed_s: seconds in its state that the agent was there to see; no wall clock counts here.
+        idle_s: those since it last signed.
+        drain_s: what `rotate` was told instead of the key's own.
     """
 
     generation: int
@@ -97,7 +115,12 @@ class Generation:
     protection: str = ""
     local: bool | None = None
     last_used: str | None = None
+    origins_used: Mapping[str, str] = field(default_factory=dict)
+    shared: bool = False
     object_left: bool = False
+    observed_s: int = 0
+    idle_s: int = 0
+    drain_s: int | None = None
 
     def become(self, state: State, now: str, **changes: Any) -> Generation:
         """This generation in another state.
@@ -109,7 +132,18 @@ class Generation:
             raise IllegalTransition(
                 f"generation {self.generation} is {self.state} and can't become {state}"
             )
-        return replace(self, state=state, changed=now, **changes)
+        return replace(self, state=state, changed=now, observed_s=0, idle_s=0, **changes)
+
+    def used(self, at: str, origins: Iterable[str]) -> Generation:
+        """This generation having signed for these origins; whatever drains begins again."""
+        recent = {o: t for o, t in self.origins_used.items() if o not in origins}
+        recent |= dict.fromkeys(origins, at)
+        kept = dict(list(recent.items())[-MAX_ORIGINS_USED:])
+        return replace(self, last_used=at, origins_used=kept, idle_s=0)
+
+    def buried(self) -> Generation:
+        """What stays of a destroyed generation: its jkt and dates."""
+        return replace(self, jwk={}, origins_used={})
 
     def require_signing(self, key: str) -> None:
         """Let an active or draining generation pass; else raise what its state says."""
@@ -128,6 +162,9 @@ class Key:
     created: str
     origins: tuple[str, ...] = ()
     allow_sign_proof: bool = False
+    rotate_every_s: int | None = None
+    drain_s: int = DRAIN_S
+    max_drain_s: int = MAX_DRAIN_S
     generations: tuple[Generation, ...] = ()
 
     def __post_init__(self) -> None:
@@ -144,6 +181,34 @@ class Key:
     def signing(self) -> list[Generation]:
         """Those that sign: the active one, and the draining ones by `jkt`."""
         return [g for g in self.generations if g.state in SIGNING]
+
+    @property
+    def staged(self) -> Generation | None:
+        """The one that is made and waits for its turn, the newest if there are several."""
+        return next((g for g in reversed(self.generations) if g.state is State.STAGED), None)
+
+    @property
+    def next_number(self) -> int:
+        """The number of the next generation."""
+        return self.generations[-1].generation + 1 if self.generations else 1
+
+    def drain_left_s(self, generation: Generation) -> int:
+        """Observed seconds until a draining generation is retired, if it isn't used meanwhile."""
+        drain_s = self.drain_s if generation.drain_s is None else generation.drain_s
+        until_idle = drain_s - generation.idle_s
+        return max(0, min(until_idle, self.max_drain_s - generation.observed_s))
+
+    def activate(self, number: int, now: str, *, drain_s: int | None = None) -> Key:
+        """One generation active, the one that was draining from now on: a single step.
+
+        Raises:
+            KeyUnknown, IllegalTransition
+        """
+        new = self.generation(number).become(State.ACTIVE, now)
+        old = self.active
+        if old is None:
+            return self.with_(new)
+        return self.with_(new, old.become(State.DRAINING, now, drain_s=drain_s))
 
     def generation(self, number: int) -> Generation:
         """One generation by its number.
@@ -195,6 +260,10 @@ class Keys(Mapping[str, Key]):
     def without(self, name: str) -> Keys:
         """These keys less one that was never made."""
         return Keys(key for key in self._by_name.values() if key.name != name)
+
+    def changed_from(self, old: Keys) -> bool:
+        """Whether any key differs."""
+        return self._by_name != old._by_name
 
     def named(self, name: str) -> Key:
         """The key of that name.

@@ -1,6 +1,7 @@
 """The ledger: which keys there are, in which state. One file, one writer, replaced as a whole.
 
-    {"version": 1, "keys": [{"name": …, "generations": […]}], "requests": {"ID": {…}}}
+    {"version": 1, "clean": true, "requests": {"ID": {…}},
+     "keys": [{"name": …, "generations": [{…}]}]}
 
 The file is the truth about keys: an object in a store that it doesn't list is a stranger's. So it
 is never started empty over a file that can't be read, and never changed in place.
@@ -28,11 +29,13 @@ _LOCK = "ledger.lock"
 class Contents:
     """All that the ledger says at one moment.
 
-    `requests` has, by request id, what was asked and when, for a caller that asks again.
+    `requests` has, by request id, what was asked and when, for a caller that asks again. `clean`:
+    the agent that wrote it ended in order, with nothing unsaved.
     """
 
     keys: Keys = field(default_factory=Keys)
     requests: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    clean: bool = True
 
 
 class Ledger:
@@ -68,6 +71,7 @@ class Ledger:
         """
         document = {
             "version": VERSION,
+            "clean": contents.clean,
             "keys": [to_json(key) for key in contents.keys.values()],
             "requests": contents.requests,
         }
@@ -131,7 +135,7 @@ def _read(path: str) -> Contents:
         if version != VERSION:
             raise _unreadable(path, f"it has version {version}, this agent reads {VERSION}")
         keys: list[Key] = [from_json(key) for key in document["keys"]]
-        return Contents(Keys(keys), dict(document["requests"]))
+        return Contents(Keys(keys), dict(document["requests"]), bool(document["clean"]))
     except FileNotFoundError:
         return Contents()
     except OSError as e:

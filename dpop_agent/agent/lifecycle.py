@@ -1,9 +1,10 @@
-"""Making, changing and destroying keys, in steps that survive the agent's end between any two.
+"""Making, rotating, blocking and destroying keys, in steps that survive the agent's end.
 
 Make: intent in the ledger → generate → read back and self-test in the signer → its jkt in the
-ledger. Destroy: destroyed in the ledger, from when on it signs no more → deleted from the store →
-noted. What a killed agent left half done, `recover` finishes or undoes once the store is open; it
-never deletes what the ledger has no jkt for.
+ledger, active in the same replace that lets the old one drain. Destroy: destroyed in the ledger,
+from when on it signs no more → deleted from the store → noted. What an agent that was killed left
+half done, `reconcile` finishes or undoes once the store is open; it never deletes what the ledger
+has no jkt for.
 """
 
 from __future__ import annotations
@@ -11,19 +12,23 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
+from dpop_agent.agent import drains
 from dpop_agent.agent.keys import Generation, Key, Keys, State
-from dpop_agent.agent.ledger import Contents, Ledger
+from dpop_agent.agent.records import Asked, Records, now_text
 from dpop_agent.agent.signers import GENERATE_TIMEOUT_S, Signer
 from dpop_agent.errors import (
     DPoPAgentError,
+    IllegalTransition,
     InvalidParams,
+    KeyExists,
+    KeyMissing,
     KeyPending,
-    RequestIdReused,
+    NotDurable,
     StoreUnknown,
 )
 from dpop_agent.htu import origin_of
@@ -31,31 +36,39 @@ from dpop_agent.jose import ALGORITHMS
 
 log = logging.getLogger("dpop_agent.lifecycle")
 
-REQUEST_LIFETIME = timedelta(hours=24)
-"""How long a request id is remembered."""
+SAVE_S = 60.0
+"""Seconds between saves of what was observed."""
 
+MIN_TICK_S = 0.5
+"""Seconds between looks at what is due, at the least."""
 
-def now_text() -> str:
-    """RFC 3339 UTC, whole seconds."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+BLOCK_AGAIN_S = 1.0
+"""Seconds between tries to write a block that couldn't be written."""
+
+_SETTINGS = ("allow_sign_proof", "rotate_every_s", "drain_s", "max_drain_s")
 
 
 class Lifecycle:
-    """The ledger's keys and what is done to them."""
+    """What is done to keys.
 
-    def __init__(self, ledger: Ledger, signers: Mapping[str, Signer]) -> None:
-        """Args: `signers` by the names of their stores; the caller may change it later."""
-        self._ledger = ledger
+    Args:
+        records: the keys.
+        signers: by the names of their stores; the caller may change it later.
+    """
+
+    def __init__(self, records: Records, signers: Mapping[str, Signer]) -> None:
+        self._records = records
         self._signers = signers
-        self._writing = asyncio.Lock()
         self._by_name: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._used: dict[str, str] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._said: dict[str, str] = {}
         self.missing: set[str] = set()
+        self.unknown: dict[str, list[dict[str, str]]] = {}
 
     @property
     def keys(self) -> Keys:
-        """The keys as the ledger has them."""
-        return self._ledger.contents.keys
+        """The keys now."""
+        return self._records.keys
 
     def signer_of(self, key: Key) -> Signer:
         """The signer of the key's store.
@@ -70,95 +83,207 @@ class Lifecycle:
             raise StoreUnknown(f"there is no store {store} in the configuration")
         return self._signers[store]
 
-    # Verbs
+    # Verbs; each takes the wire's parameters and raises what errors.py has for it
 
     async def create(self, params: Mapping[str, Any], default_store: str) -> Key:
-        """`key.create`.
-
-        Raises:
-            KeyExists, StoreUnknown, AlgorithmUnsupported, InvalidParams, RequestIdReused,
-            StoreUnusable, NotDurable, Timeout
-        """
-        name, alg = params["key"], params.get("alg", "ES256")
-        if alg not in ALGORITHMS:
-            raise InvalidParams(
-                "key.create: alg isn't an algorithm that is known here",
-                hint=f"there are: {', '.join(ALGORITHMS)}",
-            )
-        origins = _origins(params)
-        async with self._by_name[name]:
-            await self._settle_pending(name)
-            if self._repeated("key.create", params):
-                return self.keys.named(name)
-            self.keys.require_new(name)
-            signer = self._signer(params.get("store", default_store))
-            ref = (await signer.ask("reserve", alg=alg))["ref"]
-            now = now_text()
-            key = Key(
-                name=name,
-                store=signer.config.name,
-                alg=alg,
-                created=now,
-                origins=origins,
-                allow_sign_proof=params.get("allow_sign_proof", False),
-                generations=(Generation(1, State.PENDING, ref, created=now, changed=now),),
-            )
-            await self._write(lambda keys: keys.with_(key), request=("key.create", params))
-            await self._make(name, 1)
-            return self.keys.named(name)
-
-    async def set(self, params: Mapping[str, Any]) -> Key:
-        """`key.set`: what is given is changed, the rest stays.
-
-        Raises:
-            KeyUnknown, InvalidParams, RequestIdReused, NotDurable
-        """
+        """`key.create`: a new key with one generation, which is active."""
         name = params["key"]
         async with self._by_name[name]:
-            key = self.keys.named(name)
-            if self._repeated("key.set", params):
-                return key
-            changes: dict[str, Any] = {}
-            if "origins" in params:
-                changes["origins"] = _origins(params)
-            if "allow_sign_proof" in params:
-                changes["allow_sign_proof"] = params["allow_sign_proof"]
-            changed = replace(key, **changes)
-            await self._write(lambda keys: keys.with_(changed), request=("key.set", params))
-            return changed
+            await self._settle_pending(name)
+            if self._records.repeated("key.create", params) and name in self.keys:
+                return self.keys.named(name)
+            self.keys.require_new(name)
+            key = self._new_key(params, default_store, alg=params.get("alg", "ES256"))
+            await self._generate(key, asked=("key.create", params))
+            return self.keys.named(name)
 
-    async def destroy(self, params: Mapping[str, Any]) -> Key:
-        """`key.destroy`: the generation signs no more, then its object is deleted.
+    async def rotate(self, params: Mapping[str, Any]) -> tuple[Key, Generation | None]:
+        """`key.rotate`: the staged generation, or a new one, becomes active; the old one drains.
+
+        Returns the key, and the generation that drains from now on, if one does.
+        """
+        name, stage = params["key"], params.get("stage", False)
+        async with self._by_name[name]:
+            await self._settle_pending(name)
+            key = self.keys.named(name)
+            if self._records.repeated("key.rotate", params):
+                return key, _last_draining(key)
+            if stage and key.staged is not None:
+                raise IllegalTransition(
+                    f"{name}@{key.staged.generation} is staged already",
+                    hint=f"activate it: dpop-agent key activate {name}@{key.staged.generation}",
+                )
+            if key.staged is None:
+                await self._generate(key, asked=("key.rotate", params), stage=stage)
+            else:
+                await self._activate(name, key.staged.generation, ("key.rotate", params))
+            now = self.keys.named(name)
+            return now, None if stage else _drained(key, now)
+
+    async def activate(self, params: Mapping[str, Any]) -> tuple[Key, Generation | None]:
+        """`key.activate`: swaps a staged, draining or retired generation with the active one."""
+        name, number = params["key"], params["generation"]
+        async with self._by_name[name]:
+            await self._settle_pending(name)
+            key = self.keys.named(name)
+            if self._records.repeated("key.activate", params):
+                return key, _last_draining(key)
+            if key.generation(number).state is State.SUSPENDED:
+                raise IllegalTransition(
+                    f"{name}@{number} is suspended",
+                    hint=f"resume it: dpop-agent key resume {name}@{number}",
+                )
+            await self._activate(name, number, ("key.activate", params))
+            now = self.keys.named(name)
+            return now, _drained(key, now)
+
+    async def suspend(self, params: Mapping[str, Any]) -> Key:
+        """`key.suspend`: reversible; signs no more until `key.resume`."""
+        return await self._step("key.suspend", params, _suspend)
+
+    async def resume(self, params: Mapping[str, Any]) -> Key:
+        """`key.resume`: active again if no other is, else draining."""
+        return await self._step("key.resume", params, _resume)
+
+    async def compromise(self, params: Mapping[str, Any]) -> Key:
+        """`key.compromise`: blocks at once and for ever; without a generation, all that live.
 
         Raises:
-            KeyUnknown, IllegalTransition, RequestIdReused, NotDurable
+            NotDurable: blocked, but the ledger couldn't be written; that is tried again.
+        """
+        # No lock before the block: a rotation that waits for a card must not delay it.
+        name = params["key"]
+        key = self.keys.named(name)
+        if self._records.repeated("key.compromise", params):
+            return key
+        if "generation" in params:
+            chosen = [key.generation(params["generation"])]
+            if chosen[0].state is not State.COMPROMISED:
+                chosen[0].become(State.COMPROMISED, "")
+        else:
+            chosen = [g for g in key.generations if g.jkt and g.state is not State.DESTROYED]
+        self._records.block(g.jkt for g in chosen)
+        for g in chosen:
+            log.warning("%s@%d is compromised, jkt %s", name, g.generation, g.jkt)
+        try:
+            await self._records.write(lambda keys: keys, asked=("key.compromise", params))
+        except NotDurable as e:
+            self._in_background(self._write_blocks())
+            raise NotDurable(
+                f"{name} is blocked, but that isn't durable: {e.message}",
+                hint="it is tried again until it is; keep the agent running, and free space",
+            ) from e
+        return self.keys.named(name)
+
+    async def destroy(self, params: Mapping[str, Any]) -> Key:
+        """`key.destroy`: signs no more, then its object is deleted. Can't be undone.
+
+        Raises:
             StoreUnusable: before anything was changed if the store isn't there; after it if the
                 store fails then: the generation stays destroyed, its object is deleted later.
         """
         name, number = params["key"], params["generation"]
         async with self._by_name[name]:
+            await self._settle_pending(name)
             key = self.keys.named(name)
-            generation = key.generation(number)
-            if self._repeated("key.destroy", params):
+            if self._records.repeated("key.destroy", params):
                 return key
-            if generation.state is State.PENDING:
-                await self._settle_pending(name)
-                generation = self.keys.named(name).generation(number)
-            gone = generation.become(State.DESTROYED, now_text(), object_left=True)
-            signer = self.signer_of(key)
-            await signer.ask("find", ref=generation.ref, alg=key.alg, self_test=False)
-            await self._replace(name, gone, request=("key.destroy", params))
-            await self._delete_object(name, gone)
+            generation = key.generation(number)
+            generation.become(State.DESTROYED, "")
+            await self._find(key, generation)
+            await self._destroy(key, generation, asked=("key.destroy", params))
             return self.keys.named(name)
+
+    async def adopt(self, params: Mapping[str, Any], default_store: str) -> Key:
+        """`key.adopt`: an object that is in the store already becomes a staged, shared generation.
+
+        Raises:
+            KeyMissing: the store has no such object.
+            KeyExists: the ledger has it already.
+        """
+        name, ref = params["key"], params["ref"].lower()
+        async with self._by_name[name]:
+            await self._settle_pending(name)
+            if self._records.repeated("key.adopt", params):
+                return self.keys.named(name)
+            key = self.keys.get(name)
+            if key is None:
+                key = self._new_key(params, default_store, alg=params.get("alg", "ES256"))
+            elif (
+                params.get("alg", key.alg) != key.alg or params.get("store", key.store) != key.store
+            ):
+                raise InvalidParams(
+                    f"key.adopt: the key {name} is for {key.alg} in the store {key.store}",
+                    hint="adopt the object under another name",
+                )
+            found = (await self.signer_of(key).ask("find", ref=ref, alg=key.alg, self_test=True))[
+                "key"
+            ]
+            if found is None:
+                raise KeyMissing(
+                    f"the store {key.store} has no private key with the id {ref}",
+                    hint="see what it has: dpop-agent status",
+                )
+            if found["jkt"] in self.keys.by_jkt:
+                owner, there = self.keys.by_jkt[found["jkt"]]
+                if there.state is not State.DESTROYED:
+                    raise KeyExists(f"that object is {owner.name}@{there.generation} already")
+            adopted = replace(_staged(_pending(key, ref), found), shared=True)
+            await self._records.write(
+                lambda keys: keys.with_(keys.get(name, key).with_(adopted)),
+                asked=("key.adopt", params),
+            )
+            self._forget_unknown(key.store, ref)
+            log.info("%s@%d is adopted, jkt %s", name, adopted.generation, adopted.jkt)
+            return self.keys.named(name)
+
+    async def set(self, params: Mapping[str, Any]) -> Key:
+        """`key.set`: what is given is changed, the rest stays."""
+        return await self._step("key.set", params, _set)
+
+    async def _step(
+        self,
+        method: str,
+        params: Mapping[str, Any],
+        change: Callable[[Key, Mapping[str, Any], str], Key],
+    ) -> Key:
+        """A verb that changes the ledger alone."""
+        name = params["key"]
+        async with self._by_name[name]:
+            key = self.keys.named(name)
+            if self._records.repeated(method, params):
+                return key
+            changed = change(key, params, now_text())
+            await self._records.write(lambda keys: keys.with_(changed), asked=(method, params))
+            return self.keys.named(name)
+
+    def _new_key(self, params: Mapping[str, Any], default_store: str, *, alg: str) -> Key:
+        if alg not in ALGORITHMS:
+            raise InvalidParams(
+                "alg isn't an algorithm that is known here",
+                hint=f"there are: {', '.join(ALGORITHMS)}",
+            )
+        store = params.get("store", default_store)
+        self._signer(store)
+        new = Key(name=params["key"], store=store, alg=alg, created=now_text())
+        return replace(new, **_settings(params))
 
     # Steps
 
-    async def _make(self, name: str, number: int) -> None:
-        """Generate the object of a pending generation, and make it active."""
-        key = self.keys.named(name)
-        ref = key.generation(number).ref
+    async def _generate(self, key: Key, *, asked: Asked, stage: bool = False) -> None:
+        """A new generation: active, the old one draining, or staged."""
+        signer = self.signer_of(key)
+        ref = (await signer.ask("reserve", alg=key.alg))["ref"]
+        pending = _pending(key, ref)
+        name, number = key.name, pending.generation
+        # The request's id goes with its effect; a key that is new is there from its intent on.
+        await self._records.write(
+            lambda keys: keys.with_(keys.get(name, key).with_(pending)),
+            asked=None if name in self.keys else asked,
+        )
+        info: Mapping[str, Any] | None
         try:
-            info = await self.signer_of(key).ask(
+            info = await signer.ask(
                 "generate",
                 ref=ref,
                 alg=key.alg,
@@ -167,30 +292,76 @@ class Lifecycle:
                 again=False,
             )
         except DPoPAgentError as e:
+            # Made or not, the ledger doesn't know; the store does.
             try:
-                made = await self._settle(name, number)
+                info = await self._found_or_undone(name, number)
             except DPoPAgentError:
                 log.warning("%s@%d stays pending until its store can be asked", name, number)
-                made = False
-            if not made:
                 raise e from None
-        else:
-            await self._made(name, number, info)
+            if info is None:
+                raise
+        await self._made(name, number, info, asked=asked, stage=stage)
 
-    async def _made(self, name: str, number: int, info: Mapping[str, Any]) -> None:
-        generation = self.keys.named(name).generation(number)
+    async def _made(
+        self,
+        name: str,
+        number: int,
+        info: Mapping[str, Any],
+        *,
+        stage: bool,
+        asked: Asked | None = None,
+    ) -> None:
+        """A pending generation's object is there: staged, and active unless it is to wait."""
         now = now_text()
-        staged = generation.become(
-            State.STAGED,
-            now,
-            jkt=info["jkt"],
-            jwk=info["jwk"],
-            exportable=info["exportable"],
-            protection=info["protection"],
-            local=info["local"],
+        drain_s = asked[1].get("drain_s") if asked and asked[0] == "key.rotate" else None
+
+        def change(keys: Keys) -> Keys:
+            key = keys.named(name)
+            key = key.with_(_staged(key.generation(number), info))
+            return keys.with_(key if stage else key.activate(number, now, drain_s=drain_s))
+
+        await self._records.write(change, asked=asked)
+        log.info("%s@%d is made, jkt %s", name, number, info["jkt"])
+
+    async def _activate(self, name: str, number: int, asked: Asked | None) -> None:
+        """Swap, after a look whether the object is there."""
+        key = self.keys.named(name)
+        generation = key.generation(number)
+        generation.become(State.ACTIVE, "")
+        if not await self._find(key, generation):
+            raise KeyMissing(f"{name}@{number} can't be activated: its store has no such key")
+        drain_s = asked[1].get("drain_s") if asked else None
+        now = now_text()
+        await self._records.write(
+            lambda keys: keys.with_(keys.named(name).activate(number, now, drain_s=drain_s)),
+            asked=asked,
         )
-        await self._replace(name, staged.become(State.ACTIVE, now))
-        log.info("%s@%d is active, jkt %s", name, number, staged.jkt)
+        log.info("%s@%d is active, jkt %s", name, number, generation.jkt)
+
+    async def _destroy(
+        self, key: Key, generation: Generation, *, asked: Asked | None = None
+    ) -> None:
+        name, number, now = key.name, generation.generation, now_text()
+
+        def bury(keys: Keys) -> Keys:
+            key = keys.named(name)
+            gone = key.generation(number).become(State.DESTROYED, now, object_left=True)
+            return keys.with_(key.with_(gone.buried()))
+
+        await self._records.write(bury, asked=asked)
+        await self._delete_object(name, number)
+
+    async def _delete_object(self, name: str, number: int) -> None:
+        key = self.keys.named(name)
+        generation = key.generation(number)
+        await self.signer_of(key).ask("destroy", ref=generation.ref, jkt=generation.jkt)
+
+        def deleted(keys: Keys) -> Keys:
+            key = keys.named(name)
+            return keys.with_(key.with_(replace(key.generation(number), object_left=False)))
+
+        await self._records.write(deleted)
+        log.info("%s@%d is destroyed, jkt %s", name, number, generation.jkt)
 
     async def _settle_pending(self, name: str) -> None:
         """Finish or undo a pending generation of this name, if there is one.
@@ -205,147 +376,215 @@ class Lifecycle:
                     await self._settle(name, generation.generation)
                 except DPoPAgentError as e:
                     raise KeyPending(
-                        f"{name}@{generation.generation} is half made, and its store can't be "
-                        f"asked ({e.message})",
+                        f"{name}@{generation.generation} is half made, and can't be finished now: "
+                        f"{e.message}",
                         hint=e.hint,
                     ) from e
 
-    async def _settle(self, name: str, number: int) -> bool:
-        """Finish a pending generation whose object is there; undo one whose object isn't."""
+    async def _settle(self, name: str, number: int) -> None:
+        """Finish a pending generation whose object is there; undo one whose object isn't.
+
+        A rotation that was cut short leaves it staged: nobody was told of it, and the old one is
+        active still. A key's first one becomes active, as was asked.
+        """
+        info = await self._found_or_undone(name, number)
+        if info is not None:
+            first = len(self.keys.named(name).generations) == 1
+            await self._made(name, number, info, stage=not first)
+
+    async def _found_or_undone(self, name: str, number: int) -> Mapping[str, Any] | None:
+        """What the store has of a pending generation; if nothing, then nor has the ledger."""
         key = self.keys.named(name)
-        found = (
-            await self.signer_of(key).ask(
-                "find", ref=key.generation(number).ref, alg=key.alg, self_test=True
-            )
-        )["key"]
-        if found is not None:
-            await self._made(name, number, found)
-            return True
-        rest = key.without(number)
-        log.info("%s@%d came to nothing and is undone", name, number)
-        await self._write(lambda keys: keys.with_(rest) if rest.generations else keys.without(name))
-        return False
+        ref = key.generation(number).ref
+        answer = await self.signer_of(key).ask("find", ref=ref, alg=key.alg, self_test=True)
+        if answer["key"] is None:
 
-    async def _delete_object(self, name: str, generation: Generation) -> None:
-        key = self.keys.named(name)
-        await self.signer_of(key).ask("destroy", ref=generation.ref, jkt=generation.jkt)
-        await self._replace(name, replace(generation, object_left=False))
-        log.info("%s@%d is destroyed, jkt %s", name, generation.generation, generation.jkt)
+            def undo(keys: Keys) -> Keys:
+                rest = keys.named(name).without(number)
+                return keys.with_(rest) if rest.generations else keys.without(name)
 
-    async def recover(self, store: str) -> None:
-        """Finish or undo what was half done in a store, and see which objects are missing."""
-        for key in list(self.keys.values()):
-            if key.store != store:
-                continue
-            async with self._by_name[key.name]:
-                for generation in self.keys.get(key.name, key).generations:
-                    try:
-                        await self._recover(key, generation)
-                    except DPoPAgentError as e:
-                        log.warning("%s@%d: %s", key.name, generation.generation, e)
+            await self._records.write(undo)
+            log.info("%s@%d came to nothing and is undone", name, number)
+        found: Mapping[str, Any] | None = answer["key"]
+        return found
 
-    async def _recover(self, key: Key, generation: Generation) -> None:
-        if generation.state is State.PENDING:
-            await self._settle(key.name, generation.generation)
-        elif generation.object_left:
-            await self._delete_object(key.name, generation)
-        elif generation.state is not State.DESTROYED:
-            answer = await self.signer_of(key).ask(
-                "find", ref=generation.ref, alg=key.alg, self_test=False
-            )
-            found = answer["key"]
-            if found is not None and found["jkt"] == generation.jkt:
-                self.missing.discard(generation.jkt)
-            elif generation.jkt not in self.missing:
-                self.missing.add(generation.jkt)
-                log.warning(
-                    "%s@%d is missing: its store has no such key (jkt %s)",
-                    key.name,
-                    generation.generation,
-                    generation.jkt,
-                )
-
-    # The ledger
-
-    def _repeated(self, method: str, params: Mapping[str, Any]) -> bool:
-        """Whether this very request was carried out before.
+    async def _find(self, key: Key, generation: Generation) -> bool:
+        """Whether the generation's object is in its store.
 
         Raises:
-            RequestIdReused: its id was, with other parameters.
+            StoreUnusable: unknown, which isn't the same as no.
         """
-        request_id = params.get("request_id")
-        known = self._ledger.contents.requests.get(request_id) if request_id else None
-        if known is None:
-            return False
-        if known["method"] != method or known["params"] != _without_id(params):
-            raise RequestIdReused(f"the request_id was used for another {known['method']}")
-        return True
-
-    async def _replace(
-        self,
-        name: str,
-        *generations: Generation,
-        request: tuple[str, Mapping[str, Any]] | None = None,
-    ) -> None:
-        await self._write(
-            lambda keys: keys.with_(keys.named(name).with_(*generations)), request=request
+        answer = await self.signer_of(key).ask(
+            "find", ref=generation.ref, alg=key.alg, self_test=False
         )
+        found = answer["key"] is not None and answer["key"]["jkt"] == generation.jkt
+        if found:
+            self.missing.discard(generation.jkt)
+        elif generation.jkt not in self.missing:
+            self.missing.add(generation.jkt)
+            log.warning(
+                "%s@%d is missing: its store has no such key (jkt %s)",
+                key.name,
+                generation.generation,
+                generation.jkt,
+            )
+        return found
 
-    async def _write(
-        self,
-        change: Callable[[Keys], Keys],
-        *,
-        request: tuple[str, Mapping[str, Any]] | None = None,
-    ) -> None:
-        """Change the ledger durably, in one atomic replace, the request's id with its effect."""
-        async with self._writing:
-            old = self._ledger.contents
-            oldest = (datetime.now(UTC) - REQUEST_LIFETIME).strftime("%Y-%m-%dT%H:%M:%SZ")
-            requests = {i: r for i, r in old.requests.items() if r["at"] > oldest}
-            if request is not None and "request_id" in request[1]:
-                method, params = request
-                requests[params["request_id"]] = {
-                    "method": method,
-                    "params": _without_id(params),
-                    "at": now_text(),
-                }
-            used = dict(self._used)
-            keys = _with_uses(change(old.keys), used)
-            await asyncio.to_thread(self._ledger.write, Contents(keys, requests))
-            self._used = {jkt: at for jkt, at in self._used.items() if used.get(jkt) != at}
+    # What nobody asks for
 
-    # Use
+    async def reconcile(self, store: str) -> None:
+        """A store was opened: finish or undo what was half done, see what is missing or unknown."""
+        for name, key in list(self.keys.items()):
+            if key.store != store:
+                continue
+            async with self._by_name[name]:
+                await self._finish(name)
+                for generation in self.keys[name].generations if name in self.keys else ():
+                    if generation.state not in (State.PENDING, State.DESTROYED):
+                        await self._quietly(name, self._find(key, generation))
+        await self._quietly(store, self._list_unknown(store))
+        await self.do_what_is_due()
 
-    def used(self, jkt: str) -> None:
-        """Note that a generation signed; durable with the next `save_uses`."""
-        self._used[jkt] = now_text()
+    async def _finish(self, name: str) -> None:
+        """Whatever of a key is half done."""
+        for generation in self.keys[name].generations if name in self.keys else ():
+            if generation.state is State.PENDING:
+                await self._quietly(name, self._settle(name, generation.generation))
+            elif generation.object_left:
+                await self._quietly(name, self._delete_object(name, generation.generation))
 
-    def last_used(self, generation: Generation) -> str | None:
-        """When it last signed, as far as is known."""
-        return self._used.get(generation.jkt, generation.last_used)
+    async def _list_unknown(self, store: str) -> None:
+        listed = (await self._signer(store).ask("objects"))["objects"]
+        ours = {g.ref for key in self.keys.values() if key.store == store for g in key.generations}
+        self.unknown[store] = [found for found in listed if found["ref"] not in ours]
+        if self.unknown[store]:
+            log.info(
+                "store %s has %d private keys that aren't the agent's; they are left alone",
+                store,
+                len(self.unknown[store]),
+            )
 
-    async def save_uses(self) -> None:
-        """Write what `used` noted, if that is anything."""
-        if self._used:
-            await self._write(lambda keys: keys)
+    def _forget_unknown(self, store: str, ref: str) -> None:
+        self.unknown[store] = [f for f in self.unknown.get(store, []) if f["ref"] != ref]
+
+    async def watch_time(self) -> None:
+        """Rotate, retire and destroy what is due, for as long as the agent runs."""
+        loop = asyncio.get_running_loop()
+        saved = loop.time()
+        while True:
+            left = drains.next_event_s(self.keys, datetime.now(UTC))
+            # What is due and couldn't be done is tried again with the next save.
+            await asyncio.sleep(min(SAVE_S, max(MIN_TICK_S, left)) if left else SAVE_S)
+            await self.do_what_is_due()
+            if loop.time() - saved >= SAVE_S:
+                saved = loop.time()
+                await self._quietly("ledger", self._records.save(clean=False))
+
+    async def do_what_is_due(self) -> None:
+        """Finish what is half done, retire, rotate, destroy."""
+        await self._records.observe()
+        if drains.retire(self.keys, "").changed_from(self.keys):
+            await self._quietly(
+                "ledger", self._records.write(lambda keys: drains.retire(keys, now_text()))
+            )
+        for name in list(self.keys):
+            async with self._by_name[name]:
+                await self._finish(name)
+                if name in self.keys and drains.is_rotation_due(self.keys[name], datetime.now(UTC)):
+                    await self._quietly(name, self._rotate_now(name))
+        for key, generation in list(drains.to_destroy(self.keys)):
+            async with self._by_name[key.name]:
+                await self._quietly(key.name, self._destroy_if_there(key, generation))
+
+    async def _rotate_now(self, name: str) -> None:
+        key = self.keys.named(name)
+        log.info("the rotation of %s is due", name)
+        if key.staged is None:
+            await self._generate(key, asked=("key.rotate", {}))
+        else:
+            await self._activate(name, key.staged.generation, None)
+
+    async def _destroy_if_there(self, key: Key, generation: Generation) -> None:
+        current = self.keys.named(key.name).generation(generation.generation)
+        if current.state is State.RETIRED and await self._find(key, current):
+            await self._destroy(key, current)
+
+    async def _quietly(self, what: str, work: Awaitable[object]) -> None:
+        """Work that nobody waits for: its error goes to the log, once as long as it stays."""
+        try:
+            await work
+        except DPoPAgentError as e:
+            if self._said.get(what) != e.message:
+                self._said[what] = e.message
+                log.warning("%s: %s", what, e)
+        else:
+            self._said.pop(what, None)
+
+    async def _write_blocks(self) -> None:
+        while not self._records.durable:
+            await asyncio.sleep(BLOCK_AGAIN_S)
+            await self._quietly("ledger", self._records.write(lambda keys: keys))
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
-def _with_uses(keys: Keys, used: Mapping[str, str]) -> Keys:
-    for jkt, at in used.items():
-        if jkt in keys.by_jkt:
-            key, generation = keys.by_jkt[jkt]
-            keys = keys.with_(key.with_(replace(generation, last_used=at)))
-    return keys
+def _pending(key: Key, ref: str) -> Generation:
+    now = now_text()
+    return Generation(key.next_number, State.PENDING, ref, created=now, changed=now)
 
 
-def _without_id(params: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in params.items() if name != "request_id"}
+def _staged(pending: Generation, info: Mapping[str, Any]) -> Generation:
+    return pending.become(
+        State.STAGED,
+        now_text(),
+        jkt=info["jkt"],
+        jwk=info["jwk"],
+        exportable=info["exportable"],
+        protection=info["protection"],
+        local=info["local"],
+    )
 
 
-def _origins(params: Mapping[str, Any]) -> tuple[str, ...]:
-    """Each once, in the order given.
+def _set(key: Key, params: Mapping[str, Any], _now: str) -> Key:
+    return replace(key, **_settings(params))
+
+
+def _suspend(key: Key, params: Mapping[str, Any], now: str) -> Key:
+    chosen = key.generation(params["generation"])
+    return key.with_(chosen.become(State.SUSPENDED, now))
+
+
+def _resume(key: Key, params: Mapping[str, Any], now: str) -> Key:
+    chosen = key.generation(params["generation"])
+    if chosen.state is not State.SUSPENDED:
+        raise IllegalTransition(f"{key.name}@{chosen.generation} isn't suspended")
+    state = State.ACTIVE if key.active is None else State.DRAINING
+    return key.with_(chosen.become(state, now))
+
+
+def _drained(before: Key, after: Key) -> Generation | None:
+    """The generation that was active before and isn't now."""
+    old = before.active
+    if old is None or after.active is None or old.generation == after.active.generation:
+        return None
+    return after.generation(old.generation)
+
+
+def _last_draining(key: Key) -> Generation | None:
+    draining = [g for g in key.generations if g.state is State.DRAINING]
+    return max(draining, key=lambda g: (g.changed, g.generation), default=None)
+
+
+def _settings(params: Mapping[str, Any]) -> dict[str, Any]:
+    """What a key may be used for, and for how long, as far as it is given.
 
     Raises:
-        HtuRefused: one isn't an origin.
+        HtuRefused: one of the origins isn't one.
     """
-    return tuple(dict.fromkeys(origin_of(uri) for uri in params.get("origins", ())))
+    given = {name: params[name] for name in _SETTINGS if name in params}
+    if "origins" in params:
+        given["origins"] = tuple(dict.fromkeys(origin_of(uri) for uri in params["origins"]))
+    return given

@@ -17,6 +17,7 @@ from dpop_agent import paths, protocol
 from dpop_agent.agent.handler import MAX_REQUESTS, Handler
 from dpop_agent.agent.ledger import Ledger
 from dpop_agent.agent.lifecycle import Lifecycle
+from dpop_agent.agent.records import Records
 from dpop_agent.agent.signers import Signer
 from dpop_agent.config import Config, load
 from dpop_agent.errors import (
@@ -42,9 +43,6 @@ LINE_TIMEOUT_S = 5.0
 """Seconds for the rest of a line that has begun."""
 
 BACKLOG = 128
-
-SAVE_USES_S = 60.0
-"""Seconds between saves of when generations were last used."""
 
 
 class Connection(asyncio.Protocol):
@@ -188,13 +186,13 @@ class Agent:
         self.signers: dict[str, Signer] = {}
         self._config = config
         self._agent_socket = agent_socket
-        self._ledger = ledger
         self._starting = asyncio.Lock()
         self._connections: set[Connection] = set()
-        self._recovering: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._servers: list[asyncio.Server] = []
-        self._lifecycle = Lifecycle(ledger, self.signers)
-        self.handler = Handler(self._lifecycle, self)
+        self._records = Records(ledger)
+        self._lifecycle = Lifecycle(self._records, self.signers)
+        self.handler = Handler(self._records, self._lifecycle, self)
 
     @property
     def default_store(self) -> str:
@@ -206,7 +204,7 @@ class Agent:
         return {
             "connections": len(self._connections),
             "config": self._config.path,
-            "ledger": self._ledger.path,
+            "ledger": self._records.path,
         }
 
     def connected(self, connection: Connection) -> bool:
@@ -242,11 +240,12 @@ class Agent:
                         backlog=BACKLOG,
                     )
                 )
+            await self._save(clean=False)
             self._open_stores()
             log.info("serving %s and %s", self._agent_socket, admin_socket)
-            saving = loop.create_task(self._save_uses())
+            time_task = loop.create_task(self._lifecycle.watch_time())
             await ended.wait()
-            saving.cancel()
+            time_task.cancel()
             await self._close()
 
     def _open_stores(self) -> None:
@@ -255,17 +254,17 @@ class Agent:
                 self.signers[name] = Signer(
                     store,
                     lock_file=os.path.join(
-                        os.path.dirname(self._ledger.path), f"signer-{name}.lock"
+                        os.path.dirname(self._records.path), f"signer-{name}.lock"
                     ),
                     starting=self._starting,
-                    on_ready=self._recover,
+                    on_ready=self._reconcile,
                 )
             self.signers[name].start()
 
-    def _recover(self, signer: Signer) -> None:
-        task = asyncio.get_running_loop().create_task(self._lifecycle.recover(signer.config.name))
-        self._recovering.add(task)
-        task.add_done_callback(self._recovering.discard)
+    def _reconcile(self, signer: Signer) -> None:
+        task = asyncio.get_running_loop().create_task(self._lifecycle.reconcile(signer.config.name))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def reload(self) -> None:
         """Read the configuration again; stores that changed or aren't open are opened anew.
@@ -291,17 +290,12 @@ class Agent:
                 log.warning("the old configuration stays: %s", e)
 
         task = asyncio.get_running_loop().create_task(reload())
-        self._recovering.add(task)
-        task.add_done_callback(self._recovering.discard)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    async def _save_uses(self) -> None:
-        while True:
-            await asyncio.sleep(SAVE_USES_S)
-            await self._save_uses_now()
-
-    async def _save_uses_now(self) -> None:
+    async def _save(self, *, clean: bool) -> None:
         try:
-            await self._lifecycle.save_uses()
+            await self._records.save(clean=clean)
         except NotDurable as e:
             log.warning("%s", e)
 
@@ -312,7 +306,7 @@ class Agent:
             connection.close()
         for signer in self.signers.values():
             await signer.close()
-        await self._save_uses_now()
+        await self._save(clean=True)
 
 
 class Listener:

@@ -234,8 +234,8 @@ class Signer:
 
     @property
     def pid(self) -> int | None:
-        """The process that was started, if one runs."""
-        return None if self._process is None else self._process.popen.pid
+        """The process that hosts the open store, if one does."""
+        return self.place["pid"] if self._ready else None
 
     def submit(self, job: Job) -> None:
         """Queue a job; its `done` is called in any case, an error at once where nothing helps."""

@@ -100,7 +100,7 @@ class _Signer:
             store = _make_store(request["store"])
             place = store.open()
             self._store = store
-            return place
+            return place | {"pid": os.getpid()}
         store = self._opened()
         if op == "sign":
             signature = store.sign(

@@ -51,6 +51,9 @@ from dpop_agent.verify import check_signature
 ID_BYTES = 16
 """Random bytes of a CKA_ID: no two agents on one HSM partition meet."""
 
+MAX_LABEL = 64
+"""Characters shown of an object's label."""
+
 FRESH_S = 5.0
 """Seconds after opening in which an object that isn't found counts as really not there."""
 
@@ -439,7 +442,7 @@ def _read(key: Any, attribute: Attribute) -> Any:
 
 
 def _label(key: Any) -> str:
-    return str(_read(key, Attribute.LABEL) or "")
+    return str(_read(key, Attribute.LABEL) or "")[:MAX_LABEL]
 
 
 def _never_left(private: Any) -> bool:

@@ -1,0 +1,162 @@
+"""The keys as the agent knows them now, and how that becomes durable.
+
+What is in memory can be ahead of the ledger in two ways only: uses and observed time, which are
+saved about every minute, and a block, which holds from the moment that somebody says `compromise`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from dpop_agent.agent import drains
+from dpop_agent.agent.keys import Generation, Keys, State
+from dpop_agent.agent.ledger import Contents, Ledger
+from dpop_agent.errors import RequestIdReused
+
+REQUEST_LIFETIME = timedelta(hours=24)
+"""How long a request id is remembered."""
+
+Change = Callable[[Keys], Keys]
+Asked = tuple[str, Mapping[str, Any]]
+"""A method and its parameters."""
+
+
+def now_text() -> str:
+    """RFC 3339 UTC, whole seconds."""
+    return _text(datetime.now(UTC))
+
+
+def _text(at: datetime) -> str:
+    return at.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def boottime() -> float:
+    """Seconds that no wall clock moves and that go on in suspend (CLOCK_BOOTTIME)."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+class Records:
+    """The ledger's keys, in memory and durable."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._writing = asyncio.Lock()
+        self._blocked: set[str] = set()
+        self._uses: dict[str, tuple[str, dict[str, None]]] = {}
+        self._observed = boottime()
+        contents = ledger.contents
+        self.keys = contents.keys if contents.clean else drains.after_unclean_stop(contents.keys)
+
+    @property
+    def path(self) -> str:
+        """Where the ledger is."""
+        return self._ledger.path
+
+    @property
+    def durable(self) -> bool:
+        """Whether every block is in the ledger."""
+        durable = self._ledger.contents.keys.by_jkt
+        return all(
+            durable[jkt][1].state in (State.COMPROMISED, State.DESTROYED) for jkt in self._blocked
+        )
+
+    def block(self, jkts: Iterable[str]) -> None:
+        """Compromised from now on, whether or not that can be written."""
+        self._blocked |= set(jkts)
+        self.keys = self._with_blocks(self.keys)
+
+    def used(self, jkt: str, origin: str) -> None:
+        """Note that a generation signed for an origin."""
+        at, origins = now_text(), {}
+        if jkt in self._uses:
+            origins = self._uses[jkt][1]
+        origins[origin] = None
+        self._uses[jkt] = (at, origins)
+
+    def current(self, generation: Generation) -> Generation:
+        """A generation with the uses that aren't written yet."""
+        if generation.jkt not in self._uses:
+            return generation
+        at, origins = self._uses[generation.jkt]
+        return generation.used(at, list(origins))
+
+    def repeated(self, method: str, params: Mapping[str, Any]) -> bool:
+        """Whether this very request was carried out before.
+
+        Raises:
+            RequestIdReused: its id was, with other parameters.
+        """
+        known = self._ledger.contents.requests.get(params.get("request_id", ""))
+        if known is None:
+            return False
+        if known["method"] != method or known["params"] != _without_id(params):
+            raise RequestIdReused(f"the request_id was used for another {known['method']}")
+        return True
+
+    async def write(self, change: Change, *, asked: Asked | None = None) -> None:
+        """Change the keys durably, in one atomic replace, the request's id with its effect.
+
+        Raises:
+            NotDurable: nothing was changed, but for what is blocked.
+        """
+        async with self._writing:
+            self._observe()
+            keys = self._with_blocks(change(self.keys))
+            requests = self._requests()
+            if asked is not None and "request_id" in asked[1]:
+                requests[asked[1]["request_id"]] = {
+                    "method": asked[0],
+                    "params": _without_id(asked[1]),
+                    "at": now_text(),
+                }
+            await asyncio.to_thread(self._ledger.write, Contents(keys, requests, clean=False))
+            self.keys = self._with_blocks(keys)
+
+    async def observe(self) -> None:
+        """Count the time since the last look, and the uses in it; in memory."""
+        async with self._writing:
+            self._observe()
+
+    async def save(self, *, clean: bool) -> None:
+        """Write what was observed; `clean` says that nothing will be missed after it.
+
+        Raises:
+            NotDurable
+        """
+        async with self._writing:
+            self._observe()
+            contents = Contents(self.keys, self._requests(), clean=clean)
+            if contents != self._ledger.contents:
+                await asyncio.to_thread(self._ledger.write, contents)
+
+    def _observe(self) -> None:
+        now = boottime()
+        seconds = int(now - self._observed)
+        self._observed += seconds
+        keys = drains.observe(self.keys, seconds) if seconds > 0 else self.keys
+        uses, self._uses = self._uses, {}
+        for jkt, (at, origins) in uses.items():
+            key, generation = keys.by_jkt[jkt]
+            keys = keys.with_(key.with_(generation.used(at, list(origins))))
+        self.keys = keys
+
+    def _requests(self) -> dict[str, Mapping[str, Any]]:
+        oldest = _text(datetime.now(UTC) - REQUEST_LIFETIME)
+        known = self._ledger.contents.requests
+        return {i: asked for i, asked in known.items() if asked["at"] > oldest}
+
+    def _with_blocks(self, keys: Keys) -> Keys:
+        for jkt in self._blocked:
+            key, generation = keys.by_jkt[jkt]
+            if generation.state not in (State.COMPROMISED, State.DESTROYED):
+                blocked = generation.become(State.COMPROMISED, now_text())
+                keys = keys.with_(key.with_(blocked))
+        return keys
+
+
+def _without_id(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in params.items() if name != "request_id"}

@@ -1,0 +1,215 @@
+"""Raw `C_Sign` and the agent, side by side: interleaved, same PKCS#11 token, same P-256 key.
+
+Prints medians with their spread over the rounds, ratios, and CPU time a proof. It judges nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import selectors
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from tests.processes import Agent, Token, new_token
+
+ROUNDS = 9
+SOFTHSM = "/usr/lib/softhsm/libsofthsm2.so"
+RAW, SEQUENTIAL, CONCURRENT = 2000, 1000, 6000
+CONNECTIONS = 16
+
+REQUEST = (
+    json.dumps(
+        {
+            "jsonrpc": "2.0",
+            "id": 1,
+            "method": "proof",
+            "params": {"htm": "GET", "htu": "https://api.example.com/v1/me"},
+        }
+    ).encode()
+    + b"\n"
+)
+
+
+class Round:
+    """What one round measured; microseconds."""
+
+    def __init__(self) -> None:
+        self.p50: dict[str, float] = {}
+        self.p99: dict[str, float] = {}
+        self.each: dict[str, float] = {}
+        self.cpu: dict[str, float] = {}
+
+    def record(self, name: str, times: list[float], wall: float) -> None:
+        times.sort()
+        self.p50[name] = times[len(times) // 2] * 1e6
+        self.p99[name] = times[len(times) * 99 // 100] * 1e6
+        self.each[name] = wall / len(times) * 1e6
+
+
+def raw_signer(token: Token) -> Callable[[], None]:
+    os.environ["SOFTHSM2_CONF"] = str(token.softhsm_conf)
+    import pkcs11
+    from pkcs11 import Attribute, Mechanism, ObjectClass
+
+    (found,) = (
+        slot.get_token()
+        for slot in pkcs11.lib(SOFTHSM).get_slots(token_present=True)
+        if slot.get_token().label.strip("\0 ") == token.label
+    )
+    session = found.open(user_pin=token.pin)
+    (key,) = list(session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY}))
+    data = b"x" * 300
+
+    def sign() -> None:
+        key.sign(hashlib.sha256(data).digest(), mechanism=Mechanism.ECDSA)
+
+    return sign
+
+
+def measure_raw(into: Round, sign: Callable[[], None]) -> None:
+    times = []
+    begin = time.perf_counter()
+    for _ in range(RAW):
+        start = time.perf_counter()
+        sign()
+        times.append(time.perf_counter() - start)
+    into.record("raw", times, time.perf_counter() - begin)
+
+
+def connect(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect(path)
+    return sock
+
+
+def take(sock: socket.socket) -> None:
+    data = sock.recv(65536)
+    while not data.endswith(b"\n"):
+        data += sock.recv(65536)
+    if b'"proof"' not in data:
+        raise SystemExit(f"the agent refused: {data[:300]!r}")
+
+
+def measure_sequential(into: Round, sock: socket.socket) -> None:
+    times = []
+    begin = time.perf_counter()
+    for _ in range(SEQUENTIAL):
+        start = time.perf_counter()
+        sock.sendall(REQUEST)
+        take(sock)
+        times.append(time.perf_counter() - start)
+    into.record("sequential", times, time.perf_counter() - begin)
+
+
+def measure_concurrent(into: Round, socks: list[socket.socket]) -> None:
+    times: list[float] = []
+    started = {}
+    left = CONCURRENT
+    with selectors.DefaultSelector() as selector:
+        begin = time.perf_counter()
+        for sock in socks:
+            selector.register(sock, selectors.EVENT_READ)
+            started[sock] = time.perf_counter()
+            sock.sendall(REQUEST)
+            left -= 1
+        while len(times) < CONCURRENT:
+            for event, _ in selector.select():
+                sock = event.fileobj
+                assert isinstance(sock, socket.socket)
+                take(sock)
+                now = time.perf_counter()
+                times.append(now - started[sock])
+                if left:
+                    left -= 1
+                    started[sock] = now
+                    sock.sendall(REQUEST)
+        into.record("concurrent", times, time.perf_counter() - begin)
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):8.1f}  ({min(values):.1f} to {max(values):.1f})"
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory(prefix="dpop-bench-") as folder:
+        token = new_token(Path(folder) / "token")
+        agent = Agent(token.config, Path(folder) / "state")
+        try:
+            agent.start().create_key("default")
+            rounds = measure(agent, raw_signer(token))
+        finally:
+            agent.close()
+    report(rounds)
+    return 0
+
+
+def measure(agent: Agent, sign: Callable[[], None]) -> list[Round]:
+    status = agent.client().status()
+    pids = {"agent": status["pid"], "signer": status["stores"][0]["signer_pid"]}
+    one = connect(agent.socket)
+    many = [connect(agent.socket) for _ in range(CONNECTIONS)]
+    measure_raw(Round(), sign)
+    measure_sequential(Round(), one)
+    rounds = []
+    for number in range(ROUNDS):
+        now = Round()
+        steps = [
+            ("raw", partial(measure_raw, now, sign)),
+            ("sequential", partial(measure_sequential, now, one)),
+            ("concurrent", partial(measure_concurrent, now, many)),
+        ]
+        first = number % len(steps)
+        for name, step in steps[first:] + steps[:first]:
+            before = {who: cpu_seconds(pid) for who, pid in pids.items()}
+            step()
+            if name != "raw":
+                count = SEQUENTIAL if name == "sequential" else CONCURRENT
+                for who, pid in pids.items():
+                    now.cpu[f"{who}, {name}"] = (cpu_seconds(pid) - before[who]) / count * 1e6
+        rounds.append(now)
+    for sock in [one, *many]:
+        sock.close()
+    return rounds
+
+
+def report(rounds: list[Round]) -> None:
+    print(f"ES256, SoftHSM2, {ROUNDS} rounds, median over rounds (least to most), microseconds")
+    for name, title in (
+        ("raw", "raw C_Sign, in process"),
+        ("sequential", "agent, one connection"),
+        ("concurrent", f"agent, {CONNECTIONS} connections"),
+    ):
+        print(f"{title:24} p50 {spread([r.p50[name] for r in rounds])}")
+        print(f"{'':24} p99 {spread([r.p99[name] for r in rounds])}")
+        print(
+            f"{'':24} per second {spread([1e6 / r.each[name] for r in rounds])}",
+        )
+    for name in sorted(rounds[0].cpu):
+        print(f"CPU a proof: {name:22} {spread([r.cpu[name] for r in rounds])}")
+    latency = [r.p50["sequential"] / r.p50["raw"] for r in rounds]
+    rate = [r.each["raw"] / r.each["concurrent"] for r in rounds]
+    print(
+        f"one connection, p50, times raw      {statistics.median(latency):.2f}  "
+        f"({min(latency):.2f} to {max(latency):.2f})"
+    )
+    print(
+        f"{CONNECTIONS} connections, rate, times raw  {statistics.median(rate):.2f}  "
+        f"({min(rate):.2f} to {max(rate):.2f})"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
