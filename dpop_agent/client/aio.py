@@ -1,0 +1,281 @@
+"""`AsyncAgentClient`: the agent over asyncio, one connection for all calls of an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from functools import partial
+
+from dpop_agent import paths
+from dpop_agent.client.answers import (
+    ABSENT,
+    DEFAULT_TIMEOUT,
+    GRACE,
+    Generation,
+    Listing,
+    Proof,
+    active_generation,
+    check_timeout,
+    may_repeat,
+    proof_of,
+    proof_params,
+    seen_params,
+)
+from dpop_agent.client.connection import RETRY_CONNECT_S, connect
+from dpop_agent.errors import AgentUnavailable, DPoPAgentError, ProtocolError, Timeout
+from dpop_agent.protocol import MAX_LINE, decode_response, encode_request
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterable, Mapping
+    from typing import Any, Self
+
+    Outcome = dict[str, Any] | DPoPAgentError
+
+MAX_UNDER_WAY = 32
+"""Requests on a connection at once; half of what an agent takes, further ones wait here."""
+
+
+class _Closed(AgentUnavailable):
+    """The agent closed the connection, and nothing of an answer came."""
+
+
+class _Connection(asyncio.Protocol):
+    """Requests out, answers by id in; the late answer to a cancelled call is dropped."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.closed = False
+        self._sock = sock
+        self._leaving = False
+        self._buffer = bytearray()
+        self._asked: dict[int, asyncio.Future[Outcome]] = {}
+        self._places = asyncio.Semaphore(MAX_UNDER_WAY)
+        self._transport: asyncio.Transport | None = None
+
+    @property
+    def usable(self) -> bool:
+        return not self.closed and not self._leaving
+
+    async def ask(self, number: int, line: bytes) -> Outcome:
+        await self._places.acquire()
+        if self.closed or self._transport is None:
+            self._places.release()
+            return _Closed("the agent closed the connection")
+        answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._asked[number] = answer
+        self._transport.write(line)
+        return await answer
+
+    def leave(self) -> None:
+        """Close as soon as nobody waits for an answer."""
+        self._leaving = True
+        if self._transport and all(answer.done() for answer in self._asked.values()):
+            self._transport.abort()
+
+    def close(self) -> None:
+        self._end(AgentUnavailable("the client was closed", hint="", retry="no"))
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        try:
+            while not self.closed and self._take_line():
+                pass
+        except DPoPAgentError as e:
+            self._end(e)
+        if self._leaving:
+            self.leave()
+
+    def _take_line(self) -> bool:
+        line, newline, rest = self._buffer.partition(b"\n")
+        if len(line) + len(newline) > MAX_LINE:
+            raise ProtocolError(f"the agent's answer has more than {MAX_LINE} bytes")
+        if not newline:
+            return False
+        self._buffer = rest
+        number, outcome = decode_response(bytes(line))
+        if type(number) is not int or number not in self._asked:
+            # An agent that takes no more of us says so without an id.
+            if number is None and isinstance(outcome, DPoPAgentError):
+                raise outcome
+            raise ProtocolError("the agent answered something that wasn't asked")
+        self._settle(self._asked.pop(number), outcome)
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  (asyncio's)
+        # Refusing a connection, an agent says why before it closes; a write that fails hides it.
+        try:
+            while not self.closed and (data := self._sock.recv(MAX_LINE)):
+                self.data_received(data)
+        except OSError:
+            pass
+        if self._buffer:
+            self._end(AgentUnavailable("the agent went away in the middle of its answer"))
+        else:
+            self._end(_Closed("the agent closed the connection without an answer"))
+
+    def _end(self, error: DPoPAgentError) -> None:
+        self.closed = True
+        asked, self._asked = self._asked, {}
+        for answer in asked.values():
+            self._settle(answer, error)
+        self._places.release()  # who waits for a place sees `closed`, and wakes the next
+        if self._transport:
+            self._transport.abort()
+
+    def _settle(self, answer: asyncio.Future[Outcome], outcome: Outcome) -> None:
+        self._places.release()
+        if not answer.done():
+            answer.set_result(outcome)
+
+
+class _Place:
+    """The connection of one event loop in one process."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.connecting = asyncio.Lock()
+        self.connection: _Connection | None = None
+
+
+class AsyncAgentClient:
+    """The agent, for asyncio: `AgentClient` with `async` methods, which raise the same errors.
+
+    It may be shared between event loops; in each, close it with `aclose` or `async with`. After a
+    fork the child makes a connection of its own; a pickle holds none. Cancelling a call drops its
+    answer and leaves the others alone.
+
+    Args:
+        path: the agent's socket; `$DPOP_AGENT_SOCK` or the user's runtime folder where None.
+        timeout: seconds that one call may take, waiting for a touch included.
+    """
+
+    def __init__(self, path: str | None = None, timeout: float = DEFAULT_TIMEOUT) -> None:
+        self.path = paths.agent_socket() if path is None else os.fspath(path)
+        self.timeout = check_timeout(timeout)
+        self._ids = itertools.count(1)
+        self._places: dict[asyncio.AbstractEventLoop, _Place] = {}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.path!r}, timeout={self.timeout})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.timeout)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close this event loop's connection; calls under way fail, later ones connect anew."""
+        place = self._places.pop(asyncio.get_running_loop(), None)
+        if place and place.pid == os.getpid() and place.connection:
+            place.connection.close()
+            await asyncio.sleep(0)  # the transport closes its socket in the loop's next turn
+
+    async def proof(
+        self,
+        htm: str,
+        uri: str,
+        *,
+        key: str | None = None,
+        jkt: str | None = None,
+        access_token: str | None = None,
+        ath: str | None = None,
+        nonce: str | None = ABSENT,
+        seen: Iterable[Mapping[str, str | None]] = (),
+    ) -> Proof:
+        """A proof for one request, as `AgentClient.proof` gives it."""
+        params = proof_params(
+            htm,
+            uri,
+            key=key,
+            jkt=jkt,
+            access_token=access_token,
+            ath=ath,
+            nonce=nonce,
+            seen=seen,
+            timeout=self.timeout,
+        )
+        return proof_of(await self.call("proof", params), jkt=jkt)
+
+    async def observe(self, seen: Iterable[Mapping[str, str | None]]) -> None:
+        """Tell what servers answered: `{"htu": …, "nonce": …, "date": …}` each."""
+        await self.call("observe", {"seen": seen_params(seen)})
+
+    async def generation(self, key: str) -> Generation:
+        """The key's active generation; ask once for a grant, then give its `jkt` everywhere."""
+        return active_generation(key, await self.keys(key))
+
+    async def keys(
+        self, key: str | None = None, *, include_destroyed: bool = False
+    ) -> list[dict[str, Any]]:
+        """Keys and their generations, as PROTOCOL.md's `key.list` has them."""
+        listing = Listing(key, include_destroyed=include_destroyed)
+        while listing.params is not None:
+            listing.add(await self.call("key.list", listing.params))
+        return listing.keys
+
+    async def status(self) -> dict[str, Any]:
+        """The agent, its stores and the servers that it knows, as PROTOCOL.md has them."""
+        return await self.call("status")
+
+    async def hello(self) -> dict[str, Any]:
+        """The agent's version, methods and limits."""
+        return await self.call("hello")
+
+    async def call(self, method: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Any method of PROTOCOL.md; the result as it came."""
+        params = params or {}
+        number = next(self._ids)
+        line = encode_request(number, method, params)
+        connection: _Connection | None = None
+        try:
+            async with asyncio.timeout(self.timeout + GRACE):
+                connection, kept = await self._connection()
+                outcome = await connection.ask(number, line)
+                if isinstance(outcome, _Closed) and kept and may_repeat(method, params):
+                    connection, _ = await self._connection()
+                    outcome = await connection.ask(number, line)
+        except TimeoutError:
+            if connection:
+                connection.leave()  # an agent that lets deadlines pass isn't asked there again
+            raise Timeout(
+                f"the agent didn't answer within {self.timeout:g} s",
+                hint="try again, with a longer timeout",
+            ) from None
+        if isinstance(outcome, DPoPAgentError):
+            raise outcome
+        return outcome
+
+    async def _connection(self) -> tuple[_Connection, bool]:
+        """This loop's connection, and whether it was there already."""
+        place = self._place()
+        async with place.connecting:
+            if place.connection and place.connection.usable:
+                return place.connection, True
+            while (sock := connect(self.path)) is None:
+                await asyncio.sleep(RETRY_CONNECT_S)
+            loop = asyncio.get_running_loop()
+            _, place.connection = await loop.create_unix_connection(
+                partial(_Connection, sock), sock=sock
+            )
+            return place.connection, False
+
+    def _place(self) -> _Place:
+        loop = asyncio.get_running_loop()
+        place = self._places.get(loop)
+        # A parent's connection is left alone: its loop's selector is shared with the parent.
+        if place is None or place.pid != os.getpid():
+            for other in list(self._places):
+                if other.is_closed():
+                    self._places.pop(other, None)
+            place = self._places[loop] = _Place()
+        return place

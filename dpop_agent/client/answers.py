@@ -1,0 +1,301 @@
+"""What a client asks and what the answers mean, without I/O."""
+
+from __future__ import annotations
+
+from dpop_agent.errors import ConfigurationError, KeyUnknown, NoActive, ProtocolError
+from dpop_agent.jose import access_token_hash
+from dpop_agent.protocol import MAX_TIMEOUT_MS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from typing import Any
+
+DEFAULT_TIMEOUT = 10.0
+MAX_TIMEOUT = 3600.0
+"""Seconds; beyond it, somebody meant milliseconds."""
+
+GRACE = 0.5
+"""Seconds that a client waits beyond its timeout, so that the agent's own typed answer wins."""
+
+MAX_PAGES = 1000
+"""Pages of one listing, against an agent whose cursor never ends."""
+
+_REPEATABLE = frozenset({"hello", "proof", "proof.sign", "observe", "key.list", "status", "reload"})
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "ABSENT"
+
+
+ABSENT: Any = _Absent()
+"""No nonce was said: the agent uses the one that it knows for that server."""
+
+
+class _Frozen:
+    __slots__: tuple[str, ...] = ()
+
+    def __init__(self, **values: object) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{type(self).__name__} is read-only")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{type(self).__name__} is read-only")
+
+    def _values(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash((type(self), str(self)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _thaw, (type(self), self._values())
+
+
+def _thaw(cls: type[_Frozen], values: dict[str, Any]) -> _Frozen:
+    return cls(**values)
+
+
+class Proof(_Frozen):
+    """A DPoP proof; `str(proof)` is the value of the `DPoP` header.
+
+    Attributes:
+        value: the same; no repr shows it.
+        key: the key's name.
+        jkt: thumbprint of the generation that signed.
+        state: that generation's state, `active` or `draining`.
+        nonce: the server's nonce in the proof, or None.
+    """
+
+    __slots__ = ("jkt", "key", "nonce", "state", "value")
+    value: str
+    key: str
+    jkt: str
+    state: str
+    nonce: str | None
+
+    def __str__(self) -> str:
+        return self.value
+
+    def __repr__(self) -> str:
+        return f"<Proof key={self.key!r} jkt={self.jkt!r} state={self.state!r}>"
+
+
+class Generation(_Frozen):
+    """One generation of a key.
+
+    Attributes:
+        key: the key's name.
+        generation: its number, from 1.
+        jkt: its thumbprint (RFC 7638): `dpop_jkt` in an authorization request.
+        state: `active`, `draining`, ...
+        alg: the algorithm, such as `ES256`.
+        jwk: the public key.
+        store: the store's name.
+        exportable: whether the private key can leave the store.
+        protection: `hardware`, `software-token` or `keychain`.
+    """
+
+    __slots__ = (
+        "alg",
+        "exportable",
+        "generation",
+        "jkt",
+        "jwk",
+        "key",
+        "protection",
+        "state",
+        "store",
+    )
+    key: str
+    generation: int
+    jkt: str
+    state: str
+    alg: str
+    jwk: dict[str, str]
+    store: str
+    exportable: bool
+    protection: str
+
+    def __str__(self) -> str:
+        return f"{self.key}@{self.generation}"
+
+    def __repr__(self) -> str:
+        return f"<Generation {self} jkt={self.jkt!r} state={self.state!r}>"
+
+
+def check_timeout(timeout: float) -> float:
+    """`timeout` in seconds.
+
+    Raises:
+        ConfigurationError: not more than 0, or more than an hour.
+    """
+    if not 0 < timeout <= MAX_TIMEOUT:
+        raise ConfigurationError(
+            f"timeout is {timeout}: it has to be more than 0 and at most {MAX_TIMEOUT:.0f} seconds",
+            hint="give it in seconds",
+        )
+    return float(timeout)
+
+
+def may_repeat(method: str, params: Mapping[str, Any]) -> bool:
+    """Whether asking twice has the effect of asking once."""
+    return method in _REPEATABLE or "request_id" in params
+
+
+def proof_params(
+    htm: str,
+    uri: str,
+    *,
+    key: str | None,
+    jkt: str | None,
+    access_token: str | None,
+    ath: str | None,
+    nonce: str | None,
+    seen: Iterable[Mapping[str, str | None]],
+    timeout: float,
+) -> dict[str, Any]:
+    """Parameters of `proof`; neither the access token nor the URI's query is among them.
+
+    Raises:
+        ConfigurationError: both access_token and ath, or an access token that isn't ASCII.
+    """
+    if access_token is not None:
+        if ath is not None:
+            raise ConfigurationError(
+                "both access_token and ath were given", hint="give the one that you have"
+            )
+        try:
+            ath = access_token_hash(access_token)
+        except UnicodeEncodeError:
+            # Not chained: that exception holds the access token.
+            raise ConfigurationError(
+                "the access token has characters that aren't ASCII",
+                hint="give it as the server sent it (RFC 6750 section 2.1)",
+            ) from None
+    params: dict[str, Any] = {"htm": htm, "htu": bare_uri(uri)}
+    if key is not None:
+        params["key"] = key
+    if jkt is not None:
+        params["jkt"] = jkt
+    if ath is not None:
+        params["ath"] = ath
+    if nonce is not ABSENT:
+        params["nonce"] = nonce
+    if told := seen_params(seen):
+        params["seen"] = told
+    params["timeout_ms"] = max(1, min(int(timeout * 1000), MAX_TIMEOUT_MS))
+    return params
+
+
+def seen_params(seen: Iterable[Mapping[str, str | None]]) -> list[dict[str, str | None]]:
+    """Server answers to tell, their URIs without query."""
+    return [{**item, "htu": bare_uri(item["htu"] or "")} for item in seen]
+
+
+def bare_uri(uri: str) -> str:
+    """`uri` without query and fragment: they can hold secrets, and `htu` has neither."""
+    return uri.partition("#")[0].partition("?")[0]
+
+
+def proof_of(result: Mapping[str, Any], *, jkt: str | None) -> Proof:
+    """The proof in the answer to a request for one by `jkt`.
+
+    Raises:
+        ProtocolError: the answer has no proof, or another generation's.
+    """
+    nonce = result.get("nonce")
+    values = [result.get(name) for name in ("proof", "key", "jkt", "state")]
+    if not all(isinstance(v, str) for v in values) or not isinstance(nonce, str | None):
+        raise ProtocolError("the agent's answer has no proof in it")
+    proof = Proof(value=values[0], key=values[1], jkt=values[2], state=values[3], nonce=nonce)
+    if jkt is not None and proof.jkt != jkt:
+        raise ProtocolError(f"the agent answered with a proof by {proof.jkt}, not by {jkt}")
+    return proof
+
+
+class Listing:
+    """`key.list` over its pages: ask with `params` while there are any, and `add` the answer."""
+
+    def __init__(self, key: str | None, *, include_destroyed: bool = False) -> None:
+        self.keys: list[dict[str, Any]] = []
+        self.params: dict[str, Any] | None = {}
+        if key is not None:
+            self.params["key"] = key
+        if include_destroyed:
+            self.params["include_destroyed"] = True
+        self._pages = 0
+
+    def add(self, page: Mapping[str, Any]) -> None:
+        """Take a page in.
+
+        Raises:
+            ProtocolError: it isn't one, or there is no end of them.
+        """
+        keys, cursor = page.get("keys"), page.get("cursor")
+        if not isinstance(keys, list) or not all(_is_key(key) for key in keys):
+            raise ProtocolError("the agent's answer has no list of keys in it")
+        for key in keys:
+            if self.keys and self.keys[-1]["key"] == key["key"]:
+                self.keys[-1]["generations"] += key["generations"]
+            else:
+                self.keys.append(key)
+        self._pages += 1
+        if self._pages == MAX_PAGES:
+            raise ProtocolError(f"the agent's list of keys has more than {MAX_PAGES} pages")
+        assert self.params is not None
+        self.params = {**self.params, "cursor": cursor} if isinstance(cursor, str) else None
+
+
+def _is_key(key: object) -> bool:
+    return (
+        isinstance(key, dict)
+        and isinstance(key.get("key"), str)
+        and isinstance(key.get("generations"), list)
+        and all(isinstance(found, dict) for found in key["generations"])
+    )
+
+
+def active_generation(name: str, keys: list[dict[str, Any]]) -> Generation:
+    """The active generation of the key `name`.
+
+    Raises:
+        KeyUnknown: there is no such key.
+        NoActive: none of its generations is active.
+        ProtocolError: the agent left something out.
+    """
+    for key in keys:
+        if key["key"] != name:
+            continue
+        for found in key["generations"]:
+            if found.get("state") == "active":
+                try:
+                    return Generation(
+                        key=name,
+                        store=key["store"],
+                        alg=key["alg"],
+                        **{
+                            part: found[part]
+                            for part in (
+                                "generation",
+                                "jkt",
+                                "state",
+                                "jwk",
+                                "exportable",
+                                "protection",
+                            )
+                        },
+                    )
+                except KeyError as e:
+                    raise ProtocolError(f"the agent's list of keys has no {e.args[0]}") from e
+        raise NoActive(f"the key {name!r} has no active generation")
+    raise KeyUnknown(f"there is no key {name!r}")
