@@ -229,7 +229,7 @@ def _read(path: str) -> str:
             f"the configuration {path} can't be read: {reason}",
             hint="correct that, or set DPOP_AGENT_CONFIG to another file",
         ) from e
-    with open(fd, "rb") as file:
+    try:
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode):
             raise ConfigurationError(
@@ -246,7 +246,10 @@ def _read(path: str) -> str:
                 "others can change it",
                 hint=f"look through it, then: chmod 600 {path}",
             )
-        data = file.read(MAX_SIZE + 1)
+        with open(fd, "rb", closefd=False) as file:
+            data = file.read(MAX_SIZE + 1)
+    finally:
+        os.close(fd)
     if len(data) > MAX_SIZE:
         raise ConfigurationError(
             f"the configuration {path} has more than {MAX_SIZE} bytes", hint="shorten it"

@@ -1,1 +1,1 @@
-"""The command line: `dpop-agent`."""
+"""The command line: one module per group of verbs, and only the one at hand is loaded."""

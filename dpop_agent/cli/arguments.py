@@ -1,0 +1,118 @@
+"""Arguments: what several verbs take, checked before anything is sent."""
+
+from __future__ import annotations
+
+import argparse
+
+from dpop_agent.cli.output import width
+from dpop_agent.errors import HtuRefused
+from dpop_agent.jose import is_sha256
+from dpop_agent.proof import MAX_HTM, MAX_NONCE, is_htm, is_nonce
+from dpop_agent.protocol import KEY_NAME
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+# Values that may begin with a dash: a jkt does one time in 64.
+_ANY_TEXT = ("--jkt", "--ath", "--nonce")
+
+
+class _Help(argparse.HelpFormatter):
+    """argparse asks shutil for the terminal's width, which loads every compression there is."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=(width() or 80) - 2)
+
+
+class Parser(argparse.ArgumentParser):
+    """One that never says what it didn't understand: it may be an access token."""
+
+    def __init__(self, **settings: Any) -> None:
+        settings.setdefault("allow_abbrev", False)
+        settings.setdefault("formatter_class", _Help)
+        super().__init__(**settings)
+
+    def parse_known_args(  # type: ignore[override]  # overloads that nobody here uses
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        words: list[str] = []
+        rest = iter(args or ())
+        for word in rest:
+            value = next(rest, None) if word in _ANY_TEXT else None
+            words.append(word if value is None else f"{word}={value}")
+        found, unknown = super().parse_known_args(words, namespace)
+        if unknown:
+            options = [w.partition("=")[0] for w in unknown if w.startswith("--")]
+            self.error(
+                f"unknown: {', '.join(options)}" if options else "there is an argument too many"
+            )
+        return found, unknown
+
+
+def verb(name: str, description: str, **settings: Any) -> Parser:
+    """The parser of `dpop-agent NAME`."""
+    return Parser(prog=f"dpop-agent {name}", description=description, **settings)
+
+
+def add_json(parser: argparse._ActionsContainer) -> None:
+    """`--json`."""
+    parser.add_argument(
+        "--json", action="store_true", help="print what the wire returns, and errors as JSON"
+    )
+
+
+def key_name(text: str) -> str:
+    """A key's name."""
+    if not KEY_NAME.fullmatch(text):
+        raise argparse.ArgumentTypeError(
+            "a key's name has a-z, 0-9, dot, dash and underscore, 64 at most"
+        )
+    return text
+
+
+def generation(text: str) -> tuple[str, int | None]:
+    """`NAME@N`, or a bare `NAME`."""
+    name, at, number = text.partition("@")
+    if not at:
+        return key_name(name), None
+    if not (number.isascii() and number.isdigit()) or not 0 < int(number[:12]) <= 2**31:
+        raise argparse.ArgumentTypeError("a generation is written NAME@N, as in default@2")
+    return key_name(name), int(number)
+
+
+def sha256(text: str) -> str:
+    """A jkt or an ath."""
+    if not is_sha256(text):
+        raise argparse.ArgumentTypeError("it has to be 43 characters of base64url: a SHA-256 value")
+    return text
+
+
+def htm(text: str) -> str:
+    """An HTTP method."""
+    if not is_htm(text):
+        raise argparse.ArgumentTypeError(
+            f"it has to be an HTTP method, such as GET, of {MAX_HTM} characters at most"
+        )
+    return text
+
+
+def nonce(text: str) -> str:
+    """A server's nonce."""
+    if not is_nonce(text):
+        raise argparse.ArgumentTypeError(
+            f"it has to be a server's nonce (RFC 9449 section 8.1): 1 to {MAX_NONCE} visible "
+            "ASCII characters without quote and backslash"
+        )
+    return text
+
+
+def origin(text: str) -> str:
+    """An origin, normalised."""
+    from dpop_agent.htu import origin_of
+
+    try:
+        return origin_of(text)
+    except HtuRefused as e:
+        raise argparse.ArgumentTypeError(str(e)) from e

@@ -1,0 +1,102 @@
+"""What people read: tables that fit the terminal, times, and JSON for programs."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+_GAP = "  "
+_SHORTEST = 8
+
+
+def plain(text: object) -> str:
+    """`text` on one line: a PKCS#11 token's label must not steer a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in str(text))
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """One JSON object, indented where a person watches."""
+    import json
+
+    print(json.dumps(value, indent=2 if sys.stdout.isatty() else None))
+
+
+def width() -> int | None:
+    """The terminal's columns; None where there is none, so that nothing is cut for a program."""
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or None
+    except (OSError, ValueError):
+        return None
+
+
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[object]], *, drop: Sequence[str] = ()
+) -> list[str]:
+    """Aligned lines.
+
+    Args:
+        head: the columns' names. The last column may be cut.
+        rows: their cells; None is shown as a dash.
+        drop: columns that go where the terminal is too narrow, the first of them first.
+    """
+    columns = [
+        [name, *("-" if row[i] is None else plain(row[i]) for row in rows)]
+        for i, name in enumerate(head)
+    ]
+    room = width()
+    if room is not None:
+        gone = iter(drop)
+        while _taken(columns) > room and (name := next(gone, None)) is not None:
+            columns = [column for column in columns if column[0] != name]
+        last = columns[-1]
+        size = max(_SHORTEST, room - _taken(columns) + _SHORTEST)
+        last[:] = [c if len(c) <= size else c[: size - 1] + "…" for c in last]
+    sizes = [max(map(len, column)) for column in columns]
+    return [
+        _GAP.join(cell.ljust(size) for cell, size in zip(line, sizes, strict=True)).rstrip()
+        for line in zip(*columns, strict=True)
+    ]
+
+
+def _taken(columns: list[list[str]]) -> int:
+    """The least width of a line: the last column counts as short as it may be cut."""
+    return sum(max(map(len, c)) + len(_GAP) for c in columns[:-1]) + _SHORTEST
+
+
+def day(time: object) -> str | None:
+    """The date of a time on the wire (RFC 3339, UTC)."""
+    return time[:10] if isinstance(time, str) else None
+
+
+def minute(time: object) -> str | None:
+    """Date and minute of a time on the wire."""
+    return f"{time[:10]} {time[11:16]} UTC" if isinstance(time, str) else None
+
+
+def span(seconds: object) -> str | None:
+    """A duration in its largest unit: `90` is `90 s`, `200` is `3 min`."""
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool):
+        return None
+    for unit, name, until in ((1, "s", 120), (60, "min", 7200), (3600, "h", 172800)):
+        if abs(seconds) < until:
+            return f"{int(seconds / unit)} {name}"
+    return f"{int(seconds / 86400)} d"
+
+
+def since(time: object) -> str | None:
+    """How long ago a time on the wire was."""
+    from datetime import UTC, datetime
+
+    if not isinstance(time, str):
+        return None
+    try:
+        then = datetime.fromisoformat(time)
+        seconds = (datetime.now(UTC) - then).total_seconds()
+    except (ValueError, TypeError):
+        return plain(time)
+    return f"{span(max(0, seconds))} ago"

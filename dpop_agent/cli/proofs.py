@@ -1,0 +1,162 @@
+"""`proof` and `verify`."""
+
+from __future__ import annotations
+
+import sys
+
+from dpop_agent.cli import arguments
+from dpop_agent.errors import ConfigurationError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from typing import Any
+
+MAX_INPUT = 64 * 1024
+"""Characters of an access token or a proof: more than servers take in a header."""
+
+
+def parser(verb: str) -> arguments.Parser:
+    """The parser of one of the two verbs."""
+    return _proof_parser() if verb == "proof" else _verify_parser()
+
+
+def _proof_parser() -> arguments.Parser:
+    found = arguments.verb("proof", "Print a proof for one request.")
+    found.add_argument("htm", metavar="METHOD", type=arguments.htm, help="such as GET")
+    found.add_argument("uri", metavar="URI", help="the target; query and fragment are cut")
+    which = found.add_mutually_exclusive_group()
+    which.add_argument(
+        "--key",
+        metavar="NAME",
+        type=arguments.key_name,
+        help="sign with its active generation; else with that of the only key",
+    )
+    which.add_argument(
+        "--jkt", type=arguments.sha256, help="sign with the generation the access token is bound to"
+    )
+    bound = found.add_mutually_exclusive_group()
+    bound.add_argument(
+        "--access-token-file", metavar="FILE", help="the access token presented; - for stdin"
+    )
+    bound.add_argument("--ath", type=arguments.sha256, help="or its hash")
+    nonces = found.add_mutually_exclusive_group()
+    nonces.add_argument(
+        "--nonce", type=arguments.nonce, help="this one rather than what the agent has"
+    )
+    nonces.add_argument("--no-nonce", action="store_true", help="none")
+    form = found.add_mutually_exclusive_group()
+    form.add_argument("--header", action="store_true", help="print it as DPoP: …")
+    arguments.add_json(form)
+    found.set_defaults(run=_proof)
+    return found
+
+
+def _proof(args: Namespace) -> int:
+    from dpop_agent.client.sync import AgentClient
+
+    options: dict[str, Any] = {}
+    if args.no_nonce:
+        options["nonce"] = None
+    elif args.nonce is not None:
+        options["nonce"] = args.nonce
+    if args.access_token_file is not None:
+        options["access_token"] = _access_token(args.access_token_file)
+    with AgentClient() as agent:
+        proof = agent.proof(args.htm, args.uri, key=args.key, jkt=args.jkt, ath=args.ath, **options)
+    if args.json:
+        from dpop_agent.cli.output import print_json
+
+        print_json(
+            {
+                "proof": str(proof),
+                "key": proof.key,
+                "jkt": proof.jkt,
+                "state": proof.state,
+                "nonce": proof.nonce,
+            }
+        )
+    else:
+        print(f"DPoP: {proof}" if args.header else proof)
+    return 0
+
+
+def _access_token(file: str) -> str:
+    what = "standard input" if file == "-" else file
+    text = _text(what, file).strip()
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
+        raise ConfigurationError(
+            f"{what} doesn't have an access token alone",
+            hint="write nothing else into it, no JSON and no Bearer",
+        )
+    return text
+
+
+def _text(what: str, file: str) -> str:
+    try:
+        if file == "-":
+            data = sys.stdin.buffer.read(MAX_INPUT + 1)
+        else:
+            with open(file, "rb") as stream:
+                data = stream.read(MAX_INPUT + 1)
+    except OSError as e:
+        raise ConfigurationError(
+            f"{what} can't be read: {e.strerror}", hint="give another file"
+        ) from e
+    except ValueError as e:
+        raise ConfigurationError("the file's name has a zero byte", hint="give another") from e
+    if len(data) > MAX_INPUT:
+        raise ConfigurationError(f"{what} has more than {MAX_INPUT} bytes", hint="give another")
+    return data.decode("utf-8", "replace")
+
+
+def _verify_parser() -> arguments.Parser:
+    found = arguments.verb(
+        "verify", "Check the proof on standard input by RFC 9449 section 4.3, without an agent."
+    )
+    found.add_argument("--htm", required=True, type=arguments.htm, help="the request's method")
+    found.add_argument("--htu", required=True, help="the request's target URI")
+    found.add_argument("--jkt", type=arguments.sha256, help="what the access token is bound to")
+    found.add_argument("--ath", type=arguments.sha256, help="the access token's hash")
+    found.add_argument("--nonce", type=arguments.nonce, help="the nonce that the server gave")
+    found.add_argument(
+        "--max-age", metavar="S", type=_seconds, help="seconds that iat may lie back"
+    )
+    arguments.add_json(found)
+    found.set_defaults(run=_verify)
+    return found
+
+
+def _seconds(text: str) -> int:
+    import argparse
+
+    if not (text.isascii() and text.isdigit()) or len(text) > 9:
+        raise argparse.ArgumentTypeError("it has to be a number of seconds")
+    return int(text)
+
+
+def _verify(args: Namespace) -> int:
+    from dpop_agent.verify import MAX_AGE_S, verify
+
+    text = _text("standard input", "-").strip()
+    name, colon, value = text.partition(":")
+    if colon and name.strip().lower() == "dpop":
+        text = value.strip()
+    found = verify(
+        text,
+        htm=args.htm,
+        htu=args.htu,
+        jkt=args.jkt,
+        ath=args.ath,
+        nonce=args.nonce,
+        max_age_s=MAX_AGE_S if args.max_age is None else args.max_age,
+    )
+    if args.json:
+        from dpop_agent.cli.output import print_json
+
+        print_json(
+            {"jkt": found.jkt, "alg": found.alg, "header": found.header, "claims": found.claims}
+        )
+    else:
+        print(f"ok jkt={found.jkt} alg={found.alg} iat={found.claims['iat']}")
+    return 0

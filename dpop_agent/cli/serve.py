@@ -1,0 +1,35 @@
+"""`serve`."""
+
+from __future__ import annotations
+
+from dpop_agent.cli import arguments
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+
+def parser(verb: str) -> arguments.Parser:
+    """The parser of `serve`."""
+    found = arguments.verb(verb, "The agent, in the foreground, until it is interrupted.")
+    found.add_argument(
+        "-v", "--verbose", action="store_true", help="log each request; never what is secret"
+    )
+    found.set_defaults(run=_serve)
+    return found
+
+
+def _serve(args: Namespace) -> int:
+    import logging
+
+    from dpop_agent import config, paths
+
+    logging.basicConfig(
+        level=logging.DEBUG if args.verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+    )
+    found = config.load()
+    from dpop_agent.agent import server  # the one place that does
+
+    server.run(found, agent_socket=paths.agent_socket(), state_folder=paths.state_folder())
+    return 0

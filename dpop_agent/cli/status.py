@@ -1,0 +1,92 @@
+"""`status` and `env`."""
+
+from __future__ import annotations
+
+from dpop_agent import paths
+from dpop_agent.cli import arguments, output
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from typing import Any
+
+
+def parser(verb: str) -> arguments.Parser:
+    """The parser of one of the two verbs."""
+    if verb == "env":
+        found = arguments.verb(
+            "env", 'Print the line that sets DPOP_AGENT_SOCK, for eval "$(dpop-agent env)".'
+        )
+        found.set_defaults(run=_env)
+    else:
+        found = arguments.verb("status", "The agent, its stores and the servers' nonces.")
+        found.set_defaults(run=_status)
+    arguments.add_json(found)
+    return found
+
+
+def _env(args: Namespace) -> int:
+    from shlex import quote
+
+    path = paths.agent_socket()
+    if args.json:
+        output.print_json({"DPOP_AGENT_SOCK": path})
+    else:
+        print(f"export DPOP_AGENT_SOCK={quote(path)}")
+    return 0
+
+
+def _status(args: Namespace) -> int:
+    from dpop_agent.client.sync import AgentClient
+
+    path = paths.agent_socket()
+    with AgentClient(path) as agent:
+        status = agent.status()
+    if args.json:
+        output.print_json(status)
+    else:
+        print("\n".join(_lines(status, path)))
+    return 0
+
+
+def _lines(status: dict[str, Any], path: str) -> list[str]:
+    get = status.get
+    connections = get("connections")
+    lines = [
+        output.plain(line)
+        for line in (
+            f"dpop-agent {get('agent')}, pid {get('pid')}, started {output.since(get('started'))}, "
+            f"{get('proofs')} proofs, {connections} connection{'' if connections == 1 else 's'}",
+            f"  socket   {path}",
+            f"  admin    {paths.admin_socket(path)}",
+            f"  config   {get('config') or '-'}",
+            f"  ledger   {get('ledger')}",
+        )
+    ]
+    stores = get("stores") or []
+    if stores:
+        lines += ["", *output.table(("STORE", "STATE", "PKCS#11 TOKEN"), [*map(_store, stores)])]
+        lines += [output.plain(line) for store in stores for line in _trouble(store)]
+    origins = get("origins") or []
+    if origins:
+        lines += ["", *output.table(("NONCE", "CLOCK", "ORIGIN"), [*map(_origin, origins)])]
+    return lines
+
+
+def _store(store: dict[str, Any]) -> tuple[object, ...]:
+    serial = store.get("serial")
+    known = [store.get("label"), serial and f"serial {serial}", store.get("model")]
+    return store["store"], store["state"], ", ".join(filter(None, known)) or store.get("module")
+
+
+def _trouble(store: dict[str, Any]) -> list[str]:
+    if not store.get("reason"):
+        return []
+    hint = f"; {store['hint']}" if store.get("hint") else ""
+    return [f"{store['store']}: {store['reason']}{hint}"]
+
+
+def _origin(origin: dict[str, Any]) -> tuple[object, ...]:
+    age, offset = output.span(origin.get("nonce_age_s")), origin.get("clock_offset_s")
+    clock = None if offset is None else f"{offset:+g} s"
+    return age and f"{age} old", clock, origin["origin"]

@@ -1,0 +1,315 @@
+"""The command line as a whole: exit statuses, and never a traceback."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dpop_agent import __version__
+from dpop_agent.cli import main as cli
+from dpop_agent.cli import output
+
+JKT = "-" * 42 + "A"
+SECRET = "Kz~8mXK1EalYznwH-LC"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["help"]])
+def test_the_overview_names_every_verb(
+    capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert cli.main(words) == 0
+    out = capsys.readouterr().out
+    for verb in ("init", "serve", "key", "proof", "verify", "status", "config", "env"):
+        assert f"\n  {verb} " in out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["init"],
+        ["serve"],
+        ["key"],
+        ["key", "create"],
+        ["key", "list"],
+        ["key", "show"],
+        ["key", "destroy"],
+        ["key", "set"],
+        ["proof"],
+        ["verify"],
+        ["status"],
+        ["config"],
+        ["config", "check"],
+        ["env"],
+    ],
+)
+def test_every_verb_has_help(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    assert cli.main([*words, "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"usage: dpop-agent {' '.join(words)} ")
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"dpop-agent {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["stauts"],
+        ["--verbose"],
+        ["key"],
+        ["key", "make"],
+        ["key", "create"],
+        ["key", "create", "Default"],
+        ["key", "create", "a", "--alg", "HS256"],
+        ["key", "create", "a", "--origin", "https://a.example/path"],
+        ["key", "create", "a", "--orig", "https://a.example"],
+        ["key", "destroy", "default@0"],
+        ["key", "destroy", "default@"],
+        ["key", "destroy", "default@two"],
+        ["key", "destroy", "default@99999999999999"],
+        ["key", "destroy", "default@²"],
+        ["key", "set", "default"],
+        ["key", "set", "default", "--any-origin", "--origin", "https://a.example"],
+        ["key", "set", "default", "--allow-sign-proof", "--no-allow-sign-proof"],
+        ["proof"],
+        ["proof", "GET"],
+        ["proof", "G ET", "https://a.example"],
+        ["proof", "", "https://a.example"],
+        ["proof", "GET", "https://a.example", "--jkt"],
+        ["proof", "GET", "https://a.example", "--jkt", "short"],
+        ["proof", "GET", "https://a.example", "--jkt", JKT, "--key", "a"],
+        ["proof", "GET", "https://a.example", "--ath", "short"],
+        ["proof", "GET", "https://a.example", "--nonce", 'a"b'],
+        ["proof", "GET", "https://a.example", "--nonce", "a", "--no-nonce"],
+        ["proof", "GET", "https://a.example", "--header", "--json"],
+        ["proof", "GET", "https://a.example", "one more"],
+        ["verify", "--htm", "GET"],
+        ["verify", "--htm", "GET", "--htu", "https://a.example", "--max-age", "-1"],
+        ["status", "now"],
+        ["config"],
+        ["config", "edit"],
+        ["env", "--shell"],
+        ["serve", "--port", "80"],
+    ],
+)
+def test_a_command_that_is_not_one_ends_with_2(
+    capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "usage: dpop-agent" in err or err.startswith("dpop-agent: there is no such")
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["proof", "GET", "https://a.example", "--access-token", SECRET],
+        ["proof", "GET", "https://a.example", f"--access-token={SECRET}"],
+        ["proof", "GET", "https://a.example", SECRET],
+        ["proof", "GET", "https://a.example", f"--ath={SECRET}"],
+        ["proof", "GET", "https://a.example", f"-t{SECRET}"],
+        ["verify", "--htm", "GET", "--htu", "https://a.example", SECRET],
+        [SECRET],
+    ],
+)
+def test_an_argument_that_is_not_understood_is_not_told(
+    capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert err
+    assert SECRET not in out + err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["key", "create", "default"],
+        ["key", "list"],
+        ["key", "show", "default"],
+        ["key", "destroy", "default@1", "--yes"],
+        ["key", "set", "default", "--any-origin"],
+        ["proof", "GET", "https://a.example"],
+        ["status"],
+    ],
+)
+def test_no_agent_there_ends_with_3(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    words: list[str],
+) -> None:
+    monkeypatch.setenv("DPOP_AGENT_SOCK", str(tmp_path / "agent.sock"))
+    assert cli.main(words) == 3
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "dpop-agent serve" in err
+    assert cli.main([*words, "--json"]) == 3
+    assert json.loads(capsys.readouterr().err)["error"]["data"]["type"] == "agent_unavailable"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["proof", "GET", "https://a.example", "--access-token-file", "{tmp}/none"], "can't be"),
+        (["proof", "GET", "https://a.example", "--access-token-file", "{tmp}"], "can't be read"),
+        (["proof", "GET", "https://a.example", "--access-token-file", "{tmp}/two"], "alone"),
+        (["proof", "GET", "https://a.example", "--access-token-file", "{tmp}/empty"], "alone"),
+        (["proof", "GET", "https://a.example", "--access-token-file", "{tmp}/long"], "more than"),
+        (["proof", "GET", "https://a.example", "--access-token-file", "a\0b"], "zero byte"),
+        (["config", "show"], "dpop-agent init"),
+        (["config", "check"], "dpop-agent init"),
+        (["serve"], "dpop-agent init"),
+        (["init", "--module", "{tmp}/none.so"], "no PKCS#11 module"),
+        (["init", "--module", "{tmp}/none.so", "--token", "pkcs11:slot-id=1"], "slot numbers"),
+        (["key", "destroy", "default@1"], "--yes"),
+    ],
+)
+def test_what_is_refused_ends_with_1_and_one_line(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    words: list[str],
+    said: str,
+) -> None:
+    if words[0] == "key":
+        from dpop_agent.cli import keys
+
+        listed = [{"key": "default", "store": "s", "generations": [{"generation": 1}]}]
+        monkeypatch.setattr(keys, "_keys", lambda name: listed)
+        monkeypatch.setattr("sys.stdin", io.StringIO("yes\n"))
+    monkeypatch.setenv("DPOP_AGENT_CONFIG", str(tmp_path / "none.toml"))
+    (tmp_path / "two").write_text(f"Bearer {SECRET}\n")
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "long").write_text("a" * 100_000)
+    words = [word.replace("{tmp}", str(tmp_path)) for word in words]
+    assert cli.main(words) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("dpop-agent: ")
+    assert err.count("\n") == 1
+    assert said in err
+    assert SECRET not in err
+
+
+def test_a_defect_is_told_in_one_line_without_the_values_in_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> str:
+        raise RuntimeError(SECRET)
+
+    monkeypatch.setattr("dpop_agent.paths.agent_socket", fail)
+    assert cli.main(["env"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "RuntimeError (test_cli_main.py, line " in err
+    assert err.count("\n") == 1
+    assert SECRET not in err
+
+
+def test_an_interrupt_ends_with_130_and_says_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dpop_agent.paths.agent_socket", interrupted)
+    assert cli.main(["env"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def run(words: list[str], *, stdout: int) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "dpop_agent", *words],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        check=False,
+        timeout=30,
+    )
+
+
+def test_a_reader_that_went_away_is_no_news() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = run(["--help"], stdout=writer)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
+def test_output_that_cannot_be_written_is_a_failure() -> None:
+    with open("/dev/full", "wb") as full:
+        done = run(["env"], stdout=full.fileno())
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"dpop-agent: ")
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_env_prints_a_line_that_a_shell_takes_as_it_is_meant(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DPOP_AGENT_SOCK", "/run/it's $HOME/agent.sock")
+    assert cli.main(["env"]) == 0
+    script = capsys.readouterr().out + 'printf %s "$DPOP_AGENT_SOCK"'
+    shown = subprocess.run(["sh", "-c", script], capture_output=True, check=True).stdout
+    assert shown == b"/run/it's $HOME/agent.sock"
+    assert cli.main(["env", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"DPOP_AGENT_SOCK": "/run/it's $HOME/agent.sock"}
+
+
+def test_proof_loads_nothing_that_it_does_not_need() -> None:
+    script = (
+        "import sys\n"
+        "from dpop_agent.cli.main import main\n"
+        "status = main(['proof', 'GET', 'https://a.example'])\n"
+        "heavy = ['asyncio', 'pkcs11', 'keyring', 'cryptography', 'typing', 'dataclasses',\n"
+        "         'pathlib', 'platformdirs', 'hashlib', 'shutil', 'dpop_agent.cli.keys']\n"
+        "print(status, *(m for m in heavy if m in sys.modules))\n"
+    )
+    before = "import sys\nprint(0, *sys.modules)\n"
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", text], capture_output=True, text=True, check=True, timeout=30
+        ).stdout.split()
+        for text in (script, before)
+    ]
+    assert outputs[0][0] == "3"
+    assert set(outputs[0][1:]) <= set(outputs[1][1:])
+
+
+def test_the_agent_s_and_a_pkcs11_token_s_texts_do_not_steer_the_terminal() -> None:
+    assert output.plain("a\x1b[31mb\nc\x9bd\u202ee") == "a?[31mb?c?d?e"
+    assert output.table(("A", "B"), [("x\x1b", None)]) == ["A   B", "x?  -"]
+
+
+def test_a_table_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    head, rows = ("KEY", "STORE", "JKT"), [("default@1", "soft", JKT), ("b@12", "soft", JKT)]
+    monkeypatch.setattr(output, "width", lambda: None)
+    assert output.table(head, rows)[1] == f"default@1  soft   {JKT}"
+    for columns in (60, 40, 30, 22):
+        monkeypatch.setattr(output, "width", lambda: columns)  # noqa: B023  (read at once)
+        lines = output.table(head, rows, drop=("STORE",))
+        assert max(map(len, lines)) <= columns
+        assert ("STORE" in lines[0]) == (columns >= 30)
+        assert lines[1].startswith("default@1  ")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(0, "0 s"), (119, "119 s"), (120, "2 min"), (7200, "2 h"), (172800, "2 d"), (None, None)],
+)
+def test_a_duration_is_told_in_its_largest_unit(seconds: int | None, expected: str | None) -> None:
+    assert output.span(seconds) == expected

@@ -1,0 +1,343 @@
+"""`init` writes a configuration that works and overwrites none; `config` shows and checks it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpop_agent import config
+from dpop_agent.cli import setup
+from dpop_agent.cli.main import main
+
+Capture = pytest.CaptureFixture[str]
+PIN = "73195"
+
+
+def token(label: str = "work", serial: str = "0a1b", **changes: Any) -> dict[str, Any]:
+    return {
+        "label": label,
+        "serial": serial,
+        "manufacturer": "SoftHSM project",
+        "model": "SoftHSM v2",
+        "initialized": True,
+        "pin_initialized": True,
+    } | changes
+
+
+class Machine:
+    """What `init` finds: module files, and a program in the signer's place that lists tokens."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.config = folder / "conf" / "config.toml"
+        self.pin_file = folder / "work.pin"
+        self.pin_file.write_text(PIN)
+        self.pin_file.chmod(0o600)
+        program = folder / "python"
+        program.write_text(f'#!/bin/sh\nexec "{folder}/lists/$(basename "$5")"\n')
+        program.chmod(0o700)
+        (folder / "lists").mkdir()
+        (folder / "lib" / "softhsm").mkdir(parents=True)
+        monkeypatch.setattr(sys, "executable", str(program))
+        monkeypatch.setattr(setup, "_LINUX", (str(folder / "lib"),))
+        monkeypatch.setattr(setup, "_MACOS", (str(folder / "lib"),))
+        monkeypatch.setenv("DPOP_AGENT_CONFIG", str(self.config))
+
+    def module(self, file: str, *tokens: dict[str, Any], says: str | None = None) -> str:
+        path = self.folder / "lib" / file
+        path.write_bytes(b"")
+        shows = self.folder / "lists" / path.name
+        shows.write_text(says or f"#!/bin/sh\ncat <<'END'\n{json.dumps(tokens)}\nEND\n")
+        shows.chmod(0o700)
+        return str(path)
+
+    def softhsm(self, *tokens: dict[str, Any]) -> str:
+        return self.module("softhsm/libsofthsm2.so", *tokens or (token(),))
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    monkeypatch.delenv("SOFTHSM2_CONF", raising=False)
+    return Machine(tmp_path, monkeypatch)
+
+
+def init(machine: Machine, *words: str) -> int:
+    return main(["init", "--pin-file", str(machine.pin_file), *words])
+
+
+def error_of(capsys: Capture) -> str:
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    assert PIN not in out + err
+    return err
+
+
+class TestInit:
+    def test_it_writes_a_configuration_that_works(
+        self, machine: Machine, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        module = machine.softhsm(token(label='the "work" ü;one', serial="0a1b"))
+        monkeypatch.setenv("SOFTHSM2_CONF", "/etc/my softhsm.conf")
+        assert init(machine) == 0
+        assert machine.config.stat().st_mode & 0o777 == 0o600
+        assert machine.config.parent.stat().st_mode & 0o777 == 0o700
+        found = config.load(str(machine.config))
+        assert found.default_store == "soft"
+        store = found.stores["soft"]
+        assert store.module == module
+        assert store.uri == config.TokenUri(token='the "work" ü;one', serial="0a1b")
+        assert store.pin_source.path == str(machine.pin_file)
+        assert dict(store.env) == {"SOFTHSM2_CONF": "/etc/my softhsm.conf"}
+        out, err = capsys.readouterr()
+        assert err == ""
+        assert "dpop-agent serve" in out
+        assert "dpop-agent key create" in out
+        assert PIN not in out + machine.config.read_text()
+        assert main(["config", "check"]) == 0
+
+    def test_it_never_overwrites_one(self, machine: Machine, capsys: Capture) -> None:
+        machine.softhsm()
+        machine.config.parent.mkdir()
+        machine.config.write_text("# mine\n")
+        assert init(machine) == 1
+        assert "stays as it is" in error_of(capsys)
+        assert machine.config.read_text() == "# mine\n"
+
+    def test_one_that_appears_meanwhile_is_not_overwritten(
+        self, machine: Machine, capsys: Capture
+    ) -> None:
+        machine.config.parent.mkdir()
+        appears = f"#!/bin/sh\necho '# mine' > '{machine.config}'\necho '{json.dumps([token()])}'\n"
+        machine.module("softhsm/libsofthsm2.so", says=appears)
+        assert init(machine) == 1
+        assert "stays as it is" in error_of(capsys)
+        assert machine.config.read_text() == "# mine\n"
+
+    def test_a_link_to_nowhere_is_not_written_through(
+        self, machine: Machine, capsys: Capture
+    ) -> None:
+        machine.softhsm()
+        machine.config.parent.mkdir()
+        machine.config.symlink_to(machine.folder / "elsewhere")
+        assert init(machine) == 1
+        assert "stays as it is" in error_of(capsys)
+        assert not (machine.folder / "elsewhere").exists()
+
+    def test_a_dry_run_prints_what_it_would_write_and_writes_nothing(
+        self, machine: Machine, capsys: Capture
+    ) -> None:
+        machine.softhsm()
+        assert init(machine, "--dry-run") == 0
+        printed = capsys.readouterr().out
+        assert not machine.config.parent.exists()
+        assert init(machine) == 0
+        assert printed.partition("\n")[2] == machine.config.read_text()
+
+    def test_json_tells_what_was_written(self, machine: Machine, capsys: Capture) -> None:
+        machine.softhsm()
+        assert init(machine, "--json") == 0
+        assert json.loads(capsys.readouterr().out) == {
+            "config": str(machine.config),
+            "written": True,
+            "text": machine.config.read_text(),
+        }
+
+    def test_without_a_pin_file_it_says_how_to_make_one(
+        self, machine: Machine, capsys: Capture
+    ) -> None:
+        machine.softhsm()
+        assert main(["init"]) == 1
+        error = error_of(capsys)
+        assert "umask 077" in error
+        assert "--pin-file" in error
+        assert not machine.config.exists()
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            (lambda f: f.chmod(0o640), "chmod 600"),
+            (lambda f: f.unlink(), "No such file"),
+            (lambda f: f.write_text(""), "is empty"),
+            (lambda f: (f.unlink(), f.mkdir()), "isn't a file"),
+        ],
+    )
+    def test_a_pin_file_that_will_not_do_is_refused(
+        self, machine: Machine, capsys: Capture, change: Callable[[Path], None], said: str
+    ) -> None:
+        machine.softhsm()
+        change(machine.pin_file)
+        assert init(machine) == 1
+        assert said in error_of(capsys)
+        assert not machine.config.exists()
+
+    def test_several_pkcs11_tokens_are_listed_and_one_has_to_be_named(
+        self, machine: Machine, capsys: Capture
+    ) -> None:
+        machine.softhsm(token("work", "01"), token("home", "02"), token("", "", initialized=False))
+        assert init(machine) == 1
+        out, err = capsys.readouterr()
+        assert "pkcs11:token=work;serial=01" in out
+        assert "pkcs11:token=home;serial=02" in out
+        assert "there are 2" in err
+        assert "--token" in err
+        assert init(machine, "--json") == 1
+        data = json.loads(capsys.readouterr().err)["error"]["data"]
+        assert [t["uri"] for t in data["tokens"]] == [
+            "pkcs11:token=work;serial=01",
+            "pkcs11:token=home;serial=02",
+        ]
+        assert init(machine, "--token", "lost") == 1
+        assert "no PKCS#11 token here" in capsys.readouterr().err
+        assert not machine.config.exists()
+
+    @pytest.mark.parametrize("name", ["home", "pkcs11:token=home", "pkcs11:serial=02"])
+    def test_a_named_pkcs11_token_is_taken(self, machine: Machine, name: str) -> None:
+        machine.softhsm(token("work", "01"), token("home", "02"))
+        assert init(machine, "--token", name) == 0
+        assert config.load().stores["soft"].uri.serial == "02"
+
+    @pytest.mark.parametrize(
+        "uri", [f"pkcs11:token=work?pin-value={PIN}", f"pkcs11:{PIN}", "pkcs11:slot-id=1"]
+    )
+    def test_a_uri_with_a_pin_or_a_slot_is_refused(
+        self, machine: Machine, capsys: Capture, uri: str
+    ) -> None:
+        machine.softhsm()
+        assert init(machine, "--token", uri) == 1
+        assert "pkcs11: URI" in error_of(capsys)
+
+    def test_a_pkcs11_token_without_a_pin_is_refused(
+        self, machine: Machine, capsys: Capture
+    ) -> None:
+        machine.softhsm(token(pin_initialized=False))
+        assert init(machine) == 1
+        assert "no user PIN" in error_of(capsys)
+
+    def test_a_named_module_is_the_only_one_asked(self, machine: Machine) -> None:
+        machine.softhsm()
+        module = machine.module("libykcs11.so", token("YubiKey PIV #1", "1"))
+        assert init(machine, "--module", module) == 0
+        found = config.load()
+        assert found.stores["yubikey"].module == module
+        assert dict(found.stores["yubikey"].env) == {}
+
+    def test_an_unknown_module_gives_its_name_to_the_store(self, machine: Machine) -> None:
+        module = machine.module("libCryptoki2_64.so", token())
+        assert init(machine, "--module", module) == 0
+        assert config.load().default_store == "cryptoki2_64"
+
+    def test_a_module_that_fails_does_not_hide_the_others(self, machine: Machine) -> None:
+        machine.softhsm()
+        machine.module("opensc-pkcs11.so", says="#!/bin/sh\necho broken >&2\nexit 1\n")
+        machine.module("libykcs11.so", says="#!/bin/sh\nkill -SEGV $$\n")
+        assert init(machine) == 0
+        assert config.load().default_store == "soft"
+
+    @pytest.mark.parametrize(
+        ("says", "said"),
+        [
+            ("#!/bin/sh\necho 'noise\nit needs pcscd; start it' >&2\nexit 1\n", "it needs pcscd"),
+            ("#!/bin/sh\nkill -SEGV $$\n", "status -11"),
+            ("#!/bin/sh\necho oops\n", "a form that isn't one"),
+            ("#!/bin/sh\necho '[1]'\n", "a form that isn't one"),
+            ("#!/bin/sh\necho '[]'\n", "no initialised PKCS#11 token"),
+        ],
+    )
+    def test_a_module_that_shows_nothing_is_told_in_one_line(
+        self, machine: Machine, capsys: Capture, says: str, said: str
+    ) -> None:
+        module = machine.module("x.so", says=says)
+        assert init(machine, "--module", module) == 1
+        assert said in error_of(capsys)
+
+    def test_a_module_that_hangs_is_ended(
+        self, machine: Machine, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        module = machine.module("x.so", says="#!/bin/sh\nexec sleep 60\n")
+        monkeypatch.setattr(setup, "LOOK_TIMEOUT_S", 0.2)
+        start = time.monotonic()
+        assert init(machine, "--module", module) == 1
+        assert time.monotonic() - start < 10
+        assert "didn't answer" in error_of(capsys)
+
+    def test_no_module_at_all_says_what_to_install(self, machine: Machine, capsys: Capture) -> None:
+        assert init(machine) == 1
+        assert "apt install softhsm2" in error_of(capsys)
+
+    def test_one_library_under_two_names_is_asked_once(self, machine: Machine) -> None:
+        module = machine.module("libykcs11.so", token())
+        os.symlink(module, module + ".2")
+        assert init(machine) == 0
+
+    def test_a_folder_that_cannot_be_written_is_told(
+        self, machine: Machine, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        machine.softhsm()
+        (machine.folder / "file").write_text("")
+        monkeypatch.setenv("DPOP_AGENT_CONFIG", str(machine.folder / "file" / "config.toml"))
+        assert init(machine) == 1
+        assert "can't be written: Not a directory" in error_of(capsys)
+
+
+class TestConfig:
+    def test_path_tells_where_it_is_even_if_it_is_not(
+        self, machine: Machine, capsys: Capture
+    ) -> None:
+        assert main(["config", "path"]) == 0
+        assert capsys.readouterr().out == f"{machine.config}\n"
+        assert main(["config", "path", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == {"path": str(machine.config)}
+
+    def test_show_shows_every_setting(self, machine: Machine, capsys: Capture) -> None:
+        module = machine.softhsm()
+        assert init(machine) == 0
+        capsys.readouterr()
+        assert main(["config", "show"]) == 0
+        out = capsys.readouterr().out
+        for part in (str(machine.config), "soft", module, "pkcs11:token=work;serial=0a1b"):
+            assert part in out
+        assert main(["config", "show", "--json"]) == 0
+        shown = json.loads(capsys.readouterr().out)
+        assert shown["stores"] == [
+            {
+                "store": "soft",
+                "type": "pkcs11",
+                "module": module,
+                "uri": "pkcs11:token=work;serial=0a1b",
+                "pin_source": f"file:{machine.pin_file}",
+                "env": {},
+            }
+        ]
+
+    def test_check_tells_every_problem(self, machine: Machine, capsys: Capture) -> None:
+        module = machine.softhsm()
+        assert init(machine) == 0
+        os.unlink(module)
+        machine.pin_file.chmod(0o644)
+        capsys.readouterr()
+        assert main(["config", "check"]) == 1
+        out, err = capsys.readouterr()
+        first, second = err.splitlines()
+        assert out == ""
+        assert f"stores.soft: there is no PKCS#11 module at {module}" in first
+        assert f"chmod 600 {machine.pin_file}" in second
+        assert main(["config", "check", "--json"]) == 1
+        assert len(json.loads(capsys.readouterr().err)["error"]["data"]["problems"]) == 2
+
+    def test_check_of_one_that_others_can_change_fails(
+        self, machine: Machine, capsys: Capture
+    ) -> None:
+        machine.softhsm()
+        assert init(machine) == 0
+        machine.config.chmod(0o666)
+        capsys.readouterr()
+        assert main(["config", "check"]) == 1
+        assert "others can change it" in error_of(capsys)

@@ -1,0 +1,271 @@
+"""The configuration: what it takes, and one line for each thing that can't be right."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dpop_agent import config
+from dpop_agent.errors import ConfigurationError
+
+STORE = """\
+[stores.work]
+type = "pkcs11"
+module = "/usr/lib/softhsm/libsofthsm2.so"
+uri = "pkcs11:token=work"
+pin_source = "file:/home/alice/work.pin"
+"""
+SECRET = "73195"
+
+
+def write(folder: Path, text: str | bytes, mode: int = 0o600) -> str:
+    file = folder / "config.toml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    file.chmod(mode)
+    return str(file)
+
+
+def changed(setting: str, value: str) -> str:
+    lines = [line for line in STORE.splitlines() if not line.startswith(f"{setting} =")]
+    return "\n".join([*lines, f"{setting} = {value}", ""])
+
+
+def refusal(folder: Path, text: str | bytes) -> ConfigurationError:
+    path = write(folder, text)
+    with pytest.raises(ConfigurationError) as caught:
+        config.load(path)
+    assert path in caught.value.message
+    assert "\n" not in str(caught.value)
+    assert caught.value.hint
+    return caught.value
+
+
+def test_a_whole_configuration_is_read(tmp_path: Path) -> None:
+    text = (
+        '[agent]\ndefault_store = "other"\n'
+        + STORE
+        + 'env = { SOFTHSM2_CONF = "/etc/softhsm2.conf" }\n'
+        + STORE.replace("stores.work", "stores.other").replace("token=work", "serial=0a%20b")
+    )
+    path = write(tmp_path, text)
+    found = config.load(path)
+    assert found.path == path
+    assert found.default_store == "other"
+    assert list(found.stores) == ["work", "other"]
+    store = found.stores["work"]
+    assert (store.name, store.type, store.module) == (
+        "work",
+        "pkcs11",
+        "/usr/lib/softhsm/libsofthsm2.so",
+    )
+    assert store.uri == config.TokenUri(token="work")
+    assert store.pin_source == config.PinFile("/home/alice/work.pin")
+    assert dict(store.env) == {"SOFTHSM2_CONF": "/etc/softhsm2.conf"}
+    assert found.stores["other"].uri.serial == "0a b"
+
+
+def test_one_store_is_the_default_store(tmp_path: Path) -> None:
+    assert config.load(write(tmp_path, STORE)).default_store == "work"
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/bob")
+    path = write(tmp_path, changed("pin_source", '"file:~/pin"'))
+    assert config.load(path).stores["work"].pin_source.path == "/home/bob/pin"
+
+
+def test_a_configuration_cannot_be_changed_after_it_was_read(tmp_path: Path) -> None:
+    found = config.load(write(tmp_path, STORE))
+    with pytest.raises(TypeError):
+        found.stores["x"] = found.stores["work"]  # type: ignore[index]
+    with pytest.raises(AttributeError):
+        found.default_store = "x"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "there is no [stores.NAME]"),
+        ("[stores]", "there is no [stores.NAME]"),
+        ("[stores.work", "isn't TOML: "),
+        (STORE + "uri = 1\n", "isn't TOML: Cannot overwrite a value (at line 6"),
+        ("a = " + "[" * 5000, "nested too deeply"),
+        (b"a = '\xff'", "isn't UTF-8 (byte 5)"),
+        ("stores = 1", "stores has to be a table, not a number"),
+        ("[stores]\nwork = 'x'", "stores.work has to be a table, not text"),
+        ("agent = [1]\n" + STORE, "agent has to be a table, not a list"),
+        ("[agents]\n" + STORE, "unknown setting 'agents'; did you mean agent?"),
+        ("[agent]\ndefault = 'x'\n" + STORE, "agent has the unknown setting 'default'"),
+        ("[agent]\ndefault_sotre = 'x'\n" + STORE, "did you mean default_store?"),
+        ("[agent]\ndefault_store = 7\n" + STORE, "agent.default_store has to be text, not a num"),
+        ("[agent]\ndefault_store = 'wrk'\n" + STORE, "isn't configured; did you mean work?"),
+        (STORE + STORE.replace("work", "b"), "default_store is missing, and there are several"),
+        ("[stores.Work]\n", "the store name 'Work' isn't one"),
+        (f"[stores.{'a' * 65}]\n", "isn't one"),
+        ("[stores.work]\n", "stores.work.type is missing; add type"),
+        ("[stores.work]\ntipe = 'pkcs11'\n", "'tipe' isn't a setting"),
+        (changed("type", '"keychain"'), '"keychain" comes later'),
+        (changed("type", "true"), "stores.work.type has to be text, not true or false"),
+        (changed("module", "1.5"), "stores.work.module has to be text, not a number"),
+        (changed("module", '"libsofthsm2.so"'), "stores.work.module isn't a full path"),
+        (changed("uri", "1979-05-27"), "stores.work.uri has to be text, not a date or time"),
+        (changed("uri", '"work"'), "stores.work.uri: the URI isn't a pkcs11: URI"),
+        (changed("pin_sorce", '"file:/p"'), "did you mean pin_source?"),
+        (changed("env", "1"), "stores.work.env has to be a table, not a number"),
+        (changed("env", "{ A = 1 }"), "stores.work.env.A has to be text, not a number"),
+        (changed("env", '{ "A=B" = "1" }'), "isn't the name of a variable"),
+        (changed("env", '{ A = "\\u0000" }'), "stores.work.env.A has a zero byte"),
+        ("x = " + "1" * 5000, "isn't TOML"),
+        ("#" * (config.MAX_SIZE + 1), f"more than {config.MAX_SIZE} bytes"),
+    ],
+)
+def test_what_cannot_be_right_is_told_in_one_line(
+    tmp_path: Path, text: str | bytes, said: str
+) -> None:
+    assert said in str(refusal(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        f'"{SECRET}"',
+        SECRET,
+        f'"pin:{SECRET}"',
+        f'"prompt:{SECRET}"',
+        f'"file:{SECRET}"',
+        '"prompt"',
+        '"keychain"',
+        f'["{SECRET}"]',
+    ],
+)
+def test_a_source_of_pins_that_is_not_one_is_refused_and_not_told(
+    tmp_path: Path, value: str
+) -> None:
+    error = refusal(tmp_path, changed("pin_source", value))
+    assert "stores.work.pin_source" in error.message
+    assert SECRET not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("pkcs11:token=work", config.TokenUri(token="work")),
+        ("PKCS11:serial=01%2f2", config.TokenUri(serial="01/2")),
+        (
+            "pkcs11:model=SoftHSM%20v2;manufacturer=S&Co;token=a=b",
+            config.TokenUri(model="SoftHSM v2", manufacturer="S&Co", token="a=b"),
+        ),
+        ("pkcs11:token=%C3%BCber", config.TokenUri(token="über")),
+    ],
+)
+def test_a_uri_names_a_pkcs11_token(uri: str, expected: config.TokenUri) -> None:
+    assert config.parse_token_uri(uri) == expected
+    assert config.parse_token_uri(str(expected)) == expected
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("token=work", "isn't a pkcs11: URI"),
+        ("pkcs12:token=work", "isn't a pkcs11: URI"),
+        ("pkcs11:", "name=value"),
+        ("pkcs11:work", "name=value"),
+        ("pkcs11:token=a;", "name=value"),
+        ("pkcs11:token", "name=value"),
+        ("pkcs11:token=a?", "name=value"),
+        ("pkcs11:token=", "has 0 bytes"),
+        ("pkcs11:token=" + "a" * 33, "has 33 bytes, 1 to 32"),
+        ("pkcs11:serial=" + "a" * 17, "has 17 bytes, 1 to 16"),
+        ("pkcs11:token=a%00", "zero byte"),
+        ("pkcs11:token=%ff", "isn't UTF-8"),
+        ("pkcs11:token=a b", "a space is %20"),
+        ("pkcs11:token=über", "percent-encode"),
+        ("pkcs11:token=%zz", "percent-encode"),
+        ("pkcs11:token=a%2", "percent-encode"),
+        ("pkcs11:token=a;token=b", "token twice"),
+        ("pkcs11:tokn=a", "did you mean token?"),
+        ("pkcs11:token=a;slot-id=3", "slot numbers change"),
+        ("pkcs11:token=a;object=key", "keys get their names from"),
+        ("pkcs11:token=a;id=%01", "keys get their names from"),
+        ("pkcs11:token=a;type=private", "keys get their names from"),
+        ("pkcs11:token=a?module-path=/lib/x.so", "in the setting module"),
+    ],
+)
+def test_a_uri_that_does_not_name_a_pkcs11_token_is_refused(uri: str, said: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        config.parse_token_uri(uri)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        f"pkcs11:token=a?pin-value={SECRET}",
+        f"pkcs11:token=a;pin-value={SECRET}",
+        f"pkcs11:token=a?pin-source=file:{SECRET}",
+        f"pkcs11:token=a?pin-valeu={SECRET}",
+        f"pkcs11:token=a&pin-value={SECRET} ",
+        f"pkcs11:{SECRET}",
+        f"pkcs11:token=a;{SECRET}",
+        f"pkcs11:token=a?{SECRET}",
+        f"pkcs11:token={SECRET}%zz",
+        SECRET,
+    ],
+)
+def test_a_pin_in_a_uri_is_refused_and_not_told(tmp_path: Path, uri: str) -> None:
+    error = refusal(tmp_path, changed("uri", f'"{uri}"'))
+    assert SECRET not in str(error)
+    assert SECRET not in str(error.to_wire())
+
+
+def test_the_padding_of_a_pkcs11_token_s_own_texts_does_not_count() -> None:
+    uri = config.TokenUri(token="work", serial="1")
+    assert uri.matches(label="work" + " " * 28, serial="1\0", manufacturer="", model="")
+    assert not uri.matches(label="work", serial="2", manufacturer="", model="")
+    assert not uri.matches(label=" work", serial="1", manufacturer="", model="")
+
+
+def test_a_missing_configuration_names_the_command_that_writes_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="dpop-agent init"):
+        config.load(str(tmp_path / "none.toml"))
+
+
+def test_a_configuration_is_found_where_the_variable_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DPOP_AGENT_CONFIG", write(tmp_path, STORE))
+    assert config.load().default_store == "work"
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666, 0o660])
+def test_a_configuration_that_others_can_change_is_refused(tmp_path: Path, mode: int) -> None:
+    path = write(tmp_path, STORE, mode)
+    with pytest.raises(ConfigurationError, match="others can change it"):
+        config.load(path)
+
+
+def test_a_configuration_that_others_can_read_is_fine(tmp_path: Path) -> None:
+    assert config.load(write(tmp_path, STORE, 0o644)).default_store == "work"
+
+
+def test_a_configuration_of_another_user_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, STORE)
+    if os.getuid() == 0:
+        os.chown(path, 12345, -1)
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(ConfigurationError, match="belongs to uid"):
+        config.load(path)
+
+
+def test_what_is_not_a_file_is_refused_at_once(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo, 0o600)
+    for path in (tmp_path, fifo):
+        with pytest.raises(ConfigurationError, match=r"isn't a file|can't be read"):
+            config.load(str(path))
