@@ -52,7 +52,7 @@ class Frames:
         for line in lines:
             try:
                 value = json.loads(line)
-            except ValueError as e:
+            except (ValueError, RecursionError) as e:
                 raise Malformed("a frame isn't JSON") from e
             if not isinstance(value, dict):
                 raise Malformed("a frame isn't an object")

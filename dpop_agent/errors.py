@@ -392,11 +392,12 @@ def from_wire(error: object) -> DPoPAgentError:
     data = dict(data) if isinstance(data, dict) else {}
     name, hint, retry = data.pop("type", None), data.pop("hint", ""), data.pop("retry", "no")
     after = data.pop("retry_after_ms", None)
-    cls = _BY_TYPE.get(name, DPoPAgentError) if isinstance(name, str) else DPoPAgentError
+    name = name if isinstance(name, str) else DPoPAgentError.wire_type
+    cls = _BY_TYPE.get(name, DPoPAgentError)
     if cls in _OWN_SIGNATURE:
         cls = DPoPAgentError
     if cls.wire_type != name:
-        data["unknown_type"] = str(name)
+        data["unknown_type"] = name
     return cls(
         str(error.get("message", "the agent refused")),
         hint=hint if isinstance(hint, str) else "",

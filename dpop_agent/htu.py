@@ -148,7 +148,8 @@ def _ipv6(literal: str) -> tuple[str, bool]:
 
 def _port(authority: str, scheme: str) -> str:
     """`:port` where it isn't the scheme's own."""
-    digits = authority.rpartition("]")[2].partition(":")[2]
+    literal, _, after = authority.partition("]")
+    digits = (after if literal.startswith("[") else authority).partition(":")[2]
     if not digits:
         return ""
     if not (digits.isascii() and digits.isdigit()) or digits[0] == "0" or int(digits[:6]) > 65535:

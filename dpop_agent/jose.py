@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from binascii import Error as Base64Error
 from binascii import a2b_base64, b2a_base64
@@ -54,6 +53,9 @@ PUBLIC_MEMBERS = {
 
 THUMBPRINT_LENGTH = 43
 """Length of a base64url SHA-256 value: a `jkt`, an `ath`."""
+
+MAX_DIGITS = 32
+"""Digits of a JSON integer: more than any 64-bit number has."""
 
 _URLSAFE = bytes.maketrans(b"+/", b"-_")
 _STANDARD = bytes.maketrans(b"-_", b"+/")
@@ -113,6 +115,8 @@ def _uint(number: int) -> bytes:
 
 def thumbprint(jwk: Mapping[str, str]) -> str:
     """RFC 7638 section 3: SHA-256 over the required members, sorted, without white space."""
+    import hashlib  # OpenSSL: a tenth of a command's start-up, and few need it
+
     members = ",".join(f'"{name}":"{jwk[name]}"' for name in PUBLIC_MEMBERS[jwk["kty"]])
     return b64url(hashlib.sha256(f"{{{members}}}".encode("ascii")).digest())
 
@@ -123,6 +127,8 @@ def access_token_hash(access_token: str) -> str:
     Raises:
         ValueError: the access token isn't ASCII.
     """
+    import hashlib
+
     return b64url(hashlib.sha256(access_token.encode("ascii")).digest())
 
 
@@ -137,13 +143,27 @@ def _refuse_constant(name: str) -> Never:
     raise ValueError(f"{name} isn't JSON")
 
 
-_STRICT = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_refuse_constant)
+def _integer(digits: str) -> int:
+    # int has a limit too, but names a setting of the interpreter in its error.
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number has more than {MAX_DIGITS} digits")
+    return int(digits)
+
+
+_STRICT = json.JSONDecoder(
+    object_pairs_hook=_once, parse_int=_integer, parse_constant=_refuse_constant
+)
+
+
+class NotAnObject(ValueError):
+    """JSON, but an array, a text, a number or the like."""
 
 
 def json_object(data: bytes) -> dict[str, Any]:
     """The JSON object that `data` is the UTF-8 text of (RFC 8259; RFC 7515 section 4).
 
     Raises:
+        NotAnObject: JSON, but no object.
         ValueError: anything else, a member that stands twice, NaN, nesting without end.
     """
     try:
@@ -155,5 +175,5 @@ def json_object(data: bytes) -> dict[str, Any]:
     except RecursionError as e:
         raise ValueError("nested too deeply") from e
     if not isinstance(value, dict):
-        raise ValueError("not a JSON object")  # noqa: TRY004  (one error for every caller)
+        raise NotAnObject("not a JSON object")
     return value

@@ -75,7 +75,8 @@ def check_socket_folder(path: str) -> None:
     """Refuse a socket whose folder somebody else could change.
 
     The folder is ours and has mode 0700 or less; each folder above it belongs to us or to root and
-    is writable for nobody else, unless it is sticky (as `/tmp` is).
+    is writable for nobody else, unless it is sticky (as `/tmp` is). Symbolic links above it are
+    ours or root's, and what holds for folders holds for those that they lead through.
 
     Raises:
         UnsafeSocket: names the folder and what is wrong with it.
@@ -97,24 +98,27 @@ def check_socket_folder(path: str) -> None:
             f"{folder} has mode {stat.S_IMODE(info.st_mode):04o}: others can reach it",
             hint=f"chmod 700 {folder}",
         )
-    above = os.path.dirname(os.path.realpath(folder))
-    while True:
-        info = os.stat(above)
+    _check_above(folder)
+
+
+def _check_above(path: str) -> None:
+    """Each folder on the way to `path`, and on the way that a symbolic link there takes."""
+    while (above := os.path.dirname(path)) != path:
+        info = os.lstat(above)
         if info.st_uid not in (0, os.getuid()):
             raise UnsafeSocket(
                 f"{above}, above the socket, belongs to uid {info.st_uid}",
                 hint="set DPOP_AGENT_SOCK to a path in a folder of your own",
             )
-        if info.st_mode & 0o022 and not info.st_mode & stat.S_ISVTX:
+        if stat.S_ISLNK(info.st_mode):
+            _check_above(os.path.join(os.path.dirname(above), os.readlink(above), "."))
+        elif info.st_mode & 0o022 and not info.st_mode & stat.S_ISVTX:
             raise UnsafeSocket(
                 f"{above}, above the socket, has mode {stat.S_IMODE(info.st_mode):04o}: "
                 "others can replace what is in it",
                 hint="set DPOP_AGENT_SOCK to a path in a folder of your own",
             )
-        parent = os.path.dirname(above)
-        if parent == above:
-            return
-        above = parent
+        path = above
 
 
 def make_private_folder(folder: str) -> None:

@@ -213,6 +213,11 @@ def _public_jwk(header: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_signature(alg: str, jwk: dict[str, Any], signed: bytes, signature: bytes) -> None:
+    """Check 6 alone: `signature`, as JWS has it, is one of `signed` by the key in `jwk`.
+
+    Raises:
+        InvalidProof: it isn't, or `jwk` isn't a key for `alg`.
+    """
     kty = "EC" if alg in _ECDSA else "RSA" if alg in _RSA else "OKP"
     if jwk.get("kty") != kty or (kty != "RSA" and jwk.get("crv") != _CRV[alg]):
         raise InvalidProof(6, f"jwk isn't a key for {alg}")

@@ -142,7 +142,7 @@ def _read(path: str) -> Contents:
         raise _unreadable(path, e.strerror or type(e).__name__) from e
     except LedgerUnreadable:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, DPoPAgentError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, DPoPAgentError) as e:
         raise _unreadable(path, f"{type(e).__name__} in its text") from e
 
 

@@ -397,7 +397,9 @@ class Lifecycle:
         key = self.keys.named(name)
         ref = key.generation(number).ref
         answer = await self.signer_of(key).ask("find", ref=ref, alg=key.alg, self_test=True)
-        if answer["key"] is None:
+        if answer["key"] is None and answer["half"] is not None:
+            await self._bury_half(name, number, answer["half"])
+        elif answer["key"] is None:
 
             def undo(keys: Keys) -> Keys:
                 rest = keys.named(name).without(number)
@@ -407,6 +409,18 @@ class Lifecycle:
             log.info("%s@%d came to nothing and is undone", name, number)
         found: Mapping[str, Any] | None = answer["key"]
         return found
+
+    async def _bury_half(self, name: str, number: int, jkt: str) -> None:
+        """A public key without its private one: in the ledger first, then deleted."""
+        now = now_text()
+
+        def bury(keys: Keys) -> Keys:
+            key = keys.named(name)
+            half = key.generation(number).become(State.STAGED, now, jkt=jkt)
+            return keys.with_(key.with_(half.become(State.DESTROYED, now, object_left=True)))
+
+        await self._records.write(bury)
+        await self._delete_object(name, number)
 
     async def _find(self, key: Key, generation: Generation) -> bool:
         """Whether the generation's object is in its store.

@@ -229,6 +229,8 @@ class Agent:
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         admin_socket = paths.admin_socket(self._agent_socket)
         with Listener(self._agent_socket) as agent_sock, Listener(admin_socket) as admin_sock:
+            await self._save(clean=False)
+            self._open_stores()
             for sock, methods in (
                 (agent_sock, protocol.AGENT_METHODS),
                 (admin_sock, protocol.ADMIN_METHODS),
@@ -240,8 +242,6 @@ class Agent:
                         backlog=BACKLOG,
                     )
                 )
-            await self._save(clean=False)
-            self._open_stores()
             log.info("serving %s and %s", self._agent_socket, admin_socket)
             time_task = loop.create_task(self._lifecycle.watch_time())
             await ended.wait()

@@ -153,10 +153,10 @@ class _FairQueue:
 class _Process(asyncio.Protocol):
     """One signer process and its channel."""
 
-    def __init__(self, signer: Signer) -> None:
+    def __init__(self, signer: Signer, popen: subprocess.Popen[bytes]) -> None:
         self._signer = signer
         self._frames = Frames()
-        self.popen: subprocess.Popen[bytes]
+        self.popen = popen
         self.transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -363,9 +363,8 @@ class Signer:
                 cwd="/",
                 process_group=0,
             )
-        _, process = await self._loop.create_unix_connection(lambda: _Process(self), sock=ours)
-        process.popen = popen
-        self._process = process
+        process = self._process = _Process(self, popen)
+        await self._loop.create_unix_connection(lambda: process, sock=ours)
         opened: asyncio.Future[dict[str, Any] | DPoPAgentError] = self._loop.create_future()
         job = Job(
             self,

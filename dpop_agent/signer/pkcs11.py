@@ -207,7 +207,8 @@ class Pkcs11Store(Store):
         found = [
             token
             for token in _present(self._module)
-            if self._uri.matches(
+            if token.flags & TokenFlag.TOKEN_INITIALIZED  # SoftHSM always has one that isn't
+            and self._uri.matches(
                 label=_text(token.label),
                 serial=_text(token.serial),
                 manufacturer=_text(token.manufacturer_id),
@@ -323,6 +324,12 @@ class Pkcs11Store(Store):
             if opened is not None and self_test:
                 self._signature(opened, ALGORITHMS[alg], secrets.token_bytes(32))
         return None if opened is None else opened.info
+
+    def half_made(self, ref: str) -> str | None:
+        with self._guard("looking for a key"):
+            private = self._objects_with(ref, ObjectClass.PRIVATE_KEY)
+            public = self._objects_with(ref, ObjectClass.PUBLIC_KEY)
+            return thumbprint(_public_jwk(public[0])) if public and not private else None
 
     def sign(self, ref: str, jkt: str, alg: str, signing_input: bytes) -> bytes:
         with self._guard("signing"):

@@ -71,6 +71,10 @@ class Store(ABC):
         Returns None only if the store answered and has none.
         """
 
+    def half_made(self, ref: str) -> str | None:
+        """The jkt of a public key under `ref` that has no private key: its making was cut short."""
+        return None
+
     @abstractmethod
     def sign(self, ref: str, jkt: str, alg: str, signing_input: bytes) -> bytes:
         """The JWS signature (RFC 7515) of exactly the key with thumbprint `jkt`.
