@@ -17,11 +17,11 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tests.processes import Agent, Token, new_token
 
 ROUNDS = 9
-SOFTHSM = "/usr/lib/softhsm/libsofthsm2.so"
 RAW, SEQUENTIAL, CONCURRENT = 2000, 1000, 6000
 CONNECTIONS = 16
 
@@ -61,10 +61,11 @@ def raw_signer(token: Token) -> Callable[[], None]:
 
     (found,) = (
         slot.get_token()
-        for slot in pkcs11.lib(SOFTHSM).get_slots(token_present=True)
+        for slot in pkcs11.lib(token.module).get_slots(token_present=True)
         if slot.get_token().label.strip("\0 ") == token.label
     )
     session = found.open(user_pin=token.pin)
+    key: Any
     (key,) = list(session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY}))
     data = b"x" * 300
 
@@ -115,15 +116,14 @@ def measure_concurrent(into: Round, socks: list[socket.socket]) -> None:
     left = CONCURRENT
     with selectors.DefaultSelector() as selector:
         begin = time.perf_counter()
-        for sock in socks:
-            selector.register(sock, selectors.EVENT_READ)
+        for number, sock in enumerate(socks):
+            selector.register(sock, selectors.EVENT_READ, number)
             started[sock] = time.perf_counter()
             sock.sendall(REQUEST)
             left -= 1
         while len(times) < CONCURRENT:
             for event, _ in selector.select():
-                sock = event.fileobj
-                assert isinstance(sock, socket.socket)
+                sock = socks[event.data]
                 take(sock)
                 now = time.perf_counter()
                 times.append(now - started[sock])

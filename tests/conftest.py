@@ -1,0 +1,139 @@
+"""Fixtures: private places, a PKCS#11 token, an agent; and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.processes import Agent, Token, adopt_orphans, end_leftovers, new_token
+
+USERS_OWN = ("DBUS_", "DPOP_", "NODE_", "PYTHON_KEYRING_", "SOFTHSM2_", "XDG_")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-all", action="store_true", help="a part that is missing is a failure"
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if item.config.getoption("--require-all"):
+        _no_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if collector.config.getoption("--require-all"):
+        _no_skip(report)
+    return report
+
+
+def _no_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"--require-all: {report.longrepr}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_places() -> Iterator[Path]:
+    """HOME and all that is found from there: nothing of the user's own is read or touched."""
+    with (
+        tempfile.TemporaryDirectory(prefix="dpop-home-") as name,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        home = Path(name).resolve()
+        for variable in list(os.environ):
+            if variable.startswith(USERS_OWN) or variable.upper().endswith("_PROXY"):
+                patch.delenv(variable)
+        patch.setenv("HOME", str(home))
+        for variable, folder in {
+            "XDG_CONFIG_HOME": ".config",
+            "XDG_STATE_HOME": ".local/state",
+            "XDG_DATA_HOME": ".local/share",
+            "XDG_CACHE_HOME": ".cache",
+            "XDG_RUNTIME_DIR": "run",
+        }.items():
+            (home / folder).mkdir(mode=0o700, parents=True)
+            patch.setenv(variable, str(home / folder))
+        patch.setenv("DPOP_AGENT_SOCK", str(home / "run" / "none.sock"))
+        patch.setenv("DPOP_AGENT_CONFIG", str(home / ".config" / "none.toml"))
+        patch.setenv("DPOP_AGENT_STATE_DIR", str(home / ".local" / "state" / "none"))
+        yield home
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_running() -> Iterator[None]:
+    """Every process that a test starts ends with it, its children too."""
+    adopt_orphans()
+    signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", 143))  # and clean up
+    yield
+    assert end_leftovers() == {}
+
+
+@pytest.fixture
+def make_token(tmp_path: Path) -> Callable[..., Token]:
+    """`make_token(label="dpop-agent")`: a new PKCS#11 token, in a folder of its own."""
+
+    def make(label: str = "dpop-agent") -> Token:
+        return new_token(Path(tempfile.mkdtemp(prefix="token-", dir=tmp_path)), label)
+
+    return make
+
+
+@pytest.fixture
+def token(make_token: Callable[..., Token]) -> Token:
+    """A new PKCS#11 token."""
+    return make_token()
+
+
+@pytest.fixture
+def make_agent(tmp_path: Path) -> Iterator[Callable[..., Agent]]:
+    """`make_agent(config=None, **settings)`: an agent that isn't started yet, and ends with the
+    test; with a new PKCS#11 token where no configuration is named.
+    """
+
+    def make(config: Path | None = None, *, state: Path | None = None, **settings: Any) -> Agent:
+        folder = Path(tempfile.mkdtemp(prefix="agent-", dir=tmp_path))
+        agent = Agent(
+            config or new_token(folder / "token").config, state or folder / "state", **settings
+        )
+        agents.callback(agent.close)
+        return agent
+
+    with ExitStack() as agents:
+        yield make
+
+
+@pytest.fixture
+def agent(make_agent: Callable[..., Agent]) -> Agent:
+    """A running agent of this test alone, with a new PKCS#11 token and no key."""
+    return make_agent().start()
+
+
+@pytest.fixture(scope="session")
+def shared_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    """A running agent with the keys `default` and `other`; tests leave them as they are."""
+    folder = tmp_path_factory.mktemp("shared")
+    agent = Agent(new_token(folder / "token").config, folder / "state")
+    try:
+        agent.start()
+        agent.create_key("default")
+        agent.create_key("other")
+        yield agent
+    finally:
+        agent.close()

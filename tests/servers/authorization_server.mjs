@@ -1,0 +1,77 @@
+// oidc-provider on a free port of 127.0.0.1: prints {"port": …}, logs each response on its standard
+// error, and ends when its standard input does. Every proof needs a nonce of its own.
+// node authorization_server.mjs FOLDER, where FOLDER holds node_modules
+import { once } from 'node:events';
+import { createServer } from 'node:http';
+import { createRequire } from 'node:module';
+import { randomBytes } from 'node:crypto';
+import { pathToFileURL } from 'node:url';
+
+console.log = console.info = console.warn = console.error; // standard output is for the port alone
+const require = createRequire(`${process.argv[2]}/`);
+const { default: Provider } = await import(pathToFileURL(require.resolve('oidc-provider')));
+
+const server = createServer();
+server.listen(0, '127.0.0.1');
+await once(server, 'listening');
+const { port } = server.address();
+const origin = `http://127.0.0.1:${port}`;
+
+const grants = ['authorization_code', 'refresh_token'];
+const bound = { dpop_bound_access_tokens: true, response_types: ['code'] };
+const provider = new Provider(origin, {
+  clients: [
+    {
+      ...bound,
+      client_id: 'native',
+      application_type: 'native',
+      token_endpoint_auth_method: 'none',
+      grant_types: grants,
+      redirect_uris: ['http://127.0.0.1/callback'],
+    },
+    {
+      ...bound,
+      client_id: 'confidential',
+      client_secret: 'not-much-of-a-secret',
+      grant_types: [...grants, 'client_credentials'],
+      redirect_uris: ['https://client.example/callback'],
+    },
+  ],
+  clientDefaults: { id_token_signed_response_alg: 'ES256' },
+  cookies: { keys: [randomBytes(32).toString('hex')] },
+  findAccount: (ctx, id) => ({ accountId: id, claims: () => ({ sub: id }) }),
+  features: {
+    clientCredentials: { enabled: true },
+    devInteractions: { enabled: true },
+    dPoP: { enabled: true, nonceSecret: randomBytes(32), requireNonce: () => true },
+    introspection: { enabled: true },
+    pushedAuthorizationRequests: { enabled: true, requirePushedAuthorizationRequests: true },
+    resourceIndicators: {
+      enabled: true,
+      defaultResource: () => undefined,
+      getResourceServerInfo: (ctx, resource) => ({
+        audience: resource,
+        scope: 'read',
+        accessTokenFormat: 'jwt',
+        jwt: { sign: { alg: 'ES256' } },
+      }),
+      useGrantedResource: () => false,
+    },
+  },
+  issueRefreshToken: () => true,
+  jwks: { keys: [await signingKey()] },
+  pkce: { required: () => true },
+});
+provider.use(async (ctx, next) => {
+  await next();
+  console.error(`response ${ctx.method} ${ctx.path} ${ctx.status}`);
+});
+server.on('request', provider.callback());
+process.stdin.on('end', () => process.exit()).resume();
+process.stdout.write(`${JSON.stringify({ port })}\n`);
+
+async function signingKey() {
+  const { privateKey } = await crypto.subtle.generateKey({ name: 'ECDSA', namedCurve: 'P-256' }, true, ['sign']);
+  const { kty, crv, x, y, d } = await crypto.subtle.exportKey('jwk', privateKey);
+  return { kty, crv, x, y, d, alg: 'ES256', use: 'sig' };
+}

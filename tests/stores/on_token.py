@@ -1,0 +1,99 @@
+"""A PKCS#11 token seen and changed without the agent: by python-pkcs11, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.processes import ROOT, Token
+
+MODULE = "/usr/lib/softhsm/libsofthsm2.so"
+
+_USES = ("SIGN", "SIGN_RECOVER", "DECRYPT", "UNWRAP", "DERIVE", "VERIFY", "ENCRYPT", "WRAP")
+_OTHERS = ("SENSITIVE", "EXTRACTABLE", "ALWAYS_SENSITIVE", "NEVER_EXTRACTABLE", "LOCAL", "TOKEN")
+
+
+def objects(token: Token) -> list[dict[str, Any]]:
+    """Every object: `class`, `id` in hex, `label`, `uses`, and the attributes by their names."""
+    found: list[dict[str, Any]] = json.loads(_run(token, "list"))
+    return found
+
+
+def private_ids(token: Token) -> list[str]:
+    """The ids of all private keys, in hex, sorted."""
+    return sorted(o["id"] for o in objects(token) if o["class"] == "PRIVATE_KEY")
+
+
+def make_stranger(token: Token, *, key_id: str, label: str = "somebody else's") -> None:
+    """A key pair that isn't the agent's."""
+    _run(token, "make", key_id, label)
+
+
+def delete(token: Token, key_id: str, *, label: str | None = None) -> None:
+    """Delete every object with that id, and that label where one is given."""
+    _run(token, "delete", key_id, *([] if label is None else [label]))
+
+
+def _run(token: Token, *words: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-m", "tests.stores.on_token", str(token.pin_file), token.label, *words],
+        cwd=ROOT,
+        env={**os.environ, "SOFTHSM2_CONF": str(token.softhsm_conf)},
+        check=True,
+        timeout=30,
+        stdout=subprocess.PIPE,
+        text=True,
+    ).stdout
+
+
+def _main(pin_file: str, token_label: str, what: str, *words: str) -> None:
+    import pkcs11
+    from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass
+    from pkcs11.util.ec import encode_named_curve_parameters
+
+    def value(item: Any, name: str) -> Any:
+        try:
+            return item[Attribute[name]]
+        except pkcs11.PKCS11Error:
+            return None
+
+    def described(item: Any) -> dict[str, Any]:
+        return {
+            "class": ObjectClass(value(item, "CLASS")).name,
+            "id": (value(item, "ID") or b"").hex(),
+            "label": str(value(item, "LABEL")),
+            "uses": [name for name in _USES if value(item, name) is True],
+            **{name: value(item, name) for name in _OTHERS},
+        }
+
+    token = pkcs11.lib(MODULE).get_token(token_label=token_label)
+    pin = Path(pin_file).read_text().strip()
+    with token.open(rw=True, user_pin=pin) as session:
+        if what == "list":
+            print(json.dumps([described(item) for item in list(session.get_objects())]))
+        elif what == "make":
+            key_id, label = words
+            session.create_domain_parameters(
+                KeyType.EC,
+                {Attribute.EC_PARAMS: encode_named_curve_parameters("secp256r1")},
+                local=True,
+            ).generate_keypair(
+                id=bytes.fromhex(key_id),
+                label=label,
+                store=True,
+                mechanism=Mechanism.EC_KEY_PAIR_GEN,
+            )
+        else:
+            wanted: dict[Any, Any] = {Attribute.ID: bytes.fromhex(words[0])}
+            if len(words) > 1:
+                wanted[Attribute.LABEL] = words[1]
+            for item in list(session.get_objects(wanted)):
+                item.destroy()
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

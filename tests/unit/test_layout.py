@@ -1,0 +1,225 @@
+"""Which part may import which: what the processes hold follows from it."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import dpop_agent
+
+ROOT = Path(dpop_agent.__file__).parent
+PARTS = ("agent", "signer", "client", "cli")
+MODULES = sorted(
+    found.name
+    for found in pkgutil.walk_packages([str(ROOT)], "dpop_agent.", onerror=lambda _: None)
+)
+HEAVY = ("pkcs11", "keyring", "cryptography", "asn1crypto")
+
+
+class Import(NamedTuple):
+    name: str
+    lazy: bool
+    line: int
+
+
+def source_of(module: str) -> Path:
+    path = ROOT.joinpath(*module.split(".")[1:])
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def part_of(module: str) -> str:
+    """`agent`, `signer`, `client`, `cli`, or nothing for the top level."""
+    second = module.split(".")[1] if "." in module else ""
+    return second if second in PARTS else ""
+
+
+def imports_of(module: str) -> list[Import]:
+    """What a module imports while it runs; what only a type checker reads is left out."""
+    found: list[Import] = []
+
+    def visit(node: ast.AST, lazy: bool) -> None:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            for otherwise in node.orelse:
+                visit(otherwise, lazy)
+            return
+        if isinstance(node, ast.Import):
+            found.extend(Import(alias.name, lazy, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}:{node.lineno}: a relative import"
+            assert node.module
+            # `from dpop_agent import agent` names a module by its last word.
+            found.append(Import(node.module, lazy, node.lineno))
+            found.extend(
+                Import(f"{node.module}.{alias.name}", lazy, node.lineno)
+                for alias in node.names
+                if node.module.split(".")[0] == "dpop_agent"
+            )
+        inside = lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for child in ast.iter_child_nodes(node):
+            visit(child, inside)
+
+    visit(ast.parse(source_of(module).read_text("utf-8")), lazy=False)
+    return found
+
+
+def foreign(name: str) -> bool:
+    return name.split(".")[0] not in sys.stdlib_module_names | {"dpop_agent"}
+
+
+def test_every_source_file_is_walked() -> None:
+    walked = {source_of(module) for module in MODULES} | {ROOT / "__init__.py"}
+    assert walked == set(ROOT.rglob("*.py"))
+
+
+# What each part may import beyond the standard library and this package; True: only in a function.
+FOREIGN: dict[str, dict[str, bool]] = {
+    "": {},
+    "dpop_agent.paths": {"platformdirs": True},
+    "dpop_agent.verify": {"cryptography": False},
+    "agent": {},
+    "signer": {"pkcs11": False, "cryptography": False, "keyring": False},
+    "client": {},
+    "dpop_agent.client.httpx": {"httpx": False},
+    "dpop_agent.client.requests": {"requests": False, "urllib3": False},
+    "dpop_agent.client.aiohttp": {"aiohttp": False, "multidict": False, "yarl": False},
+    "cli": {"platformdirs": True},
+}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_no_other_library_than_its_part_may(module: str) -> None:
+    allowed = FOREIGN.get(module, FOREIGN[part_of(module)])
+    for found in imports_of(module):
+        if foreign(found.name):
+            where = f"{module}:{found.line} imports {found.name}"
+            library = found.name.split(".")[0]
+            assert library in allowed, where
+            assert found.lazy or not allowed[library], f"{where} outside of a function"
+
+
+# Parts that the modules of a part may import; the top level is everybody's.
+BELOW: dict[str, set[str]] = {
+    "": set(),
+    "agent": {"agent"},
+    "signer": {"signer"},
+    "client": {"client"},
+    "cli": {"cli", "client"},
+}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down(module: str) -> None:
+    allowed = set(BELOW[part_of(module)])
+    if module == "dpop_agent.__main__":
+        allowed.add("cli")
+    for found in imports_of(module):
+        if not found.name.startswith("dpop_agent"):
+            continue
+        above = part_of(found.name)
+        where = f"{module}:{found.line} imports {found.name}"
+        if above == "agent" and module == "dpop_agent.cli.serve":
+            assert found.lazy, f"{where} outside of a function"
+        else:
+            assert not above or above in allowed, where
+
+
+def test_the_verifier_shares_no_code_with_the_builder() -> None:
+    ours = {i.name for i in imports_of("dpop_agent.verify") if i.name.startswith("dpop_agent")}
+    assert {name for name in ours if name.count(".") == 1} == {"dpop_agent.errors"}
+
+
+def loaded_by(code: str) -> set[str]:
+    """The modules that `code` loads into a bare interpreter, all libraries being in reach."""
+    run = f"""
+import json, sys
+sys.path[:] = {[str(ROOT.parent), *sys.path]!r}
+before = set(sys.modules)
+try:
+    {code}
+finally:
+    sys.stdout.write(chr(10) + json.dumps(sorted(set(sys.modules) - before)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", run],
+        env={"PATH": os.environ["PATH"], "XDG_RUNTIME_DIR": "/nonexistent"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return set(json.loads(done.stdout.rpartition("\n")[2]))
+
+
+def among(loaded: set[str], *names: str) -> set[str]:
+    return {m for m in loaded if any(m == n or m.startswith(f"{n}.") for n in names)}
+
+
+def of_part(part: str) -> list[str]:
+    return [m for m in MODULES if part_of(m) == part and not m.endswith("__main__")]
+
+
+def test_the_agent_process_loads_no_crypto_library_and_no_other_part() -> None:
+    loaded = loaded_by(f"import {', '.join([*of_part('agent'), 'dpop_agent.cli.serve'])}")
+    assert "dpop_agent.agent" in loaded
+    assert not among(loaded, *HEAVY, "dpop_agent.verify", "dpop_agent.signer")
+
+
+def test_the_signer_process_loads_no_policy_and_no_server() -> None:
+    loaded = loaded_by(f"import {', '.join([*of_part('signer'), 'dpop_agent.signer.__main__'])}")
+    assert "dpop_agent.signer" in loaded
+    assert not among(loaded, "dpop_agent.agent", "dpop_agent.client", "dpop_agent.cli")
+    assert not among(loaded, "asyncio", "ssl", "http", "socketserver")
+
+
+# `pkcs11` and its like for what they are, the others for what their import costs at start-up.
+TOO_MUCH_FOR_A_CLIENT = (
+    *HEAVY,
+    *("asyncio", "ssl", "httpx", "requests", "aiohttp"),
+    *("typing", "dataclasses", "pathlib", "platformdirs", "inspect", "logging", "urllib"),
+    *("dpop_agent.agent", "dpop_agent.signer", "dpop_agent.cli", "dpop_agent.verify"),
+)
+
+
+def test_importing_the_client_loads_none_of_the_heavy_libraries() -> None:
+    assert not among(loaded_by("import dpop_agent.client"), *TOO_MUCH_FOR_A_CLIENT)
+
+
+def test_a_synchronous_client_loads_none_of_the_heavy_libraries() -> None:
+    loaded = loaded_by("from dpop_agent.client import AgentClient; AgentClient(path='/x/a.sock')")
+    assert "dpop_agent.client" in loaded
+    assert not among(loaded, *TOO_MUCH_FOR_A_CLIENT)
+
+
+def test_asking_for_a_proof_on_the_command_line_loads_none_of_the_heavy_libraries() -> None:
+    loaded = loaded_by(
+        "from dpop_agent.cli.main import main\n"
+        "    raise SystemExit(main(['proof', 'GET', 'https://as.example/']))"
+    )
+    assert among(loaded, "dpop_agent.client"), "the client was asked"
+    allowed = {"dpop_agent.cli"}
+    assert not among(loaded, *(m for m in TOO_MUCH_FOR_A_CLIENT if m not in allowed))
+
+
+def test_every_public_name_of_the_client_is_there() -> None:
+    code = "import dpop_agent.client as c; print(all(hasattr(c, n) for n in c.__all__), *c.__all__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT.parent)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    answer, *names = done.stdout.split()
+    assert answer == "True"
+    assert set(names) >= {"AgentClient", "AsyncAgentClient", "BoundToken"}
