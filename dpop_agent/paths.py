@@ -48,9 +48,14 @@ def _runtime_folder() -> str:
     # What platformdirs would answer, without its import, which is half a client's start-up.
     if sys.platform == "linux" and (runtime := os.environ.get("XDG_RUNTIME_DIR")):
         return os.path.join(runtime, APP)
+    import warnings
+
     import platformdirs
 
-    return platformdirs.user_runtime_dir(APP)
+    with warnings.catch_warnings():
+        # It warns that the folder is in /tmp; whether it is safe there, check_socket_folder tells.
+        warnings.simplefilter("ignore")
+        return platformdirs.user_runtime_dir(APP)
 
 
 def check_socket_path(path: str) -> None:

@@ -10,13 +10,15 @@ import asyncio
 import json
 import logging
 import os
+import re
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from dpop_agent import __version__
-from dpop_agent.agent.keys import Generation, Key, State
+from dpop_agent.agent.keys import Generation, Key, Keys, State
 from dpop_agent.agent.lifecycle import Lifecycle
 from dpop_agent.agent.nonces import Nonces
 from dpop_agent.agent.policy import require_allowed
@@ -60,6 +62,11 @@ PAGE = MAX_LINE - 8 * 1024
 MAX_UNKNOWN = 32
 """Objects that aren't the agent's, as `status` lists them for each store."""
 
+MAX_LISTINGS = 8
+"""Listings under way: moments kept for their next pages."""
+
+_CURSOR = re.compile(r"([0-9]{1,20}):([a-z0-9._-]{1,64})@([0-9]{1,10})")
+
 _Later = Callable[[dict[str, Any]], Coroutine[Any, Any, dict[str, Any]]]
 Respond = Callable[[dict[str, Any] | DPoPAgentError], None]
 
@@ -98,6 +105,8 @@ class Handler:
         self._nonces = Nonces()
         self._loop = asyncio.get_running_loop()
         self._headers: dict[str, str] = {}
+        self._listings: OrderedDict[int, Keys] = OrderedDict()
+        self._moments = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._proofs = 0
         self._started = now_text()
@@ -210,6 +219,7 @@ class Handler:
                 return
             self._proofs += 1
             self._records.used(generation.jkt, where.origin)
+            self._lifecycle.missing.discard(generation.jkt)
             respond(
                 {
                     "proof": f"{made}.{what['signature']}",
@@ -253,6 +263,7 @@ class Handler:
                 return
             self._proofs += 1
             self._records.used(jkt, where.origin)
+            self._lifecycle.missing.discard(generation.jkt)
             respond({"signature": what["signature"]})
 
         signer.submit(
@@ -374,10 +385,12 @@ class Handler:
         return self._shown(await self._lifecycle.adopt(params, self._stores.default_store))
 
     async def _key_rotate(self, params: dict[str, Any]) -> dict[str, Any]:
-        return self._shown_swap(*await self._lifecycle.rotate(params))
+        key, old = await self._lifecycle.rotate(params)
+        return self._shown_swap(key, old, key.staged if params.get("stage") else key.active)
 
     async def _key_activate(self, params: dict[str, Any]) -> dict[str, Any]:
-        return self._shown_swap(*await self._lifecycle.activate(params))
+        key, old = await self._lifecycle.activate(params)
+        return self._shown_swap(key, old, key.generation(params["generation"]))
 
     def _shown_after(self, verb: Callable[[dict[str, Any]], Awaitable[Key]]) -> _Later:
         async def answer(params: dict[str, Any]) -> dict[str, Any]:
@@ -385,8 +398,9 @@ class Handler:
 
         return answer
 
-    def _shown_swap(self, key: Key, old: Generation | None) -> dict[str, Any]:
-        new = key.staged or key.active
+    def _shown_swap(
+        self, key: Key, old: Generation | None, new: Generation | None
+    ) -> dict[str, Any]:
         return self._shown(key) | {
             "new": new and self._generation_members(key, new),
             "old": old and self._generation_members(key, old),
@@ -405,10 +419,12 @@ class Handler:
         return {"keys": [self._key_members(key) | {"generations": newest}]}
 
     def _key_list(self, params: dict[str, Any]) -> dict[str, Any]:
-        """One page; the cursor is the generation that the next one begins with."""
-        keys = self._records.keys
+        """One page; the cursor names a moment, and the generation that the next one begins with."""
+        moment, first = _cursor(params.get("cursor"))
+        keys = self._listings.get(moment)
+        if keys is None:
+            keys, moment = self._records.keys, 0
         names = [keys.named(params["key"]).name] if "key" in params else sorted(keys)
-        first = _cursor(params.get("cursor"))
         page: list[dict[str, Any]] = []
         size = 0
         for name in names:
@@ -421,15 +437,29 @@ class Handler:
                 ):
                     continue
                 members = self._generation_members(key, generation)
-                size += len(json.dumps(members)) + (0 if listed else len(json.dumps(key.origins)))
+                size += len(json.dumps(members))
+                if not listed:
+                    size += len(json.dumps(self._key_members(key)))
                 if size > PAGE:
                     if listed:
                         page.append(self._key_members(key) | {"generations": listed})
-                    return {"keys": page, "cursor": f"{name}@{generation.generation}"}
+                    cursor = f"{self._keep(keys, moment)}:{name}@{generation.generation}"
+                    return {"keys": page, "cursor": cursor}
                 listed.append(members)
             if listed:
                 page.append(self._key_members(key) | {"generations": listed})
         return {"keys": page}
+
+    def _keep(self, keys: Keys, moment: int) -> int:
+        """Remember a moment's keys for the next page, so that no page contradicts another."""
+        if not moment:
+            self._moments += 1
+            moment = self._moments
+        self._listings[moment] = keys
+        self._listings.move_to_end(moment)
+        if len(self._listings) > MAX_LISTINGS:
+            self._listings.popitem(last=False)
+        return moment
 
     @staticmethod
     def _key_members(key: Key) -> dict[str, Any]:
@@ -516,6 +546,7 @@ class Handler:
                 "model": signer.place.get("model"),
                 "signer_pid": signer.pid,
                 "unknown": self._lifecycle.unknown.get(name, [])[:MAX_UNKNOWN],
+                "unknown_count": len(self._lifecycle.unknown.get(name, [])),
             }
             for name, signer in self._stores.signers.items()
         ]
@@ -537,10 +568,12 @@ def _seconds(date: str) -> float:
         raise InvalidParams("seen: date isn't a date") from e
 
 
-def _cursor(text: str | None) -> tuple[str, int]:
+def _cursor(text: str | None) -> tuple[int, tuple[str, int]]:
+    """A moment, and the key and generation that its page begins with."""
     if text is None:
-        return ("", 0)
-    name, _, number = text.partition("@")
-    if not number.isdecimal():
+        return 0, ("", 0)
+    found = _CURSOR.fullmatch(text)
+    if found is None:
         raise InvalidParams("key.list: cursor isn't one of an earlier answer", hint="leave it out")
-    return (name, int(number[:10]))
+    moment, name, number = found.groups()
+    return int(moment), (name, int(number))

@@ -69,17 +69,11 @@ class Ledger:
         Raises:
             NotDurable: the write failed; `contents` is what the file has.
         """
-        document = {
-            "version": VERSION,
-            "clean": contents.clean,
-            "keys": [to_json(key) for key in contents.keys.values()],
-            "requests": contents.requests,
-        }
         new = self.path + ".new"
         try:
             descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             with open(descriptor, "w", encoding="ascii") as file:
-                json.dump(document, file, indent=1)
+                file.write(_text(contents))
                 file.flush()
                 os.fsync(descriptor)
             os.replace(new, self.path)
@@ -107,7 +101,7 @@ def _check_folder(folder: str) -> None:
 
 
 def _lock(path: str, folder: str) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as e:
@@ -125,6 +119,13 @@ def _fsync_folder(folder: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _text(contents: Contents) -> str:
+    """JSON, one key a line: quick to write, and a person can look at it."""
+    keys = ",\n  ".join(json.dumps(to_json(key)) for key in contents.keys.values())
+    rest = {"version": VERSION, "clean": contents.clean, "requests": contents.requests}
+    return f'{json.dumps(rest)[:-1]}, "keys": [\n  {keys}\n]}}\n'
 
 
 def _read(path: str) -> Contents:

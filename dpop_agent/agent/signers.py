@@ -376,9 +376,10 @@ class Signer:
         )
         settings = {
             "type": self.config.type,
+            "backend": self.config.backend,
             "module": self.config.module,
             "uri": str(self.config.uri),
-            "pin_file": self.config.pin_source.path,
+            "pin_file": self.config.pin_source and self.config.pin_source.path,
         }
         self._send(job, {"op": "open", "lock": self._lock_file, "store": settings})
         place = await opened

@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 # Values that may begin with a dash: a jkt does one time in 64.
 _ANY_TEXT = ("--jkt", "--ath", "--nonce")
 
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
+MAX_DURATION_S = 10 * 366 * _UNITS_S["d"]
+"""Ten years, as on the wire: beyond it, somebody erred."""
+
+MAX_REF = 64
+"""Bytes of an object's id, as on the wire."""
+
 
 class _Help(argparse.HelpFormatter):
     """argparse asks shutil for the terminal's width, which loads every compression there is."""
@@ -80,6 +87,40 @@ def generation(text: str) -> tuple[str, int | None]:
     if not (number.isascii() and number.isdigit()) or not 0 < int(number[:12]) <= 2**31:
         raise argparse.ArgumentTypeError("a generation is written NAME@N, as in default@2")
     return key_name(name), int(number)
+
+
+def ref(text: str) -> str:
+    """What a store finds an object by, in hex."""
+    try:
+        data = bytes.fromhex(text)
+    except ValueError:
+        data = b""
+    if not 0 < len(data) <= MAX_REF or len(text) != 2 * len(data):
+        raise argparse.ArgumentTypeError(
+            f"it has to be the object's id, 1 to {MAX_REF} bytes in hex digits, as status shows it"
+        )
+    return text
+
+
+def duration(text: str) -> int:
+    """`90s`, `15m`, `12h`, `30d` or `4w`, in seconds."""
+    number, unit = text[:-1], text[-1:]
+    if unit not in _UNITS_S or not (number.isascii() and number.isdigit()):
+        raise argparse.ArgumentTypeError(
+            "a duration is a number and its unit, as in 90s, 15m, 12h, 30d or 4w"
+        )
+    seconds = int(number) * _UNITS_S[unit] if len(number) <= 12 else MAX_DURATION_S + 1
+    if seconds > MAX_DURATION_S:
+        raise argparse.ArgumentTypeError("a duration has ten years at most")
+    return seconds
+
+
+def interval(text: str) -> int | None:
+    """A duration that isn't zero; None for `never`."""
+    seconds = None if text == "never" else duration(text)
+    if seconds == 0:
+        raise argparse.ArgumentTypeError("it can't be zero; to end it, say never")
+    return seconds
 
 
 def sha256(text: str) -> str:

@@ -20,7 +20,7 @@ DONE, FAILED, USAGE, NO_AGENT, INTERRUPTED = 0, 1, 2, 3, 130
 _VERBS = {
     "init": "look what is here and write a configuration that works",
     "serve": "the agent, in the foreground",
-    "key": "create, list, show, set and destroy keys",
+    "key": "create, list, rotate, suspend, destroy keys, and more",
     "proof": "print a proof for one request",
     "verify": "check a proof by RFC 9449 section 4.3",
     "status": "the agent, its stores and the servers' nonces",
@@ -46,10 +46,10 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has gone: the interpreter's own flush must not complain either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()
         return FAILED
     except OSError as e:
+        _give_up_output()
         what = f"{e.filename}: {e.strerror}" if e.filename else e.strerror or type(e).__name__
         _report(DPoPAgentError(what), as_json=as_json)
         return FAILED
@@ -57,6 +57,14 @@ def main(argv: list[str] | None = None) -> int:
         _report(_unexpected(e), as_json=as_json)
         return FAILED
     return status
+
+
+def _give_up_output() -> None:
+    """What can't be written now can't at the interpreter's end either, which would complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(words: list[str]) -> int:

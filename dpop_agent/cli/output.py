@@ -88,6 +88,23 @@ def span(seconds: object) -> str | None:
     return f"{int(seconds / 86400)} d"
 
 
+def duration(seconds: object) -> str:
+    """A duration as people type it: `604800` is `7d`."""
+    if not isinstance(seconds, int):
+        return "-"
+    for unit, name in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds and seconds % unit == 0:
+            return f"{seconds // unit}{name}"
+    return f"{seconds}s"
+
+
+def after(seconds: int) -> str:
+    """When that many seconds from now will have passed: date and minute."""
+    from datetime import UTC, datetime, timedelta
+
+    return f"{datetime.now(UTC) + timedelta(seconds=seconds):%Y-%m-%d %H:%M} UTC"
+
+
 def since(time: object) -> str | None:
     """How long ago a time on the wire was."""
     from datetime import UTC, datetime

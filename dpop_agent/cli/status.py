@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from typing import Any
 
+MAX_UNKNOWN = 32
+"""As many as the agent lists of a store's private keys that aren't its own."""
+
 
 def parser(verb: str) -> arguments.Parser:
     """The parser of one of the two verbs."""
@@ -67,6 +70,7 @@ def _lines(status: dict[str, Any], path: str) -> list[str]:
     if stores:
         lines += ["", *output.table(("STORE", "STATE", "PKCS#11 TOKEN"), [*map(_store, stores)])]
         lines += [output.plain(line) for store in stores for line in _trouble(store)]
+        lines += [line for store in stores for line in _unknown(store)]
     origins = get("origins") or []
     if origins:
         lines += ["", *output.table(("NONCE", "CLOCK", "ORIGIN"), [*map(_origin, origins)])]
@@ -84,6 +88,24 @@ def _trouble(store: dict[str, Any]) -> list[str]:
         return []
     hint = f"; {store['hint']}" if store.get("hint") else ""
     return [f"{store['store']}: {store['reason']}{hint}"]
+
+
+def _unknown(store: dict[str, Any]) -> list[str]:
+    """The private keys in a store that aren't the agent's."""
+    unknown, name = store.get("unknown") or [], store["store"]
+    if not unknown:
+        return []
+    many = f"{len(unknown)}{' or more' if len(unknown) >= MAX_UNKNOWN else ''}"
+    rows = [(found["ref"] or None, found["label"] or None) for found in unknown]
+    return [
+        "",
+        output.plain(
+            f"{name}: {many} private key{'s' if many != '1' else ''} that the ledger doesn't list, "
+            "left alone"
+        ),
+        *output.table(("REF", "LABEL"), rows),
+        output.plain(f"to take one in: dpop-agent key adopt NAME --ref REF --store {name}"),
+    ]
 
 
 def _origin(origin: dict[str, Any]) -> tuple[object, ...]:

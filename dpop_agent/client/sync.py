@@ -210,19 +210,27 @@ class AgentClient:
         number = next(self._ids)
         line = encode_request(number, method, params)
         deadline = time.monotonic() + self.timeout + GRACE
-        # What mustn't happen twice is never sent where the agent may be gone already.
-        if may_repeat(method, params) and (idle := self._take_idle()):
+        # What mustn't happen twice has a connection of its own, as the agent may have left an idle
+        # one already.
+        repeats = may_repeat(method, params)
+        if repeats and (idle := self._take_idle()):
             try:
                 return self._ask(idle, number, line, deadline)
             except _Closed:
                 pass  # the agent was started anew since
         try:
-            return self._ask(self._connect(deadline), number, line, deadline)
+            return self._ask(self._connect(deadline), number, line, deadline, keep=repeats)
         except _Closed:
             raise AgentUnavailable("the agent closed the connection without an answer") from None
 
     def _ask(
-        self, connection: _Connection, number: int, line: bytes, deadline: float
+        self,
+        connection: _Connection,
+        number: int,
+        line: bytes,
+        deadline: float,
+        *,
+        keep: bool = True,
     ) -> dict[str, Any]:
         try:
             outcome = _outcome(number, connection.ask(line, deadline))
@@ -232,7 +240,7 @@ class AgentClient:
         except BaseException:
             connection.close()
             raise
-        if len(self._idle) < MAX_IDLE:
+        if keep and len(self._idle) < MAX_IDLE:
             self._idle.append(connection)
         else:
             connection.close()

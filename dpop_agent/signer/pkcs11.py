@@ -55,7 +55,7 @@ MAX_LABEL = 64
 """Characters shown of an object's label."""
 
 FRESH_S = 5.0
-"""Seconds after opening in which an object that isn't found counts as really not there."""
+"""Seconds after opening in which what is found, or isn't, counts as really so."""
 
 # ECParameters (RFC 5480 section 2.1.1; Ed25519: PKCS#11 3.0 section 2.3.10, a PrintableString).
 _EC_PARAMS = {
@@ -113,6 +113,10 @@ _TEMPLATE_REFUSED = (
     TemplateInconsistent,
     FunctionRejected,
 )
+
+
+class _OddKey(SignerFailed):
+    """The object isn't what the agent put there. Another process would see the same."""
 
 
 @dataclass(slots=True)
@@ -335,7 +339,7 @@ class Pkcs11Store(Store):
         with self._guard("signing"):
             opened = self._keys.get(ref) or self._load(ref, ALGORITHMS[alg])
             if opened is None or opened.info.jkt != jkt:
-                self.broken = time.monotonic() - self._opened > FRESH_S
+                self.broken = self._view_is_old()
                 raise KeyMissing(
                     f"the PKCS#11 token {self._uri} has no key with the id {ref}"
                     if opened is None
@@ -379,14 +383,14 @@ class Pkcs11Store(Store):
         if not private:
             return None
         if len(private) > 1 or len(public) != 1:
-            raise SignerFailed(
+            raise _OddKey(
                 f"the PKCS#11 token has {len(private)} private and {len(public)} public keys with "
                 f"the id {ref}, where one of each belongs",
                 hint="delete what isn't the agent's with the vendor's tool",
             )
         jwk = _public_jwk(public[0])
         if alg is not None and (jwk["kty"], jwk.get("crv")) != (alg.kty, alg.crv):
-            raise SignerFailed(f"the key with the id {ref} isn't one for {alg.name}")
+            raise _OddKey(f"the key with the id {ref} isn't one for {alg.name}")
         info = KeyInfo(
             ref=ref,
             jwk=jwk,
@@ -425,6 +429,9 @@ class Pkcs11Store(Store):
             key.verified = True
         return bytes(signature)
 
+    def _view_is_old(self) -> bool:
+        return time.monotonic() - self._opened > FRESH_S
+
     @contextmanager
     def _guard(self, doing: str) -> Iterator[None]:
         """Turn the module's errors into ours; after one, nothing that is held open is trusted."""
@@ -435,6 +442,9 @@ class Pkcs11Store(Store):
             raise SignerFailed(
                 f"{doing} failed in the PKCS#11 module ({_said(e)})", hint="see: dpop-agent status"
             ) from e
+        except _OddKey:
+            self.broken = self._view_is_old()
+            raise
         except SignerFailed:
             self.broken = True
             raise
@@ -480,7 +490,7 @@ def _public_jwk(public: Any) -> dict[str, str]:
             if octets[0] != 4:  # SEC 1 section 2.3.3: uncompressed
                 break
             return ec_jwk(row.crv, octets[1 : 1 + size], octets[1 + size :])
-    raise SignerFailed("the PKCS#11 token's public key has a form that isn't known here")
+    raise _OddKey("the PKCS#11 token's public key has a form that isn't known here")
 
 
 def _octets(point: bytes, size: int) -> bytes:
@@ -490,4 +500,4 @@ def _octets(point: bytes, size: int) -> bytes:
     head = bytes([4, size]) if size < 128 else bytes([4, 0x81, size])
     if len(point) == len(head) + size and point.startswith(head):
         return point[len(head) :]
-    raise SignerFailed("the PKCS#11 token's CKA_EC_POINT isn't a point")
+    raise _OddKey("the PKCS#11 token's CKA_EC_POINT isn't a point")

@@ -71,7 +71,7 @@ class Store(ABC):
         Returns None only if the store answered and has none.
         """
 
-    def half_made(self, ref: str) -> str | None:
+    def half_made(self, ref: str) -> str | None:  # noqa: ARG002  (for those that can tell)
         """The jkt of a public key under `ref` that has no private key: its making was cut short."""
         return None
 

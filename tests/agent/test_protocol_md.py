@@ -112,7 +112,9 @@ def test_a_text_that_stands_for_others_fits_only_texts() -> None:
 
 def test_the_document_names_exactly_the_methods_of_both_sockets() -> None:
     assert list(agent_methods()) == list(protocol.AGENT_METHODS)
-    listed = [name for row in rows(section("Methods on `admin.sock` only")) for name in code(row[0])]
+    listed = [
+        name for row in rows(section("Methods on `admin.sock` only")) for name in code(row[0])
+    ]
     only_admin = protocol.ADMIN_METHODS.keys() - protocol.AGENT_METHODS.keys()
     assert sorted(listed) == sorted(only_admin)
 

@@ -9,9 +9,9 @@ from types import TracebackType
 from typing import Any, Self
 
 
-def request(method: str, params: dict[str, Any] | None = None, *, id: str | int = 1) -> bytes:
+def request(method: str, params: dict[str, Any] | None = None, *, number: str | int = 1) -> bytes:
     """A request's line."""
-    message = {"jsonrpc": "2.0", "id": id, "method": method, "params": params or {}}
+    message = {"jsonrpc": "2.0", "id": number, "method": method, "params": params or {}}
     return json.dumps(message).encode() + b"\n"
 
 
@@ -20,8 +20,8 @@ class Wire:
 
     def __init__(self, path: str, *, timeout: float = 15.0) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.connect(path)  # without a timeout it waits while the listener's backlog is full
         self.sock.settimeout(timeout)
-        self.sock.connect(path)
         self._rest = b""
         self._ids = itertools.count(1)
 
@@ -76,7 +76,7 @@ class Wire:
     def ask(self, method: str, **params: Any) -> dict[str, Any]:
         """A request and its answer."""
         number = next(self._ids)
-        self.send(request(method, params, id=number))
+        self.send(request(method, params, number=number))
         answer = self.next()
         assert answer["id"] == number
         return answer

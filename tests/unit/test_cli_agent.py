@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import socket
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -22,6 +24,7 @@ from tests import vectors
 JKT = "-" * 42 + "A"
 OTHER = "B" * 42 + "A"
 ATH = "_" * 42 + "8"
+DAY_S = 86_400
 PROOF = "eyJ0.eyJq.c2ln"
 ACCESS_TOKEN = vectors.RFC9449_ACCESS_TOKEN
 
@@ -36,8 +39,12 @@ def generation(number: int = 1, **changes: Any) -> dict[str, Any]:
         "protection": "software-token",
         "local": True,
         "missing": False,
+        "shared": False,
         "created": "2026-11-20T19:05:00Z",
+        "changed": "2026-11-20T19:05:00Z",
         "last_used": None,
+        "origins_used": {},
+        "drain_left_s": None,
     } | changes
 
 
@@ -48,6 +55,9 @@ def key(*generations: dict[str, Any], name: str = "default", **changes: Any) -> 
         "alg": "ES256",
         "origins": [],
         "allow_sign_proof": False,
+        "rotate_every_s": None,
+        "drain_s": 604_800,
+        "max_drain_s": 7_776_000,
         "generations": list(generations or [generation()]),
     } | changes
 
@@ -261,7 +271,8 @@ class TestKeys:
     def test_create_sends_only_what_was_given(self, agent: Agent, capsys: Capture) -> None:
         agent.answers["key.create"] = {"keys": [key()]}
         assert main(["key", "create", "default"]) == 0
-        assert "default@1  active  ES256  soft   software-token" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert "default@1  active         never      software-token  ES256  soft" in out
         [(sock, method, params)] = agent.seen
         assert (sock, method) == ("admin.sock", "key.create")
         assert len(params.pop("request_id")) == 32
@@ -271,6 +282,7 @@ class TestKeys:
         agent.answers["key.create"] = {"keys": [key()]}
         words = ["key", "create", "a", "--store", "s", "--alg", "EdDSA", "--allow-sign-proof"]
         words += ["--origin", "https://A.example:443", "--origin", "http://localhost:8080/"]
+        words += ["--rotate-every", "30d", "--drain", "15m", "--max-drain", "90s"]
         assert main([*words, "--json"]) == 0
         assert json.loads(capsys.readouterr().out) == {"keys": [key()]}
         params = agent.seen[0][2]
@@ -281,6 +293,9 @@ class TestKeys:
             "alg": "EdDSA",
             "allow_sign_proof": True,
             "origins": ["https://a.example", "http://localhost:8080"],
+            "rotate_every_s": 2_592_000,
+            "drain_s": 900,
+            "max_drain_s": 90,
         }
 
     def test_each_request_has_an_id_of_its_own(self, agent: Agent) -> None:
@@ -298,10 +313,15 @@ class TestKeys:
         agent.answers["key.list"] = {"keys": [chain, key(generation(), gone)]}
         assert main(["key", "list"]) == 0
         head, *rows = capsys.readouterr().out.splitlines()
-        assert head.split()[:3] == ["KEY", "STATE", "ALG"]
-        assert [row.split()[0] for row in rows] == ["chain@1", "default@1", "default@2"]
-        assert "keychain, exportable" in rows[0]
-        assert "active, missing" in rows[2]
+        assert head.split()[:3] == ["KEY", "STATE", "NOTES"]
+        assert [row.split()[:2] for row in rows] == [
+            ["chain@1", "active"],
+            ["default@1", "active"],
+            ["default@2", "active"],
+        ]
+        notes = slice(head.index("NOTES"), head.index("LAST USED"))
+        assert [row[notes].strip() for row in rows] == ["exportable", "", "missing"]
+        assert "keychain" in rows[0]
         assert "2026-11-20" in rows[2]
         assert [row[head.index("JKT") :] for row in rows] == [JKT, JKT, OTHER]
         assert agent.seen[0][:2] == ("agent.sock", "key.list")
@@ -337,6 +357,53 @@ class TestKeys:
         ):
             assert part in out
 
+    def test_list_tells_what_drains_until_when_and_what_is_exportable_or_shared(
+        self, agent: Agent, capsys: Capture
+    ) -> None:
+        long = generation(1, state="draining", drain_left_s=5 * DAY_S, exportable=True)
+        short = generation(2, state="draining", drain_left_s=3600, shared=True)
+        pending = generation(3, state="pending", jkt=None, exportable=True, protection="")
+        agent.answers["key.list"] = {"keys": [key(long, short, pending)]}
+        before = datetime.now(UTC)
+        assert main(["key", "list"]) == 0
+        _, *rows = capsys.readouterr().out.splitlines()
+        assert re.split(" {2,}", rows[0])[:3] == [
+            "default@1",
+            "draining",
+            f"until {before + timedelta(days=5):%Y-%m-%d}, exportable",
+        ]
+        assert re.fullmatch(
+            r"until \d{4}-\d\d-\d\d \d\d:\d\d UTC, shared", re.split(" {2,}", rows[1])[2]
+        )
+        assert "exportable" not in rows[2]
+
+    def test_show_tells_the_schedule_the_drain_and_what_it_was_used_for(
+        self, agent: Agent, capsys: Capture
+    ) -> None:
+        used = {"https://old.example": "2026-11-20T19:05:00Z"}
+        used["https://new.example"] = "2026-11-21T20:06:00Z"
+        draining = generation(
+            1, state="draining", drain_left_s=3600, origins_used=used, shared=True, missing=True
+        )
+        agent.answers["key.list"] = {
+            "keys": [key(draining, generation(2, exportable=True), rotate_every_s=30 * DAY_S)]
+        }
+        assert main(["key", "show", "default"]) == 0
+        out = capsys.readouterr().out
+        for part in (
+            "rotation    every 30d\n",
+            "drain       7d without use, 90d at most\n",
+            "default@1: draining since 2026-11-20 19:05 UTC\n",
+            "use extends that, to 90d at most\n",
+            "software-token, never exportable, made there\n",
+            "missing     its store doesn't have it now\n",
+            "shared      another agent may use it",
+            "used for    https://new.example, 2026-11-21 20:06 UTC\n"
+            "              https://old.example, 2026-11-20 19:05 UTC\n",
+            "software-token, exportable, made there\n",
+        ):
+            assert part in out
+
     def test_show_of_one_generation_shows_that_one(self, agent: Agent, capsys: Capture) -> None:
         agent.answers["key.list"] = {
             "keys": [key(generation(1, state="destroyed", jwk=None), generation(2))]
@@ -356,6 +423,13 @@ class TestKeys:
             (["--origin", "https://a.example"], {"origins": ["https://a.example"]}),
             (["--allow-sign-proof"], {"allow_sign_proof": True}),
             (["--no-allow-sign-proof"], {"allow_sign_proof": False}),
+            (["--rotate-every", "30d"], {"rotate_every_s": 2_592_000}),
+            (["--rotate-every", "never"], {"rotate_every_s": None}),
+            (["--drain", "0s"], {"drain_s": 0}),
+            (
+                ["--drain", "12h", "--max-drain", "4w"],
+                {"drain_s": 43_200, "max_drain_s": 2_419_200},
+            ),
         ],
     )
     def test_set_changes_only_what_was_given(
@@ -426,8 +500,314 @@ class TestDestroy:
     ) -> None:
         agent.answers["key.list"] = {"keys": [key(generation(1, state="draining"), generation(2))]}
         assert main(["key", "destroy", "default", "--yes"]) == 1
-        assert "default@1, default@2" in capsys.readouterr().err
+        assert "default@1 (draining), default@2 (active)" in capsys.readouterr().err
         assert self.destroyed(agent) == []
+
+    def test_of_a_shared_one_it_says_that_another_agent_loses_it_too(
+        self, agent: Agent, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        agent.answers["key.list"] = {"keys": [key(generation(shared=True))]}
+        self.answer(monkeypatch, "no\n")
+        assert main(["key", "destroy", "default@1"]) == 1
+        assert "another agent may use it" in capsys.readouterr().err
+
+
+class TestRotation:
+    OLD: ClassVar[dict[str, Any]] = generation(
+        1,
+        state="draining",
+        drain_left_s=7 * DAY_S,
+        last_used="2026-11-21T20:06:00Z",
+        origins_used={
+            "https://old.example": "2026-11-20T19:05:00Z",
+            "https://new.example": "2026-11-21T20:06:00Z",
+        },
+    )
+
+    def sent(self, agent: Agent) -> dict[str, Any]:
+        sock, _, params = agent.seen[-1]
+        assert sock == "admin.sock"
+        assert len(params.pop("request_id")) == 32
+        return params
+
+    def test_rotate_tells_both_jkts_when_the_old_one_ends_and_whom_it_touches(
+        self, agent: Agent, capsys: Capture
+    ) -> None:
+        agent.answers["key.rotate"] = {
+            "keys": [key(self.OLD, generation(2))],
+            "new": generation(2),
+            "old": self.OLD,
+        }
+        assert main(["key", "rotate", "default", "--drain", "7d"]) == 0
+        assert self.sent(agent) == {"key": "default", "drain_s": 7 * DAY_S}
+        out = capsys.readouterr().out
+        for part in (
+            f"new: default@2 is active, jkt {OTHER}\n",
+            f"old: default@1 is draining, jkt {JKT}\n",
+            f"until {datetime.now(UTC) + timedelta(days=7):%Y-%m-%d} ",
+            "if it isn't used meanwhile; use extends that, to 90d at most.\n",
+            "to go back: dpop-agent key activate default@1\n",
+        ):
+            assert part in out
+        assert out.index("https://new.example") < out.index("https://old.example")
+        assert max(map(len, out.splitlines())) <= 80
+
+    def test_rotate_of_what_was_never_used_touches_nobody(
+        self, agent: Agent, capsys: Capture
+    ) -> None:
+        old = generation(1, state="draining", drain_left_s=60)
+        agent.answers["key.rotate"] = {"keys": [key(old, generation(2))], "new": None, "old": old}
+        assert main(["key", "rotate", "default"]) == 0
+        assert self.sent(agent) == {"key": "default"}
+        assert "touches nobody" in capsys.readouterr().out
+
+    def test_rotate_without_a_drain_says_that_the_old_one_signs_no_more(
+        self, agent: Agent, capsys: Capture
+    ) -> None:
+        old = self.OLD | {"drain_left_s": 0}
+        agent.answers["key.rotate"] = {"keys": [key(old, generation(2))], "new": None, "old": old}
+        assert main(["key", "rotate", "default", "--drain", "0s"]) == 0
+        assert "default@1 signs no more" in capsys.readouterr().out
+
+    def test_rotate_where_nothing_was_active_has_no_old_one(
+        self, agent: Agent, capsys: Capture
+    ) -> None:
+        gone = generation(1, state="compromised")
+        agent.answers["key.rotate"] = {
+            "keys": [key(gone, generation(2))],
+            "new": generation(2),
+            "old": None,
+        }
+        assert main(["key", "rotate", "default"]) == 0
+        out = capsys.readouterr().out
+        assert f"new: default@2 is active, jkt {OTHER}\nold: none" in out
+
+    def test_stage_tells_the_jkt_to_announce_and_what_to_type_then(
+        self, agent: Agent, capsys: Capture
+    ) -> None:
+        staged = generation(2, state="staged")
+        agent.answers["key.rotate"] = {
+            "keys": [key(generation(), staged)],
+            "new": staged,
+            "old": None,
+        }
+        assert main(["key", "rotate", "default", "--stage"]) == 0
+        assert self.sent(agent) == {"key": "default", "stage": True}
+        out = capsys.readouterr().out
+        assert f"new: default@2 is staged, jkt {OTHER}\n" in out
+        assert f"now: default@1 is active, jkt {JKT}\n" in out
+        assert out.endswith("then: dpop-agent key activate default@2\n")
+
+    @pytest.mark.parametrize("which", ["default@2", "default"])
+    def test_activate_tells_what_is_active_and_what_drains(
+        self, agent: Agent, capsys: Capture, which: str
+    ) -> None:
+        agent.answers["key.list"] = {"keys": [key(generation(), generation(2, state="staged"))]}
+        agent.answers["key.activate"] = {
+            "keys": [key(self.OLD, generation(2))],
+            "new": generation(2),
+            "old": self.OLD,
+        }
+        assert main(["key", "activate", which, "--drain", "90s"]) == 0
+        assert self.sent(agent) == {"key": "default", "generation": 2, "drain_s": 90}
+        out = capsys.readouterr().out
+        assert f"new: default@2 is active, jkt {OTHER}\nold: default@1 is draining" in out
+
+    def test_what_is_activated_is_told_though_another_one_is_staged(
+        self, agent: Agent, capsys: Capture
+    ) -> None:
+        staged = generation(3, state="staged", jkt=ATH)
+        agent.answers["key.activate"] = {
+            "keys": [key(self.OLD, generation(2), staged)],
+            "new": staged,
+            "old": self.OLD,
+        }
+        assert main(["key", "activate", "default@2"]) == 0
+        assert ATH not in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("verb", "states", "expected"),
+        [
+            ("activate", ["active", "draining", "compromised"], 2),
+            ("activate", ["active", "draining", "staged"], None),
+            ("activate", ["active"], None),
+            ("suspend", ["retired"], 1),
+            ("suspend", ["compromised", "active"], 2),
+            ("suspend", ["draining", "active"], None),
+            ("resume", ["suspended", "active"], 1),
+            ("resume", ["suspended", "suspended"], None),
+            ("resume", ["active"], None),
+            ("destroy", ["pending", "compromised"], 2),
+            ("destroy", ["retired", "suspended"], None),
+        ],
+    )
+    def test_a_bare_name_means_the_one_generation_that_fits_or_none(
+        self, agent: Agent, capsys: Capture, verb: str, states: list[str], expected: int | None
+    ) -> None:
+        found = [generation(n, state=state) for n, state in enumerate(states, 1)]
+        agent.answers["key.list"] = {"keys": [key(*found)]}
+        result = {"keys": [key(*found)], "new": None, "old": None}
+        agent.answers[f"key.{verb}"] = result
+        words = ["key", verb, "default", *(["--yes"] if verb == "destroy" else [])]
+        assert main(words) == (1 if expected is None else 0)
+        done = [params["generation"] for sock, _, params in agent.seen if sock == "admin.sock"]
+        assert done == ([] if expected is None else [expected])
+        if expected is None:
+            err = capsys.readouterr().err
+            assert "could be meant; name one: default@" in err or f"to {verb}: none is " in err
+            assert err.count("\n") == 1
+
+    def test_suspend_tells_how_to_undo_it_and_that_nothing_is_active(
+        self, agent: Agent, capsys: Capture
+    ) -> None:
+        suspended = {"keys": [key(generation(state="suspended"))]}
+        agent.answers["key.suspend"] = suspended
+        assert main(["key", "suspend", "default@1"]) == 0
+        assert self.sent(agent) == {"key": "default", "generation": 1}
+        out = capsys.readouterr().out
+        assert f"default@1 is suspended, jkt {JKT}\n" in out
+        assert "dpop-agent key resume default@1\n" in out
+        assert "Nothing signs by the name default now" in out
+        assert main(["key", "suspend", "default@1", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == suspended
+
+    def test_resume_tells_what_it_came_back_as(self, agent: Agent, capsys: Capture) -> None:
+        agent.answers["key.resume"] = {"keys": [key(generation())]}
+        assert main(["key", "resume", "default@1"]) == 0
+        assert capsys.readouterr().out == f"default@1 is active, jkt {JKT}\n"
+        agent.answers["key.resume"] = {"keys": [key(self.OLD, generation(2))]}
+        assert main(["key", "resume", "default@1"]) == 0
+        out = capsys.readouterr().out
+        assert f"default@1 is draining, jkt {JKT}\ndefault@2 is the active one" in out
+        assert "default@1 signs for access tokens bound to it until " in out
+
+
+class TestAdopt:
+    def test_it_is_staged_and_shared_and_what_comes_next_is_told(
+        self, agent: Agent, capsys: Capture
+    ) -> None:
+        adopted = generation(2, state="staged", shared=True)
+        agent.answers["key.adopt"] = {"keys": [key(generation(), adopted)]}
+        words = ["key", "adopt", "default", "--ref", "0BadCafe", "--store", "s", "--alg", "ES256"]
+        assert main(words) == 0
+        [(sock, method, params)] = agent.seen
+        del params["request_id"]
+        assert (sock, method) == ("admin.sock", "key.adopt")
+        assert params == {"key": "default", "ref": "0BadCafe", "store": "s", "alg": "ES256"}
+        out = capsys.readouterr().out
+        assert out.startswith(f"default@2 is staged, jkt {OTHER}\n")
+        assert "It is shared" in out
+        assert "exportable" not in out
+        assert out.endswith("dpop-agent key activate default@2\n")
+
+    @pytest.mark.parametrize("local", [False, None])
+    def test_what_may_have_been_copied_is_told(
+        self, agent: Agent, capsys: Capture, local: bool | None
+    ) -> None:
+        adopted = generation(state="staged", shared=True, exportable=True, local=local)
+        agent.answers["key.adopt"] = {"keys": [key(adopted)]}
+        assert main(["key", "adopt", "default", "--ref", "00"]) == 0
+        out = capsys.readouterr().out
+        assert "somebody may have a copy of the private key" in out
+        assert "It wasn't made in this store" in out
+
+
+class TestCompromise:
+    USED: ClassVar[dict[str, str]] = {"https://as.example": "2026-11-20T19:05:00Z"}
+
+    @pytest.fixture(autouse=True)
+    def answers(self, agent: Agent) -> None:
+        marked = [
+            generation(n, state="compromised", origins_used=self.USED if n == 1 else {})
+            for n in (1, 2)
+        ]
+        agent.answers["key.list"] = {"keys": [key(generation(1), generation(2, state="staged"))]}
+        agent.answers["key.compromise"] = {"keys": [key(*marked)]}
+
+    def marked(self, agent: Agent) -> list[tuple[str, int | None]]:
+        return [
+            (params["key"], params.get("generation"))
+            for sock, method, params in agent.seen
+            if (sock, method) == ("admin.sock", "key.compromise")
+        ]
+
+    def answer(self, monkeypatch: pytest.MonkeyPatch, text: str, *, tty: bool = True) -> None:
+        stdin = io.StringIO(text)
+        monkeypatch.setattr(stdin, "isatty", lambda: tty)
+        monkeypatch.setattr(sys, "stdin", stdin)
+
+    def test_a_bare_name_means_all_and_what_to_revoke_where_is_told(
+        self, agent: Agent, capsys: Capture
+    ) -> None:
+        assert main(["key", "compromise", "default", "--yes"]) == 0
+        assert self.marked(agent) == [("default", None)]
+        out, err = capsys.readouterr()
+        assert err == ""
+        for part in (
+            "default@1 is compromised, and never signs again\n",
+            "default@2 is compromised, and never signs again\n",
+            f"jkt {JKT} (default@1)\n",
+            " https://as.example\n",
+            f"jkt {OTHER} (default@2)\nnever used",
+            "dpop-agent key rotate default\n",
+        ):
+            assert part in out
+
+    def test_one_generation_is_marked_alone(self, agent: Agent, capsys: Capture) -> None:
+        assert main(["key", "compromise", "default@2", "--yes"]) == 0
+        assert self.marked(agent) == [("default", 2)]
+        assert JKT not in capsys.readouterr().out
+
+    def test_a_yes_marks_what_was_shown_first(
+        self, agent: Agent, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.answer(monkeypatch, "yes\n")
+        assert main(["key", "compromise", "default"]) == 0
+        assert self.marked(agent) == [("default", None)]
+        err = capsys.readouterr().err
+        assert f"default@1 is active, jkt {JKT}\ndefault@2 is staged, jkt {OTHER}\n" in err
+        assert err.endswith("Mark default as compromised? Type yes: ")
+
+    @pytest.mark.parametrize("text", ["", "\n", "y\n", "default\n"])
+    def test_anything_else_marks_nothing(
+        self, agent: Agent, monkeypatch: pytest.MonkeyPatch, text: str
+    ) -> None:
+        self.answer(monkeypatch, text)
+        assert main(["key", "compromise", "default"]) == 1
+        assert self.marked(agent) == []
+
+    def test_generations_that_did_not_fit_the_answer_are_told_too(
+        self, agent: Agent, capsys: Capture
+    ) -> None:
+        agent.answers["key.list"] = agent.answers["key.compromise"]
+        agent.answers["key.compromise"] = {"keys": [key(generation(2, state="compromised"))]}
+        assert main(["key", "compromise", "default", "--yes"]) == 0
+        assert f"jkt {JKT} (default@1)\n" in capsys.readouterr().out
+
+    def test_where_nobody_can_be_asked_it_is_refused(
+        self, agent: Agent, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.answer(monkeypatch, "yes\n", tty=False)
+        assert main(["key", "compromise", "default@1"]) == 1
+        assert "dpop-agent key compromise default@1 --yes" in capsys.readouterr().err
+        assert self.marked(agent) == []
+
+    def test_blocked_but_not_durable_is_a_failure_that_tells_both(
+        self, agent: Agent, capsys: Capture
+    ) -> None:
+        agent.answers["key.list"] = agent.answers["key.compromise"]
+        refusal = errors.NotDurable(
+            "default is blocked, but that isn't durable: the disk is full", hint="free space"
+        )
+        agent.answers["key.compromise"] = refusal
+        assert main(["key", "compromise", "default", "--yes"]) == 1
+        out, err = capsys.readouterr()
+        assert "default@1 is blocked for as long as this agent runs\n" in out
+        assert f"jkt {JKT} (default@1)\n" in out
+        assert err == f"dpop-agent: {refusal}\n"
+        assert main(["key", "compromise", "default", "--yes", "--json"]) == 1
+        out, err = capsys.readouterr()
+        assert (out, json.loads(err)) == ("", {"error": refusal.to_wire()})
 
 
 STATUS: dict[str, Any] = {
@@ -487,6 +867,17 @@ class TestStatus:
         ):
             assert f"\n{line}\n" in out
         assert "\x1b" not in out
+
+    def test_keys_that_are_not_the_agent_s_are_listed_so_that_adopt_can_name_them(
+        self, agent: Agent, capsys: Capture
+    ) -> None:
+        unknown = [{"ref": "0badcafe", "label": "old\x1b key"}, {"ref": "", "label": ""}]
+        agent.answers["status"] = STATUS | {"stores": [STATUS["stores"][0] | {"unknown": unknown}]}
+        assert main(["status"]) == 0
+        out = capsys.readouterr().out
+        assert "soft: 2 private keys that the ledger doesn't list, left alone\n" in out
+        assert "\n0badcafe  old? key\n-         -\n" in out
+        assert "dpop-agent key adopt NAME --ref REF --store soft\n" in out
 
     def test_json_is_what_the_wire_returns(self, agent: Agent, capsys: Capture) -> None:
         agent.answers["status"] = STATUS

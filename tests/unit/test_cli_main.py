@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
@@ -12,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from dpop_agent import __version__
+from dpop_agent.cli import arguments, output
 from dpop_agent.cli import main as cli
-from dpop_agent.cli import output
 
 JKT = "-" * 42 + "A"
 SECRET = "Kz~8mXK1EalYznwH-LC"
@@ -38,8 +37,14 @@ def test_the_overview_names_every_verb(
         ["key", "create"],
         ["key", "list"],
         ["key", "show"],
-        ["key", "destroy"],
         ["key", "set"],
+        ["key", "rotate"],
+        ["key", "activate"],
+        ["key", "suspend"],
+        ["key", "resume"],
+        ["key", "compromise"],
+        ["key", "destroy"],
+        ["key", "adopt"],
         ["proof"],
         ["verify"],
         ["status"],
@@ -77,6 +82,17 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         ["key", "destroy", "default@99999999999999"],
         ["key", "destroy", "default@²"],
         ["key", "set", "default"],
+        ["key", "set", "default", "--drain"],
+        ["key", "set", "default", "--rotate-every", "0d"],
+        ["key", "set", "default", "--drain", "never"],
+        ["key", "rotate"],
+        ["key", "rotate", "default@1"],
+        ["key", "activate", "default@0"],
+        ["key", "suspend", "Default"],
+        ["key", "resume", "default@1", "default@2"],
+        ["key", "compromise"],
+        ["key", "adopt", "default"],
+        ["key", "adopt", "default@1", "--ref", "00"],
         ["key", "set", "default", "--any-origin", "--origin", "https://a.example"],
         ["key", "set", "default", "--allow-sign-proof", "--no-allow-sign-proof"],
         ["proof"],
@@ -139,6 +155,12 @@ def test_an_argument_that_is_not_understood_is_not_told(
         ["key", "show", "default"],
         ["key", "destroy", "default@1", "--yes"],
         ["key", "set", "default", "--any-origin"],
+        ["key", "rotate", "default"],
+        ["key", "activate", "default"],
+        ["key", "suspend", "default@1"],
+        ["key", "resume", "default"],
+        ["key", "compromise", "default", "--yes"],
+        ["key", "adopt", "default", "--ref", "00"],
         ["proof", "GET", "https://a.example"],
         ["status"],
     ],
@@ -173,7 +195,6 @@ def test_no_agent_there_ends_with_3(
         (["serve"], "dpop-agent init"),
         (["init", "--module", "{tmp}/none.so"], "no PKCS#11 module"),
         (["init", "--module", "{tmp}/none.so", "--token", "pkcs11:slot-id=1"], "slot numbers"),
-        (["key", "destroy", "default@1"], "--yes"),
     ],
 )
 def test_what_is_refused_ends_with_1_and_one_line(
@@ -183,12 +204,6 @@ def test_what_is_refused_ends_with_1_and_one_line(
     words: list[str],
     said: str,
 ) -> None:
-    if words[0] == "key":
-        from dpop_agent.cli import keys
-
-        listed = [{"key": "default", "store": "s", "generations": [{"generation": 1}]}]
-        monkeypatch.setattr(keys, "_keys", lambda name: listed)
-        monkeypatch.setattr("sys.stdin", io.StringIO("yes\n"))
     monkeypatch.setenv("DPOP_AGENT_CONFIG", str(tmp_path / "none.toml"))
     (tmp_path / "two").write_text(f"Bearer {SECRET}\n")
     (tmp_path / "empty").write_text("\n")
@@ -313,3 +328,65 @@ def test_a_table_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_duration_is_told_in_its_largest_unit(seconds: int | None, expected: str | None) -> None:
     assert output.span(seconds) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0s", 0),
+        ("90s", 90),
+        ("15m", 900),
+        ("12h", 43_200),
+        ("30d", 2_592_000),
+        ("4w", 2_419_200),
+        ("007d", 604_800),
+        ("3660d", 316_224_000),
+    ],
+)
+def test_a_duration_is_a_number_and_its_unit(text: str, expected: int) -> None:
+    assert arguments.duration(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "d",
+        "7",
+        "7 d",
+        "7D",
+        "-7d",
+        "+7d",
+        "1.5d",
+        "7d12h",
+        "٣d",
+        "²d",
+        "1y",
+        "3661d",
+        f"{10**98}d",
+    ],
+)
+def test_what_is_no_duration_is_a_usage_error_that_says_what_one_is(
+    capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    for option in ("--drain", "--max-drain", "--rotate-every"):
+        assert cli.main(["key", "set", "default", f"{option}={text}"]) == 2
+        err = capsys.readouterr().err
+        assert f"argument {option}: a duration " in err
+        assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("text", ["", "0", "0g", "0x00", "00 00", "ab:cd", "é0", "00" * 65])
+def test_what_is_no_object_s_id_is_a_usage_error(
+    capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    assert cli.main(["key", "adopt", "default", f"--ref={text}"]) == 2
+    assert "the object's id" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(0, "0s"), (90, "90s"), (900, "15m"), (86_400, "1d"), (5400, "90m"), (None, "-")],
+)
+def test_a_setting_is_shown_as_it_is_typed(seconds: int | None, expected: str) -> None:
+    assert output.duration(seconds) == expected

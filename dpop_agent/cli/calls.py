@@ -1,0 +1,99 @@
+"""Asking the agent about keys, and telling it what to do with them."""
+
+from __future__ import annotations
+
+import sys
+
+from dpop_agent import paths
+from dpop_agent.cli import output
+from dpop_agent.errors import Cancelled, ConfigurationError, KeyUnknown
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from typing import Any
+
+    Key = dict[str, Any]
+    Generation = dict[str, Any]
+
+ADMIN_TIMEOUT_S = 60.0
+"""A token may take half a minute to find the primes of an RSA key."""
+
+
+def admin(method: str, params: dict[str, Any]) -> dict[str, Any]:
+    """The result of a method that changes something."""
+    import secrets
+
+    from dpop_agent.client.sync import AgentClient
+
+    path = paths.admin_socket(paths.agent_socket())
+    with AgentClient(path, timeout=ADMIN_TIMEOUT_S) as agent:
+        result: dict[str, Any] = agent.call(method, params | {"request_id": secrets.token_hex(16)})
+    return result
+
+
+def keys(name: str | None, *, include_destroyed: bool = False) -> list[Key]:
+    """All keys, or the one of that name."""
+    from dpop_agent.client.sync import AgentClient
+
+    with AgentClient(paths.agent_socket()) as agent:
+        return agent.keys(name, include_destroyed=include_destroyed)
+
+
+def the_key(name: str, *, include_destroyed: bool = False) -> Key:
+    """The key of that name.
+
+    Raises:
+        KeyUnknown
+    """
+    found = keys(name, include_destroyed=include_destroyed)
+    if not found:
+        raise KeyUnknown(f"there is no key {name}", hint="see: dpop-agent key list --all")
+    return found[0]
+
+
+def generation(key: Key, number: int) -> Generation:
+    """One generation of a key.
+
+    Raises:
+        KeyUnknown
+    """
+    for found in key["generations"]:
+        if found["generation"] == number:
+            return dict(found)
+    raise KeyUnknown(
+        f"the key {key['key']} has no generation {number}",
+        hint=f"see: dpop-agent key list {key['key']} --all",
+    )
+
+
+def confirm(command: str, doing: str, question: list[str], refused: str) -> None:
+    """Ask before what can't be undone.
+
+    Args:
+        command: what to type where nobody can be asked.
+        doing: what would be done, as the subject of a sentence.
+        question: what is asked, in lines.
+        refused: what to say after anything but yes.
+
+    Raises:
+        ConfigurationError: nobody can be asked.
+        Cancelled: the answer wasn't yes.
+    """
+    if not sys.stdin.isatty():
+        raise ConfigurationError(
+            f"{doing} can't be undone, and nobody can be asked",
+            hint=f"if you mean it: {command} --yes",
+        )
+    print("\n".join(map(output.plain, question)), end=" Type yes: ", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() != "yes":
+        raise Cancelled(refused)
+
+
+def answer(args: Namespace, result: dict[str, Any], lines: list[str]) -> int:
+    """Print what the wire returned, or `lines` for people."""
+    if args.json:
+        output.print_json(result)
+    else:
+        print("\n".join(lines))
+    return 0

@@ -1,0 +1,138 @@
+"""How keys and generations look to people."""
+
+from __future__ import annotations
+
+from dpop_agent.cli import output
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Key = dict[str, Any]
+    Generation = dict[str, Any]
+
+_HEAD = ("KEY", "STATE", "NOTES", "LAST USED", "PROTECTION", "ALG", "STORE", "CREATED", "JKT")
+_DROP = ("CREATED", "STORE", "ALG", "PROTECTION", "LAST USED", "NOTES", "STATE")
+
+MAX_ORIGINS = 32
+"""As many as the agent remembers of what a generation signed for."""
+
+_DATE_FROM_S = 2 * 24 * 3600
+"""A drain that ends sooner is shown with the minute."""
+
+
+def table(keys: list[Key]) -> list[str]:
+    """A line for each generation."""
+    rows = [
+        (
+            name(key, generation),
+            generation["state"],
+            ", ".join(_notes(generation)),
+            output.since(generation.get("last_used")) or "never",
+            generation.get("protection") or None,
+            key["alg"],
+            key["store"],
+            output.day(generation.get("created")),
+            generation["jkt"],
+        )
+        for key in keys
+        for generation in key["generations"]
+    ]
+    return output.table(_HEAD, rows, drop=_DROP)
+
+
+def name(key: Key, generation: Generation) -> str:
+    """`default@2`."""
+    return f"{key['key']}@{generation['generation']}"
+
+
+def _notes(generation: Generation) -> list[str]:
+    left, notes = generation.get("drain_left_s"), []
+    if left is not None:
+        until = output.after(left)
+        notes.append(f"until {until if left < _DATE_FROM_S else output.day(until)}")
+    if generation.get("missing"):
+        notes.append("missing")
+    if generation.get("exportable") and generation["jkt"]:  # nothing is known of a pending one
+        notes.append("exportable")
+    if generation.get("shared"):
+        notes.append("shared")
+    return notes
+
+
+def policy(key: Key) -> list[str]:
+    """What a key may be used for, and when it rotates."""
+    every = key.get("rotate_every_s")
+    rotation = "by command alone" if every is None else f"every {output.duration(every)}"
+    drain, at_most = map(output.duration, (key.get("drain_s"), key.get("max_drain_s")))
+    return [
+        output.plain(line)
+        for line in (
+            f"{key['key']}: {key['alg']} in the store {key['store']}",
+            f"  origins     {', '.join(key['origins']) or 'any'}",
+            f"  sign-proof  {'allowed' if key['allow_sign_proof'] else 'not allowed'}",
+            f"  rotation    {rotation}",
+            f"  drain       {drain} without use, {at_most} at most",
+        )
+    ]
+
+
+def details(key: Key) -> list[str]:
+    """All there is to know of a key."""
+    lines = policy(key)
+    for generation in key["generations"]:
+        lines += ["", *_generation(key, generation)]
+    return lines
+
+
+def _generation(key: Key, generation: Generation) -> list[str]:
+    import json
+
+    jwk, changed = generation.get("jwk"), output.minute(generation.get("changed"))
+    lines = [
+        f"{name(key, generation)}: {generation['state']}{f' since {changed}' if changed else ''}",
+        f"  jkt         {generation['jkt'] or '-'}",
+        f"  jwk         {json.dumps(jwk, separators=(',', ':')) if jwk else '-'}",
+    ]
+    if generation["jkt"]:
+        lines.append(f"  protection  {', '.join(_protection(generation))}")
+    if generation.get("missing"):
+        lines.append("  missing     its store doesn't have it now")
+    if generation.get("shared"):
+        lines.append("  shared      another agent may use it: no schedule destroys it")
+    if generation.get("drain_left_s") is not None:
+        lines.append(f"  ends        {output.after(generation['drain_left_s'])}, {extended(key)}")
+    lines += [
+        f"  created     {output.minute(generation.get('created')) or '-'}",
+        f"  last used   {output.minute(generation.get('last_used')) or 'never'}",
+    ]
+    for i, (origin, when) in enumerate(_latest_first(generation)):
+        lines.append(f"  {'' if i else 'used for':10}  {origin}, {output.minute(when)}")
+    return [output.plain(line) for line in lines]
+
+
+def _protection(generation: Generation) -> list[str]:
+    local = generation.get("local")
+    made = "made there" if local else "not made there, or not known"
+    exportable = "exportable" if generation.get("exportable") else "never exportable"
+    return [generation.get("protection") or "unknown", exportable, made]
+
+
+def extended(key: Key) -> str:
+    """What a drain's end depends on."""
+    at_most = output.duration(key.get("max_drain_s"))
+    return f"if it isn't used meanwhile; use extends that, to {at_most} at most"
+
+
+def used_for(generation: Generation) -> list[str]:
+    """The origins that a generation signed for, the latest first."""
+    rows = [(output.since(when), origin) for origin, when in _latest_first(generation)]
+    if not rows:
+        return []
+    more = ["and perhaps others before"] if len(rows) >= MAX_ORIGINS else []
+    return output.table(("LAST USED", "ORIGIN"), rows) + more
+
+
+def _latest_first(generation: Generation) -> list[tuple[str, str]]:
+    used: dict[str, str] = generation.get("origins_used") or {}
+    return sorted(used.items(), key=lambda item: item[1], reverse=True)

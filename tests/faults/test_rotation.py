@@ -1,0 +1,164 @@
+"""Rotations at once, on a full disk and on a read-only one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from dpop_agent.client import AgentClient
+from dpop_agent.errors import KeyCompromised, NotDurable
+from tests.faults.invariants import HTU
+from tests.processes import Agent, Token
+
+ROTATIONS = """
+import sys
+from dpop_agent.client import AgentClient
+with AgentClient(sys.argv[1], timeout=300) as admin:
+    for _ in range(int(sys.argv[2])):
+        admin.call("key.rotate", {"key": "default"})
+"""
+
+
+def rotate_at_once(agent: Agent, processes: int, each: int) -> None:
+    agent.create_key("default")
+    watching = threading.Event()
+    worst: list[int] = []
+
+    def watch() -> None:
+        with AgentClient(agent.socket) as client:
+            while not watching.is_set():
+                (key,) = client.keys("default")
+                worst.append(sum(g["state"] == "active" for g in key["generations"]))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    running = [
+        subprocess.Popen([sys.executable, "-c", ROTATIONS, agent.admin_socket, str(each)])
+        for _ in range(processes)
+    ]
+    assert [process.wait(600) for process in running] == [0] * processes
+    watching.set()
+    watcher.join()
+    (key,) = agent.client().keys("default")
+    numbers = [g["generation"] for g in key["generations"]]
+    assert numbers == list(range(1, processes * each + 2))
+    assert [g["state"] for g in key["generations"]] == ["draining"] * (processes * each) + [
+        "active"
+    ]
+    assert len(worst) > 3
+    assert set(worst) == {1}
+
+
+def test_rotations_at_once_leave_one_active_generation_at_any_time(agent: Agent) -> None:
+    rotate_at_once(agent, processes=8, each=5)
+
+
+@pytest.mark.long
+def test_fifty_processes_rotate_twenty_times_each_at_once(agent: Agent) -> None:
+    rotate_at_once(agent, processes=50, each=20)
+
+
+MOUNT = 'mount -t tmpfs -o size=256k,mode=0700 tmpfs "$0" && exec "$@"'
+
+
+class SmallDisk:
+    """An agent whose state folder is a file system of its own, which nobody else sees."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+
+    @property
+    def _seen(self) -> Path:
+        return Path(f"/proc/{self.agent.pid}/root{self.agent.state}")
+
+    def fill(self) -> None:
+        with (self._seen / "filler").open("wb", buffering=0) as filler:
+            try:
+                while filler.write(b"x" * 4096):
+                    pass
+            except OSError:
+                pass
+
+    def free(self) -> None:
+        (self._seen / "filler").unlink()
+
+    def remount(self, how: str) -> None:
+        enter = ["nsenter", "--target", str(self.agent.pid), "--mount", "--"]
+        mount = ["mount", "-o", f"remount,{how}", str(self.agent.state)]
+        subprocess.run([*enter, *mount], check=True)
+
+
+@contextmanager
+def on_small_disk(token: Token, state: Path) -> Iterator[SmallDisk]:
+    state.mkdir()
+    agent = Agent(
+        token.config,
+        state,
+        preexec=["unshare", "--mount", "--propagation", "private", "sh", "-c", MOUNT, str(state)],
+    )
+    try:
+        agent.start().create_key("default")
+        yield SmallDisk(agent)
+    finally:
+        agent.close()
+
+
+@pytest.fixture
+def disk(token: Token, tmp_path: Path) -> Iterator[SmallDisk]:
+    probe = subprocess.run(
+        ["unshare", "--mount", "true"], check=False, capture_output=True, text=True
+    )
+    if probe.returncode:
+        pytest.skip(f"needs its own mounts, which root alone may make here: {probe.stderr}")
+    with on_small_disk(token, tmp_path / "disk") as disk:
+        yield disk
+
+
+def states(agent: Agent) -> list[str]:
+    (key,) = agent.client().keys("default")
+    return [g["state"] for g in key["generations"]]
+
+
+@pytest.mark.parametrize("trouble", ["full", "read-only"])
+def test_signing_goes_on_and_a_rotation_fails_cleanly_where_the_ledger_cant_be_written(
+    disk: SmallDisk, trouble: str
+) -> None:
+    before = states(disk.agent)
+    if trouble == "full":
+        disk.fill()
+    else:
+        disk.remount("ro")
+    with pytest.raises(NotDurable, match="can't be written"):
+        disk.agent.admin().call("key.rotate", {"key": "default"})
+    assert states(disk.agent) == before == ["active"]
+    assert disk.agent.client().proof("GET", HTU).state == "active"
+    if trouble == "full":
+        disk.free()
+    else:
+        disk.remount("rw")
+    disk.agent.admin().call("key.rotate", {"key": "default"})
+    assert states(disk.agent) == ["draining", "active"]
+    assert disk.agent.client().status()["stores"][0]["unknown"] == []
+
+
+def test_compromise_blocks_at_once_though_the_ledger_cant_be_written(disk: SmallDisk) -> None:
+    disk.fill()
+    with pytest.raises(NotDurable, match="blocked"):
+        disk.agent.admin().call("key.compromise", {"key": "default"})
+    (key,) = disk.agent.client().keys("default")
+    jkt = key["generations"][0]["jkt"]
+    with pytest.raises(KeyCompromised):
+        disk.agent.client().proof("GET", HTU, jkt=jkt)
+    assert '"compromised"' not in (disk._seen / "ledger.json").read_text()
+    disk.free()
+    for _ in range(100):
+        if '"compromised"' in (disk._seen / "ledger.json").read_text():
+            break
+        threading.Event().wait(0.1)
+    assert '"compromised"' in (disk._seen / "ledger.json").read_text()
