@@ -9,6 +9,9 @@ module = "/usr/lib/softhsm/libsofthsm2.so"
 uri = "pkcs11:token=work"              # RFC 7512
 pin_source = "file:~/.config/dpop-agent/work.pin"
 env = {}                               # environment of the signer process
+
+[stores.keychain]
+type = "keychain"                      # of the operating system: exportable by the user's programs
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -28,11 +32,34 @@ MAX_SIZE = 256 * 1024
 """Bytes of a configuration file: hundreds of stores; more is some other file."""
 
 STORE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_CREDENTIAL = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}")
+_PIN_SOURCES = (
+    'write it as "prompt" (asked by dpop-agent unlock), "file:PATH" (mode 0600), "credential:NAME" '
+    '(systemd\'s), or "keychain"'
+)
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 _TOP = ("agent", "stores")
 _AGENT = ("default_store",)
-_PKCS11 = ("type", "module", "uri", "pin_source", "env")
+_SETTINGS = {
+    "pkcs11": ("type", "module", "uri", "pin_source", "env"),
+    "keychain": ("type", "backend", "env"),
+}
+
+# keyring's own names. Whatever else it has, or finds installed, isn't taken: what it would choose
+# by itself may be a plain file.
+_FREEDESKTOP = "keyring.backends.SecretService.Keyring"
+_MACOS = "keyring.backends.macOS.Keyring"
+BACKENDS = (_FREEDESKTOP, _MACOS, "keyring.backends.kwallet.DBusKeyring")
+"""The keychains that a store of type `keychain` may use."""
+
+_REFUSED_BACKENDS = {
+    "keyrings.": "it isn't one of keyring's own, and those that come with keyrings.alt keep "
+    "private keys in files",
+    "keyring.backends.null.": "it keeps nothing",
+    "keyring.backends.fail.": "it is what keyring has where there is no keychain",
+    "keyring.backends.chainer.": "it reads from any other, plain files among them",
+}
 
 # RFC 7512 section 2.3: unreserved / pk11-res-avail / "&", or an escape.
 _VALUE = re.compile(r"(?:[A-Za-z0-9\-._~:\[\]@!$'()*+,=&]|%[0-9A-Fa-f]{2})*")
@@ -89,29 +116,35 @@ class TokenUri:
 
 
 @dataclass(frozen=True, slots=True)
-class PinFile:
-    """`pin_source = "file:PATH"`."""
+class PinSource:
+    """Where the signer has a store's PIN from.
 
-    path: str
+    `kind` is `file` (its `argument` a path), `credential` (a systemd credential's name), `prompt`
+    or `keychain`, which have none.
+    """
+
+    kind: str
+    argument: str = ""
 
     def __str__(self) -> str:
-        return f"file:{self.path}"
-
-
-PinSource = PinFile
-"""Where the signer has a store's PIN from."""
+        return f"{self.kind}:{self.argument}" if self.argument else self.kind
 
 
 @dataclass(frozen=True, slots=True)
 class StoreConfig:
-    """One `[stores.NAME]`; paths are absolute."""
+    """One `[stores.NAME]`; paths are absolute.
+
+    `module`, `uri` and `pin_source` are a PKCS#11 token's, `backend` (one of `BACKENDS`) is a
+    keychain's.
+    """
 
     name: str
     type: str
-    module: str
-    uri: TokenUri
-    pin_source: PinSource
     env: Mapping[str, str]
+    module: str | None = None
+    uri: TokenUri | None = None
+    pin_source: PinSource | None = None
+    backend: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +211,11 @@ def parse_token_uri(uri: str) -> TokenUri:
             raise ConfigurationError(f"the pkcs11: URI has {name} twice", hint="leave one out")
         found[name] = _decoded(name, value)
     return TokenUri(**found)
+
+
+def default_backend() -> str:
+    """The keychain that a store of type `keychain` uses where its configuration names none."""
+    return _MACOS if sys.platform == "darwin" else _FREEDESKTOP
 
 
 def _decoded(name: str, value: str) -> str:
@@ -307,12 +345,19 @@ class _Reader:
     def _store(self, name: str, table: dict[str, Any]) -> StoreConfig:
         where = f"stores.{name}"
         kind = self._text(f"{where}.type", self._must(where, table, "type"))
-        if kind != "pkcs11":
+        if kind not in _SETTINGS:
             self._refuse(
                 f"{where}.type names a kind of store that this version doesn't have",
-                'there is: "pkcs11" ("keychain" comes later)',
+                f"there are: {', '.join(_SETTINGS)}",
             )
-        self._known(where, table, _PKCS11)
+        self._known(where, table, _SETTINGS[kind])
+        if kind == "keychain":
+            return StoreConfig(
+                name=name,
+                type=kind,
+                env=self._env(f"{where}.env", table.get("env", {})),
+                backend=self._backend(f"{where}.backend", table.get("backend", default_backend())),
+            )
         module = self._file(
             f"{where}.module",
             self._text(f"{where}.module", self._must(where, table, "module")),
@@ -325,20 +370,37 @@ class _Reader:
         return StoreConfig(
             name=name,
             type=kind,
+            env=self._env(f"{where}.env", table.get("env", {})),
             module=module,
             uri=uri,
             pin_source=self._pin_source(
                 f"{where}.pin_source", self._must(where, table, "pin_source")
             ),
-            env=self._env(f"{where}.env", table.get("env", {})),
         )
 
+    def _backend(self, where: str, value: object) -> str:
+        name = self._text(where, value)
+        if name not in BACKENDS:
+            why = [reason for start, reason in _REFUSED_BACKENDS.items() if name.startswith(start)]
+            self._refuse(
+                f"{where} names {name[:80]!r}, which isn't taken"
+                + (f": {why[0]}" if why else ": it isn't a keychain that is known here"),
+                f"leave it out, or name one of: {', '.join(BACKENDS)}",
+            )
+        return name
+
     def _pin_source(self, where: str, value: object) -> PinSource:
-        hint = 'write it as "file:PATH", the PIN in that file, its mode 0600'
         # What stands here may be a PIN: neither its type nor its text is told.
-        if not isinstance(value, str) or not value.startswith("file:"):
-            self._refuse(f"{where} isn't a source of PINs that this version has", hint)
-        return PinFile(self._file(where, value.removeprefix("file:"), hint))
+        if not isinstance(value, str):
+            self._refuse(f"{where} isn't a source of PINs", _PIN_SOURCES)
+        kind, _, argument = value.partition(":")
+        if kind == "file" and argument:
+            return PinSource(kind, self._file(where, argument, _PIN_SOURCES))
+        if kind == "credential" and _CREDENTIAL.fullmatch(argument):
+            return PinSource(kind, argument)
+        if value not in ("prompt", "keychain"):
+            self._refuse(f"{where} isn't a source of PINs", _PIN_SOURCES)
+        return PinSource(value)
 
     def _env(self, where: str, value: object) -> Mapping[str, str]:
         env = self._table(where, value)
@@ -361,7 +423,8 @@ class _Reader:
 
     def _must(self, where: str, table: dict[str, Any], name: str) -> object:
         if name not in table:
-            near = [n for n in table if n not in _PKCS11]
+            settings = _SETTINGS.get(table.get("type", ""), _SETTINGS["pkcs11"])
+            near = [n for n in table if n not in settings]
             self._refuse(
                 f"{where}.{name} is missing",
                 f"add it; {near[0][:80]!r} isn't a setting" if near else f"add {name} = …",

@@ -179,6 +179,8 @@ ADMIN_METHODS: Mapping[str, Mapping[str, Param]] = {
         "request_id": _REQUEST,
     },
     "key.set": {"key": _KEY.must(), **_SETTINGS},
+    "lock": {"store": _TEXT},
+    "unlock": {"store": _TEXT.must()},
     "reload": {},
 }
 """What `admin.sock` answers."""

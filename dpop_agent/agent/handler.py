@@ -82,6 +82,10 @@ class Stores(Protocol):
     def signers(self) -> Mapping[str, Signer]:
         """By the names of their stores."""
 
+    @property
+    def socket_folder(self) -> str:
+        """The folder of the agent's sockets, which is the user's alone."""
+
     async def reload(self) -> None:
         """Read the configuration again, and open what isn't open."""
 
@@ -126,6 +130,8 @@ class Handler:
             "key.destroy": self._shown_after(lifecycle.destroy),
             "key.adopt": self._key_adopt,
             "key.set": self._shown_after(lifecycle.set),
+            "lock": self._lock,
+            "unlock": self._unlock,
             "reload": self._reload,
         }
 
@@ -550,6 +556,17 @@ class Handler:
             }
             for name, signer in self._stores.signers.items()
         ]
+
+    async def _lock(self, params: dict[str, Any]) -> dict[str, Any]:
+        names = [params["store"]] if "store" in params else list(self._stores.signers)
+        for name in names:
+            await self._lifecycle.signer(name).lock()
+        return {"stores": self._store_members()}
+
+    async def _unlock(self, params: dict[str, Any]) -> dict[str, Any]:
+        signer = self._lifecycle.signer(params["store"])
+        path = await signer.unlock(self._stores.socket_folder)
+        return {"store": params["store"], "state": signer.state, "pin_socket": path}
 
     async def _reload(self, params: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
         await self._stores.reload()

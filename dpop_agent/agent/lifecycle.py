@@ -76,9 +76,14 @@ class Lifecycle:
         Raises:
             StoreUnknown: the configuration doesn't have that store any more.
         """
-        return self._signer(key.store)
+        return self.signer(key.store)
 
-    def _signer(self, store: str) -> Signer:
+    def signer(self, store: str) -> Signer:
+        """A store's signer.
+
+        Raises:
+            StoreUnknown: the configuration doesn't have it.
+        """
         if store not in self._signers:
             raise StoreUnknown(f"there is no store {store} in the configuration")
         return self._signers[store]
@@ -264,7 +269,7 @@ class Lifecycle:
                 hint=f"there are: {', '.join(ALGORITHMS)}",
             )
         store = params.get("store", default_store)
-        self._signer(store)
+        self.signer(store)
         new = Key(name=params["key"], store=store, alg=alg, created=now_text())
         return replace(new, **_settings(params))
 
@@ -468,7 +473,7 @@ class Lifecycle:
                 await self._quietly(name, self._delete_object(name, generation.generation))
 
     async def _list_unknown(self, store: str) -> None:
-        listed = (await self._signer(store).ask("objects"))["objects"]
+        listed = (await self.signer(store).ask("objects"))["objects"]
         ours = {g.ref for key in self.keys.values() if key.store == store for g in key.generations}
         self.unknown[store] = [found for found in listed if found["ref"] not in ours]
         if self.unknown[store]:

@@ -44,6 +44,9 @@ LINE_TIMEOUT_S = 5.0
 
 BACKLOG = 128
 
+IDLE_LOOK_S = 1.0
+"""Seconds between looks for stores to lock or release."""
+
 
 class Connection(asyncio.Protocol):
     """One client's connection."""
@@ -181,8 +184,18 @@ def _encoded(request_id: str | int, what: dict[str, Any] | DPoPAgentError) -> by
 class Agent:
     """The running agent: its stores, its keys, its sockets."""
 
-    def __init__(self, config: Config, *, agent_socket: str, ledger: Ledger) -> None:
-        """Inside a running event loop; `start` opens stores and sockets."""
+    def __init__(
+        self,
+        config: Config,
+        *,
+        agent_socket: str,
+        ledger: Ledger,
+        lock_after_s: float | None,
+        release_after_s: float | None,
+    ) -> None:
+        """Inside a running event loop; `run` opens stores and sockets."""
+        self._lock_after_s = lock_after_s
+        self._release_after_s = release_after_s
         self.signers: dict[str, Signer] = {}
         self._config = config
         self._agent_socket = agent_socket
@@ -198,6 +211,11 @@ class Agent:
     def default_store(self) -> str:
         """The store of keys that name none."""
         return self._config.default_store
+
+    @property
+    def socket_folder(self) -> str:
+        """The folder of the agent's sockets, which is the user's alone."""
+        return os.path.dirname(self._agent_socket)
 
     def describe(self) -> dict[str, Any]:
         """The agent's own members of `status`."""
@@ -243,9 +261,13 @@ class Agent:
                     )
                 )
             log.info("serving %s and %s", self._agent_socket, admin_socket)
-            time_task = loop.create_task(self._lifecycle.watch_time())
+            watching = [
+                loop.create_task(self._lifecycle.watch_time()),
+                loop.create_task(self._watch_idle()),
+            ]
             await ended.wait()
-            time_task.cancel()
+            for task in watching:
+                task.cancel()
             await self._close()
 
     def _open_stores(self) -> None:
@@ -292,6 +314,16 @@ class Agent:
         task = asyncio.get_running_loop().create_task(reload())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _watch_idle(self) -> None:
+        if self._lock_after_s is None and self._release_after_s is None:
+            return
+        while True:
+            await asyncio.sleep(IDLE_LOOK_S)
+            for signer in list(self.signers.values()):
+                signer.look_idle(
+                    lock_after_s=self._lock_after_s, release_after_s=self._release_after_s
+                )
 
     async def _save(self, *, clean: bool) -> None:
         try:
@@ -386,24 +418,39 @@ class Listener:
         )
 
 
-def run(config: Config, *, agent_socket: str, state_folder: str) -> None:
+def run(
+    config: Config,
+    *,
+    agent_socket: str,
+    state_folder: str,
+    lock_after_s: float | None = None,
+    release_after_s: float | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Args:
         config: the stores.
         agent_socket: where `agent.sock` goes, `admin.sock` beside it.
         state_folder: where the ledger is.
+        lock_after_s: seconds without use after which a store is locked; None for never.
+        release_after_s: seconds after which other programs may have it; None for never.
 
     Raises:
         DPoPAgentError: why the agent doesn't start.
     """
     harden()
     ledger = Ledger(state_folder)
+
+    async def serve() -> None:
+        await Agent(
+            config,
+            agent_socket=agent_socket,
+            ledger=ledger,
+            lock_after_s=lock_after_s,
+            release_after_s=release_after_s,
+        ).run()
+
     try:
-        asyncio.run(_serve(config, agent_socket, ledger))
+        asyncio.run(serve())
     finally:
         ledger.close()
-
-
-async def _serve(config: Config, agent_socket: str, ledger: Ledger) -> None:
-    await Agent(config, agent_socket=agent_socket, ledger=ledger).run()

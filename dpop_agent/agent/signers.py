@@ -21,6 +21,7 @@ from dpop_agent.channel import Frames, Malformed, frame, outcome
 from dpop_agent.config import StoreConfig
 from dpop_agent.errors import (
     Busy,
+    Cancelled,
     DPoPAgentError,
     Locked,
     PinRefused,
@@ -48,6 +49,9 @@ FAST_S = 0.02
 
 MAX_QUEUE = 4096
 """Requests waiting for one signer: seconds of work for a fast store."""
+
+UNLOCK_TIMEOUT_S = 150.0
+"""Seconds for opening while a person types the PIN: the signer waits 60, twice at the most."""
 
 MIN_BACK_OFF_S, MAX_BACK_OFF_S = 0.25, 5.0
 """Seconds between restarts, doubled each time; the first restart is at once."""
@@ -218,6 +222,13 @@ class Signer:
         self._retry_at = 0.0
         self._tick: asyncio.TimerHandle | None = None
         self._closed = False
+        self._idle_since = self._loop.time()
+        self._released = False
+        self._locking: asyncio.Task[None] | None = None
+        self._prompts = config.pin_source is not None and config.pin_source.kind == "prompt"
+        self.locked = self._prompts
+        if self.locked:
+            self.error = self._wants_pin()
 
     # What the rest of the agent asks
 
@@ -286,9 +297,104 @@ class Signer:
         self._queue.drop(owner)
 
     def start(self) -> None:
-        """Start the process, unless one runs or starts; also after a refused PIN."""
-        if self._process is None and self._start is None and not self._closed:
-            self._start = self._loop.create_task(self._open())
+        """Start the process, unless one runs or starts; also after a refused PIN, not if locked."""
+        if not self.locked:
+            self._start_with(None)
+
+    def _start_with(self, pin_folder: str | None) -> asyncio.Future[str] | None:
+        """Start the process; with a folder it waits for a PIN at a socket there, whose path this
+        tells.
+        """
+        if self._process is not None or self._start is not None or self._closed:
+            return None
+        path: asyncio.Future[str] | None = None
+        if pin_folder is not None:
+            path = self._loop.create_future()
+        self._start = self._loop.create_task(self._open(pin_folder, path))
+        return path
+
+    async def unlock(self, folder: str) -> str | None:
+        """Open a store that is locked.
+
+        Args:
+            folder: where the signer may make a socket for the PIN.
+
+        Returns the path of that socket if a PIN has to be sent there, None if the store opens
+        without one.
+
+        Raises:
+            StoreUnusable: it doesn't open.
+        """
+        if self._ready:
+            return None
+        await self._end_process()
+        self.locked = False
+        kind = self.config.pin_source.kind if self.config.pin_source is not None else ""
+        keychain_has_none = kind == "keychain" and isinstance(self.error, Locked)
+        if kind == "prompt" or keychain_has_none:
+            path = self._start_with(folder)
+            return None if path is None else await path
+        self.start()
+        await self.started()
+        if self.error is not None:
+            raise self.error
+        return None
+
+    async def lock(self) -> None:
+        """Forget the PIN and close everything; nothing opens it again before `unlock`."""
+        self._lock(
+            Locked(
+                f"the store {self.config.name} is locked",
+                hint=f"dpop-agent unlock {self.config.name}",
+            )
+        )
+        await self._end_process()
+
+    def _lock(self, error: Locked) -> None:
+        self.locked, self.error, self._ready = True, error, False
+        for job in [*self._sent.values(), *self._queue.take_all()]:
+            job.again = False
+            job.finish(error)
+
+    def _wants_pin(self) -> Locked:
+        return Locked(
+            f"the store {self.config.name} wants its PIN",
+            hint=f"dpop-agent unlock {self.config.name}",
+        )
+
+    async def _end_process(self) -> None:
+        if self._start is not None:
+            self._start.cancel()
+            await asyncio.wait([self._start])
+            self._start = None
+        process, self._process, self._ready = self._process, None, False
+        self._sent.clear()
+        if process is not None:
+            process.transport.close()
+            await asyncio.to_thread(self._reap, process)
+
+    def look_idle(self, *, lock_after_s: float | None, release_after_s: float | None) -> None:
+        """Lock or release a store that nobody used for so long."""
+        idle_s = self._loop.time() - self._idle_since
+        if not self._ready or self._sent or self._queue:
+            return
+        if lock_after_s is not None and idle_s >= lock_after_s:
+            log.info("store %s was idle for %d s and is locked", self.config.name, idle_s)
+            task = self._loop.create_task(self.lock())
+            self._locking = task
+        elif release_after_s is not None and idle_s >= release_after_s and not self._released:
+            self._send(
+                Job(
+                    self,
+                    dict,
+                    lambda _what: None,
+                    deadline=self._loop.time() + SIGN_TIMEOUT_S,
+                    limit_s=SIGN_TIMEOUT_S,
+                    again=False,
+                ),
+                {"op": "release"},
+            )
+            log.info("store %s was idle for %d s and is released", self.config.name, idle_s)
 
     async def started(self) -> None:
         """Wait until a start has come to its end, good or bad."""
@@ -300,16 +406,9 @@ class Signer:
         self._closed = True
         if self._tick is not None:
             self._tick.cancel()
-        if self._start is not None:
-            self._start.cancel()
-            await asyncio.wait([self._start])
         for job in [*self._sent.values(), *self._queue.take_all()]:
             job.finish(SignerFailed("the agent is ending", hint="start it again"))
-        self._sent.clear()
-        process, self._process, self._ready = self._process, None, False
-        if process is not None:
-            process.transport.close()
-            await asyncio.to_thread(self._reap, process)
+        await self._end_process()
 
     # Start and end of the process
 
@@ -317,7 +416,7 @@ class Signer:
         """The error that holds until the next try, if it isn't time for one yet."""
         if self.error is None:
             return None
-        if isinstance(self.error, PinRefused):
+        if self.locked or isinstance(self.error, PinRefused):
             return self.error
         wait_s = self._retry_at - self._loop.time()
         if wait_s <= 0:
@@ -331,19 +430,23 @@ class Signer:
             details=error.details,
         )
 
-    async def _open(self) -> None:
+    async def _open(self, pin_folder: str | None, path: asyncio.Future[str] | None) -> None:
         try:
-            async with self._starting:
-                place = await self._spawn()
-        except DPoPAgentError as e:
-            self._failed(e)
+            place = await self._opened(pin_folder, path)
+        except asyncio.CancelledError:
+            if path is not None and not path.done():
+                path.set_exception(Cancelled("the unlocking was interrupted"))
+            raise
         except OSError as e:
-            self._failed(SignerFailed(f"no signer process could be started ({e.strerror})"))
+            self._failed(SignerFailed(f"no signer process could be started ({e.strerror})"), path)
+        except DPoPAgentError as e:
+            self._failed(e, path)
         else:
             self._start = None
             self._ready, self.error, self.place = True, None, place
+            self._idle_since = self._loop.time()
             log.info(
-                "store %s is open: PKCS#11 token %r, serial %s",
+                "store %s is open: %s, serial %s",
                 self.config.name,
                 place.get("label"),
                 place.get("serial"),
@@ -351,7 +454,19 @@ class Signer:
             self._on_ready(self)
             self._pump()
 
-    async def _spawn(self) -> dict[str, Any]:
+    async def _opened(
+        self, pin_folder: str | None, path: asyncio.Future[str] | None
+    ) -> dict[str, Any]:
+        async with self._starting:
+            await self._spawn()
+            if path is None:
+                return await self._first(START_TIMEOUT_S, **self._open_frame())
+        # A person types now: other stores needn't wait.
+        listening = await self._first(START_TIMEOUT_S, op="listen", folder=pin_folder)
+        path.set_result(listening["path"])
+        return await self._first(UNLOCK_TIMEOUT_S, **self._open_frame())
+
+    async def _spawn(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             popen = subprocess.Popen(
@@ -365,31 +480,45 @@ class Signer:
             )
         process = self._process = _Process(self, popen)
         await self._loop.create_unix_connection(lambda: process, sock=ours)
-        opened: asyncio.Future[dict[str, Any] | DPoPAgentError] = self._loop.create_future()
-        job = Job(
-            self,
-            dict,
-            lambda what: None if opened.done() else opened.set_result(what),
-            deadline=self._loop.time() + START_TIMEOUT_S,
-            limit_s=START_TIMEOUT_S,
-            again=False,
-        )
+
+    def _open_frame(self) -> dict[str, Any]:
+        pin = self.config.pin_source
         settings = {
+            "name": self.config.name,
             "type": self.config.type,
             "backend": self.config.backend,
             "module": self.config.module,
             "uri": str(self.config.uri),
-            "pin_file": self.config.pin_source and self.config.pin_source.path,
+            "pin_kind": pin and pin.kind,
+            "pin_argument": pin and pin.argument,
+            "refused_file": self._lock_file + ".refused",
         }
-        self._send(job, {"op": "open", "lock": self._lock_file, "store": settings})
-        place = await opened
-        if isinstance(place, DPoPAgentError):
-            raise place
-        return place
+        return {"op": "open", "lock": self._lock_file, "store": settings}
 
-    def _failed(self, error: DPoPAgentError) -> None:
+    async def _first(self, limit_s: float, **members: Any) -> dict[str, Any]:
+        """One of the operations that make a signer ready; nothing else is under way."""
+        answered: asyncio.Future[dict[str, Any] | DPoPAgentError] = self._loop.create_future()
+        job = Job(
+            self,
+            dict,
+            lambda what: None if answered.done() else answered.set_result(what),
+            deadline=self._loop.time() + limit_s,
+            limit_s=limit_s,
+            again=False,
+        )
+        self._send(job, members)
+        answer = await answered
+        if isinstance(answer, DPoPAgentError):
+            raise answer
+        return answer
+
+    def _failed(self, error: DPoPAgentError, path: asyncio.Future[str] | None = None) -> None:
         """No store for now: whoever waits is told, and the next try waits."""
         self._start = None
+        if path is not None:
+            self.locked = True
+            if not path.done():
+                path.set_exception(error)
         if self.error is None or self.error.message != error.message:
             log.warning("store %s can't be used: %s", self.config.name, error)
         self.error = error
@@ -420,13 +549,15 @@ class Signer:
         )
         if was_ready and not self._closed:
             log.warning("signer of store %s ended", self.config.name)
+        if was_ready and self._prompts:
+            self._lock(self._wants_pin())  # the PIN went with the process
         for job in reversed(lost):
             if job.again and job.done is not None:
                 job.again = False
                 self._queue.push_front(job)
             else:
                 job.finish(error)
-        if was_ready and not self._closed:
+        if was_ready and not self._closed and not self.locked:
             if self._failures and self._loop.time() < self._retry_at:
                 self._failed(error)
             else:
@@ -461,6 +592,8 @@ class Signer:
     def _send(self, job: Job, members: dict[str, Any]) -> None:
         process = self._process
         assert process is not None
+        self._idle_since = self._loop.time()
+        self._released = members["op"] == "release"
         self._next_id += 1
         self._sent[self._next_id] = job
         job.sent = self._loop.time()

@@ -21,15 +21,19 @@ ADMIN_TIMEOUT_S = 60.0
 
 
 def admin(method: str, params: dict[str, Any]) -> dict[str, Any]:
-    """The result of a method that changes something."""
+    """The result of a method that changes a key, and does so once."""
     import secrets
 
+    return admin_call(method, params | {"request_id": secrets.token_hex(16)})
+
+
+def admin_call(method: str, params: dict[str, Any]) -> dict[str, Any]:
+    """The result of a method of `admin.sock`."""
     from dpop_agent.client.sync import AgentClient
 
     path = paths.admin_socket(paths.agent_socket())
     with AgentClient(path, timeout=ADMIN_TIMEOUT_S) as agent:
-        result: dict[str, Any] = agent.call(method, params | {"request_id": secrets.token_hex(16)})
-    return result
+        return agent.call(method, params)
 
 
 def keys(name: str | None, *, include_destroyed: bool = False) -> list[Key]:

@@ -24,6 +24,8 @@ _VERBS = {
     "proof": "print a proof for one request",
     "verify": "check a proof by RFC 9449 section 4.3",
     "status": "the agent, its stores and the servers' nonces",
+    "lock": "forget PINs and close stores",
+    "unlock": "open stores that are locked, asking for their PINs",
     "config": "show, check or find the configuration",
     "env": "print the line that sets DPOP_AGENT_SOCK",
 }
@@ -107,6 +109,10 @@ def _parser(verb: str) -> ArgumentParser:
         from dpop_agent.cli import status
 
         return status.parser(verb)
+    if verb in ("lock", "unlock"):
+        from dpop_agent.cli import locking
+
+        return locking.parser(verb)
     if verb == "serve":
         from dpop_agent.cli import serve
 

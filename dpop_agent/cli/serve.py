@@ -15,6 +15,18 @@ def parser(verb: str) -> arguments.Parser:
     found.add_argument(
         "-v", "--verbose", action="store_true", help="log each request; never what is secret"
     )
+    found.add_argument(
+        "--lock-after",
+        type=arguments.duration,
+        metavar="TIME",
+        help="lock stores that nobody used for so long (15m); dpop-agent unlock opens them",
+    )
+    found.add_argument(
+        "--release-after",
+        type=arguments.duration,
+        metavar="TIME",
+        help="let other programs have a PKCS#11 token that nobody used for so long (30s)",
+    )
     found.set_defaults(run=_serve)
     return found
 
@@ -31,5 +43,11 @@ def _serve(args: Namespace) -> int:
     found = config.load()
     from dpop_agent.agent import server  # the one place that does
 
-    server.run(found, agent_socket=paths.agent_socket(), state_folder=paths.state_folder())
+    server.run(
+        found,
+        agent_socket=paths.agent_socket(),
+        state_folder=paths.state_folder(),
+        lock_after_s=args.lock_after,
+        release_after_s=args.release_after,
+    )
     return 0

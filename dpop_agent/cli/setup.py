@@ -14,11 +14,14 @@ from dpop_agent.errors import ConfigurationError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Any
 
 LOOK_TIMEOUT_S = 15.0
-"""A module that needs longer to list its PKCS#11 tokens hangs, or waits for a daemon that isn't."""
+"""What needs longer to show its PKCS#11 tokens or keychain hangs, or waits for a daemon."""
+
+_KEYCHAIN = "keychain"
+_EXPORTABLE = "keys in the keychain are exportable: any program of yours can read them there"
 
 _LINUX = ("/usr/lib", "/usr/lib/*-linux-gnu*", "/usr/lib64", "/usr/local/lib")
 _MACOS = ("/opt/homebrew/lib", "/usr/local/lib")
@@ -46,7 +49,14 @@ def parser(verb: str) -> arguments.Parser:
 
 def _init_parser() -> arguments.Parser:
     found = arguments.verb("init", "Look what is here and write a configuration that works.")
-    found.add_argument("--module", metavar="PATH", help="a PKCS#11 module; else looks for some")
+    where = found.add_mutually_exclusive_group()
+    where.add_argument("--module", metavar="PATH", help="a PKCS#11 module; else looks for some")
+    where.add_argument(
+        "--keychain",
+        action="store_true",
+        help="the operating system's keychain, whose keys are exportable; without this it is taken "
+        "where no PKCS#11 token is found",
+    )
     found.add_argument(
         "--token",
         metavar="LABEL",
@@ -101,10 +111,86 @@ class _Token:
         )
 
 
+class _NothingHere(ConfigurationError):
+    """No PKCS#11 token, and nothing that could have one failed."""
+
+
 def _init(args: Namespace) -> int:
     path = os.path.abspath(paths.config_file())
     if os.path.lexists(path) and not args.dry_run:
         raise _exists(path)
+    text, said, exportable = _found(args, path)
+    if not args.dry_run:
+        _write(path, text)
+        config.load(path)
+    if args.json:
+        told = {"config": path, "written": not args.dry_run, "text": text}
+        output.print_json(told | ({"exportable": True} if exportable else {}))
+    elif args.dry_run:
+        print(f"# would be written to {path}\n{text}", end="")
+    else:
+        print(
+            f"wrote {path}: {said}\n"
+            "next:  dpop-agent serve\n"
+            "then, in another terminal:  dpop-agent key create default"
+        )
+    return 0
+
+
+def _found(args: Namespace, path: str) -> tuple[str, str, bool]:
+    """The configuration, what it says in words, and whether its keys are exportable."""
+    if args.keychain:
+        if args.token is not None or args.pin_file is not None:
+            raise ConfigurationError(
+                "the keychain has no PKCS#11 token and no PIN",
+                hint="leave out --token and --pin-file",
+            )
+        return _with_keychain()
+    try:
+        return _with_token(args, path)
+    except _NothingHere as e:
+        if any(given is not None for given in (args.module, args.token, args.pin_file)):
+            raise
+        try:
+            return _with_keychain(instead=f"{e.message}, hence the keychain; ")
+        except ConfigurationError:
+            raise e from None
+
+
+def _with_keychain(instead: str = "") -> tuple[str, str, bool]:
+    shown = _keychain(config.default_backend())
+    locked = "\nit is locked now: unlock it first" if shown.get("locked") else ""
+    label = f" {output.plain(str(shown['label']))!r}" if shown.get("label") else ""
+    text = "\n".join(
+        (
+            "# dpop-agent: where keys live.",
+            "",
+            "[agent]",
+            f"default_store = {_quoted(_KEYCHAIN)}",
+            "",
+            "# Exportable: any program of this user can read the private keys there.",
+            f"[stores.{_KEYCHAIN}]",
+            f"type = {_quoted(_KEYCHAIN)}",
+            "",
+        )
+    )
+    said = (
+        f"store {_KEYCHAIN!r}, the operating system's keychain{label}\n"
+        f"note:  {output.plain(instead)}{_EXPORTABLE}{locked}"
+    )
+    return text, said, True
+
+
+def _keychain(backend: str, env: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What the signer says of the keychain; it may hang, so it is asked in a process of its own."""
+    what = "the operating system's keychain"
+    shown = _asked(["dpop_agent.signer.keychain", backend], what, "use a PKCS#11 token", env)
+    if not isinstance(shown, dict):
+        raise ConfigurationError(f"{what} can't be looked at", hint="use a PKCS#11 token")
+    return shown
+
+
+def _with_token(args: Namespace, path: str) -> tuple[str, str, bool]:
     wanted: config.TokenUri | str | None = args.token
     if args.token is not None and args.token.lower().startswith("pkcs11:"):
         wanted = config.parse_token_uri(args.token)
@@ -126,21 +212,8 @@ def _init(args: Namespace) -> int:
         )
     else:
         pin_file = os.path.join(os.path.dirname(path), f"{store}.pin")
-    text = _toml(store, token, pin_file)
-    if not args.dry_run:
-        _write(path, text)
-        config.load(path)
-    if args.json:
-        output.print_json({"config": path, "written": not args.dry_run, "text": text})
-    elif args.dry_run:
-        print(f"# would be written to {path}\n{text}", end="")
-    else:
-        print(
-            f"wrote {path}: store {store!r}, PKCS#11 token {output.plain(token.label)!r}\n"
-            "next:  dpop-agent serve\n"
-            "then, in another terminal:  dpop-agent key create default"
-        )
-    return 0
+    said = f"store {store!r}, PKCS#11 token {output.plain(token.label)!r}"
+    return _toml(store, token, pin_file), said, False
 
 
 def _exists(path: str) -> ConfigurationError:
@@ -162,7 +235,7 @@ def _look(module: str | None) -> list[tuple[str, _Token]]:
     else:
         modules = _known_modules()
         if not modules:
-            raise ConfigurationError(
+            raise _NothingHere(
                 "no PKCS#11 module is in the places where SoftHSM2, ykcs11, OpenSC and tpm2-pkcs11 "
                 "put theirs",
                 hint="install one (SoftHSM2 on Debian: apt install softhsm2), or give --module",
@@ -178,7 +251,7 @@ def _look(module: str | None) -> list[tuple[str, _Token]]:
         return found
     if silent and len(silent) == len(modules):
         raise silent[0]
-    raise ConfigurationError(
+    raise _NothingHere(
         f"no initialised PKCS#11 token in {', '.join(path for _, path in modules)}",
         hint="plug one in, or make one: softhsm2-util --init-token --free --label work",
     )
@@ -211,37 +284,54 @@ def _store_name(module: str) -> str:
 
 def _tokens(module: str) -> list[_Token]:
     """What the module shows, asked in a process of its own: it may crash or hang."""
+    what = f"the PKCS#11 module {module}"
+    shown = _asked(["dpop_agent.signer", "--tokens", module], what, "give another --module")
+    try:
+        return [_Token(module, one) for one in shown]
+    except (TypeError, AttributeError) as e:
+        raise ConfigurationError(
+            f"{what} shows its tokens in a form that isn't one", hint="give another --module"
+        ) from e
+
+
+def _asked(
+    words: list[str], what: str, otherwise: str, env: Mapping[str, str] | None = None
+) -> Any:
+    """The JSON that the signer's module of that name prints.
+
+    Raises:
+        ConfigurationError: it doesn't, and what it says instead.
+    """
     import json
     import subprocess
 
     try:
         done = subprocess.run(
-            [sys.executable, "-I", "-m", "dpop_agent.signer", "--tokens", module],
+            [sys.executable, "-I", "-m", *words],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=LOOK_TIMEOUT_S,
             check=False,
+            env=os.environ | dict(env or {}),
         )
     except subprocess.TimeoutExpired as e:
         raise ConfigurationError(
-            f"the PKCS#11 module {module} didn't answer within {LOOK_TIMEOUT_S:.0f} s",
-            hint="start the daemon that it talks to, or give another --module",
+            f"{what} didn't answer within {LOOK_TIMEOUT_S:.0f} s",
+            hint=f"start the daemon that it talks to, or {otherwise}",
         ) from e
     if done.returncode != 0:
         said = done.stderr.decode("utf-8", "replace").strip().splitlines()
         raise ConfigurationError(
             said[-1][:400]
             if said
-            else f"the PKCS#11 module {module} ended the process that loaded it "
-            f"(status {done.returncode})",
-            hint="or give another --module",
+            else f"{what} ended the process that loaded it (status {done.returncode})",
+            hint=f"or {otherwise}",
         )
     try:
-        return [_Token(module, shown) for shown in json.loads(done.stdout)]
-    except (ValueError, TypeError, AttributeError) as e:
+        return json.loads(done.stdout)
+    except ValueError as e:
         raise ConfigurationError(
-            f"the PKCS#11 module {module} shows its tokens in a form that isn't one",
-            hint="give another --module",
+            f"{what} shows itself in a form that isn't one", hint=otherwise
         ) from e
 
 
@@ -330,14 +420,9 @@ def _show(args: Namespace) -> int:
                 "path": found.path,
                 "default_store": found.default_store,
                 "stores": [
-                    {
-                        "store": store.name,
-                        "type": store.type,
-                        "module": store.module,
-                        "uri": str(store.uri),
-                        "pin_source": str(store.pin_source),
-                        "env": dict(store.env),
-                    }
+                    {"store": store.name, "type": store.type}
+                    | _settings(store)
+                    | {"env": dict(store.env)}
                     for store in found.stores.values()
                 ],
             }
@@ -348,13 +433,22 @@ def _show(args: Namespace) -> int:
         lines += [
             "",
             f"store {store.name} ({store.type})",
-            f"  module      {store.module}",
-            f"  uri         {store.uri}",
-            f"  pin_source  {store.pin_source}",
+            *(f"  {name:10}  {value}" for name, value in _settings(store).items()),
             *(f"  env         {name}={value}" for name, value in store.env.items()),
         ]
+        if store.type == _KEYCHAIN:
+            lines.append(f"  note        {_EXPORTABLE}")
     print("\n".join(map(output.plain, lines)))
     return 0
+
+
+def _settings(store: config.StoreConfig) -> dict[str, str]:
+    """What the store's type has beyond name and environment."""
+    return {
+        name: str(value)
+        for name in ("module", "uri", "pin_source", "backend")
+        if (value := getattr(store, name)) is not None
+    }
 
 
 def _check(args: Namespace) -> int:
@@ -378,6 +472,14 @@ def _check(args: Namespace) -> int:
 
 
 def _problems(store: config.StoreConfig) -> list[tuple[str, str]]:
+    if store.backend is not None:
+        try:
+            _keychain(store.backend, store.env)
+        except ConfigurationError as e:
+            return [(e.message, e.hint)]
+        return []
+    assert store.module is not None  # PKCS#11 has all three
+    assert store.pin_source is not None
     problems: list[tuple[str, str]] = []
     if not os.path.isfile(store.module):
         problems.append(
@@ -385,7 +487,9 @@ def _problems(store: config.StoreConfig) -> list[tuple[str, str]]:
         )
     elif not os.access(store.module, os.R_OK):
         problems.append((f"the PKCS#11 module {store.module} can't be read", "see its mode"))
-    return problems + _pin_file_problems(store.pin_source.path)
+    if store.pin_source.kind == "file":
+        problems += _pin_file_problems(store.pin_source.argument)
+    return problems
 
 
 def _pin_file_problems(path: str) -> list[tuple[str, str]]:

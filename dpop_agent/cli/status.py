@@ -10,9 +10,6 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from typing import Any
 
-MAX_UNKNOWN = 32
-"""As many as the agent lists of a store's private keys that aren't its own."""
-
 
 def parser(verb: str) -> arguments.Parser:
     """The parser of one of the two verbs."""
@@ -95,12 +92,12 @@ def _unknown(store: dict[str, Any]) -> list[str]:
     unknown, name = store.get("unknown") or [], store["store"]
     if not unknown:
         return []
-    many = f"{len(unknown)}{' or more' if len(unknown) >= MAX_UNKNOWN else ''}"
+    many = store.get("unknown_count", len(unknown))
     rows = [(found["ref"] or None, found["label"] or None) for found in unknown]
     return [
         "",
         output.plain(
-            f"{name}: {many} private key{'s' if many != '1' else ''} that the ledger doesn't list, "
+            f"{name}: {many} private key{'s' if many != 1 else ''} that the ledger doesn't list, "
             "left alone"
         ),
         *output.table(("REF", "LABEL"), rows),

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
     Step = "Sign | Send | Read | Tell"
 
+DEFAULT_KEY = "default"
+"""The key that the agent takes where none is named (PROTOCOL.md)."""
+
 MAX_CHALLENGE_BODY = 16 * 1024
 """Bytes of a body that may say `use_dpop_nonce`; RFC 6749 section 5.2's errors are short."""
 
@@ -149,7 +152,7 @@ def hop(
         ConfigurationError: an access token for a server that isn't listed.
         NonceRequired: the server wants a nonce, and the body can't be sent twice.
     """
-    access_token = _dpop_access_token(authorization)
+    access_token = dpop_access_token(authorization)
     if not origins.has(authority):
         if access_token is not None:
             raise ConfigurationError(
@@ -181,8 +184,12 @@ def hop(
     return proof
 
 
-def _dpop_access_token(authorization: Sequence[str]) -> str | None:
-    """The access token in `Authorization: DPoP …` (RFC 9449 section 7.1)."""
+def dpop_access_token(authorization: Sequence[str]) -> str | None:
+    """The access token in `Authorization: DPoP …` (RFC 9449 section 7.1).
+
+    Raises:
+        ConfigurationError: there is another Authorization header.
+    """
     found = [
         value.strip()
         for scheme, _, value in (header.strip().partition(" ") for header in authorization)

@@ -2,7 +2,9 @@
 
 The transport signs because redirects run inside `httpx.Auth`: an auth's proof would go on to the
 next URL, wherever that is. The auth never sees the agent; where the agent refuses a generation, the
-transport asks the request's own auth for another access token.
+transport asks the request's own auth for another access token. Which generation signs the requests
+that `renew` makes, the auth says in a context variable: neither other threads nor other tasks see
+it, and nested renewals say their own.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import contextvars
 import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 try:
@@ -18,6 +21,7 @@ except ModuleNotFoundError as e:
     raise ImportError("httpx isn't installed; install it: pip install 'dpop-agent[httpx]'") from e
 
 from dpop_agent.client.hop import (
+    DEFAULT_KEY,
     MAX_CHALLENGE_BODY,
     Answer,
     Origins,
@@ -25,11 +29,12 @@ from dpop_agent.client.hop import (
     Send,
     Sign,
     Tell,
+    dpop_access_token,
     has_error,
     hop,
 )
 from dpop_agent.client.token import BoundToken
-from dpop_agent.errors import ConfigurationError, DPoPAgentError, KeyUnusable
+from dpop_agent.errors import ConfigurationError, DPoPAgentError, KeyMismatch, KeyUnusable
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -59,12 +64,13 @@ class DPoPTransport(httpx.BaseTransport):
     """Signs each hop to a listed origin; others are left unsigned.
 
     `response.extensions["dpop"]` is the hop's Proof. `extensions={"dpop_jkt": jkt}` with a request
-    pins the generation that signs it, redirects included. A request is sent a second time only if
-    the server wants a nonce, and only if its body is bytes: a stream gets NonceRequired instead.
+    pins the generation that signs it, redirects included; None there means the active one, also
+    where DPoPAuth would pin another. A request is sent a second time only if the server wants a
+    nonce, and only if its body is bytes: a stream gets NonceRequired instead.
 
     Args:
         agent: gives the proofs; it isn't closed with the transport.
-        key: the key's name; the agent's only key where None.
+        key: the key's name; `default` where None.
         origins: the authorization servers and resource servers that get proofs.
         transport: does the sending; `httpx.HTTPTransport()` where None.
 
@@ -104,17 +110,33 @@ class DPoPTransport(httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send one hop; httpx calls this."""
+        if (renewal := _renewal_of(request)) is not None:
+            return self._hop_of(renewal, request)
         try:
-            return self._hop(request)
+            return self._hop(request, self._key, request.extensions.get(_PIN))
         except KeyUnusable:
             presented = _presented(request)
             if presented is None or not isinstance(presented.auth, DPoPAuth):
                 raise
             presented.auth._present(request, presented.auth._other_than(presented.access_token))
-        return self._hop(request)
+        return self._hop(request, self._key, request.extensions[_PIN])
 
-    def _hop(self, request: httpx.Request) -> httpx.Response:
-        steps = _steps(request, self._origins, self._key)
+    def _hop_of(self, renewal: _Renewal, request: httpx.Request) -> httpx.Response:
+        key = self._key or DEFAULT_KEY
+        jkt = renewal.signer(self._agent.path, key)
+        try:
+            response = self._hop(request, key, jkt)
+        except KeyMismatch:
+            # The grant is another key's.
+            response = self._hop(request, key, None)
+        except KeyUnusable:
+            renewal.refused(jkt)
+            raise
+        renewal.signed(self._agent.path, key, response)
+        return response
+
+    def _hop(self, request: httpx.Request, key: str | None, jkt: str | None) -> httpx.Response:
+        steps = _steps(request, self._origins, key, jkt)
         response: httpx.Response | None = None
         result: Any = None
         try:
@@ -179,18 +201,36 @@ class AsyncDPoPTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one hop; httpx calls this."""
+        if (renewal := _renewal_of(request)) is not None:
+            return await self._hop_of(renewal, request)
         try:
-            return await self._hop(request)
+            return await self._hop(request, self._key, request.extensions.get(_PIN))
         except KeyUnusable:
             presented = _presented(request)
             if presented is None or not isinstance(presented.auth, AsyncDPoPAuth):
                 raise
             other = await presented.auth._other_than(presented.access_token)
             presented.auth._present(request, other)
-        return await self._hop(request)
+        return await self._hop(request, self._key, request.extensions[_PIN])
 
-    async def _hop(self, request: httpx.Request) -> httpx.Response:
-        steps = _steps(request, self._origins, self._key)
+    async def _hop_of(self, renewal: _Renewal, request: httpx.Request) -> httpx.Response:
+        key = self._key or DEFAULT_KEY
+        jkt = renewal.signer(self._agent.path, key)
+        try:
+            response = await self._hop(request, key, jkt)
+        except KeyMismatch:
+            # The grant is another key's.
+            response = await self._hop(request, key, None)
+        except KeyUnusable:
+            renewal.refused(jkt)
+            raise
+        renewal.signed(self._agent.path, key, response)
+        return response
+
+    async def _hop(
+        self, request: httpx.Request, key: str | None, jkt: str | None
+    ) -> httpx.Response:
+        steps = _steps(request, self._origins, key, jkt)
         response: httpx.Response | None = None
         result: Any = None
         try:
@@ -222,7 +262,7 @@ class AsyncDPoPTransport(httpx.AsyncBaseTransport):
 
 
 def _steps(
-    request: httpx.Request, origins: Origins, key: str | None
+    request: httpx.Request, origins: Origins, key: str | None, jkt: str | None
 ) -> Generator[Sign | Send | Read | Tell, Any, Proof | None]:
     url = request.url
     wire_path: bytes = request.extensions.get("target", url.raw_path)  # httpcore's override
@@ -233,7 +273,7 @@ def _steps(
         authorization=request.headers.get_list("Authorization"),
         origins=origins,
         key=key,
-        jkt=request.extensions.get(_PIN),
+        jkt=jkt,
         replayable=isinstance(request.stream, httpx.ByteStream),
     )
 
@@ -356,24 +396,71 @@ def _presented(request: httpx.Request) -> _Presented | None:
 
 
 class _Renewal:
-    """A renewal under way, known to what it calls."""
+    """A renewal under way, known to what it calls.
 
-    __slots__ = ("auth", "done", "outer")
+    Its requests stay with one generation of a key, whatever is rotated meanwhile: a code and a
+    refresh token are of no use with another (RFC 9449 sections 5 and 10).
 
-    def __init__(self, auth: _Chooser, outer: _Renewal | None) -> None:
+    Attributes:
+        auth: whose renewal it is.
+        pin: the generation that the grant was made with; None where a new one may sign.
+        lost: the agent gives no proofs by `pin` any more.
+        outer: the renewal that this one is part of.
+    """
+
+    __slots__ = ("_signers", "auth", "done", "lost", "outer", "pin")
+
+    def __init__(self, auth: _Chooser, pin: str | None, outer: _Renewal | None) -> None:
         self.auth = auth
+        self.pin = pin
         self.outer = outer
+        self.lost = False
         self.done = False
+        self._signers: dict[tuple[str, str], str] = {}
+
+    def signer(self, agent: str, key: str) -> str | None:
+        """The generation that signs, None for the active one."""
+        return self._signers.get((agent, key), self.pin)
+
+    def signed(self, agent: str, key: str, response: httpx.Response) -> None:
+        """What follows stays with the generation that signed first."""
+        if proof := response.extensions.get("dpop"):
+            self._signers.setdefault((agent, key), proof.jkt)
+
+    def refused(self, jkt: str | None) -> None:
+        if jkt is not None and jkt == self.pin:
+            self.lost = True
 
 
 _renewal: contextvars.ContextVar[_Renewal | None] = contextvars.ContextVar("renewal", default=None)
 
 
+def _current(renewal: _Renewal | None) -> _Renewal | None:
+    # A task that `renew` started can outlive it.
+    while renewal is not None and renewal.done:
+        renewal = renewal.outer
+    return renewal
+
+
+def _renewal_of(request: httpx.Request) -> _Renewal | None:
+    """The renewal that says which generation signs this request, if one does.
+
+    None does where the request says so itself, or presents an access token: which generation that
+    one is bound to isn't guessed.
+    """
+    renewal = _current(_renewal.get())
+    if renewal is None or _PIN in request.extensions:
+        return None
+    presents = dpop_access_token(request.headers.get_list("Authorization")) is not None
+    return None if presents else renewal
+
+
 class _Chooser(httpx.Auth):
     """Which access token to present, without I/O."""
 
-    def __init__(self, access_token: BoundToken | None) -> None:
+    def __init__(self, access_token: BoundToken | None, *, rebind: bool) -> None:
         self._access_token = access_token
+        self._rebind = rebind
         self._renew_at = _renew_at(access_token, RENEW_BEFORE_S)
         self._overdue: BoundToken | None = None
         self._drained: str | None = None
@@ -388,16 +475,19 @@ class _Chooser(httpx.Auth):
         access_token = self._usable()
         return None if access_token is refused else access_token
 
-    def _begin(self) -> contextvars.Token[_Renewal | None]:
+    @contextmanager
+    def _renewing(self, old: BoundToken | None) -> Iterator[_Renewal]:
         # Should renewing fail, the access token at hand is tried once more.
         self._overdue = None
-        return _renewal.set(_Renewal(self, _renewal.get()))
-
-    def _end(self, begun: contextvars.Token[_Renewal | None]) -> None:
-        renewal = _renewal.get()
-        assert renewal is not None
-        renewal.done = True
-        _renewal.reset(begun)
+        refreshes = old is not None and old.refresh_token is not None and not self._rebind
+        pin = old.jkt if old is not None and refreshes else None
+        renewal = _Renewal(self, pin, _renewal.get())
+        begun = _renewal.set(renewal)
+        try:
+            yield renewal
+        finally:
+            renewal.done = True
+            _renewal.reset(begun)
 
     def _keep(self, access_token: BoundToken) -> None:
         if not isinstance(access_token, BoundToken):
@@ -461,11 +551,19 @@ class DPoPAuth(_Chooser):
     request is then sent again, if its body is bytes), one whose generation gives no proofs any
     more, and once one whose generation is draining. Goes with DPoPTransport.
 
+    A grant stays with its generation: what `renew(old)` requests is signed by `old.jkt` if there is
+    a refresh token, else by whichever generation is active at the first request. That holds for
+    each DPoPTransport of that key in `renew`'s own thread, or in the tasks that it starts; not for
+    requests that present an access token or say `extensions={"dpop_jkt": …}`. If the agent refuses
+    to sign by `old.jkt`, `renew(None)` has one chance to begin a new grant.
+
     Args:
-        renew: gets the old access token or None, returns a BoundToken. It may use the same client
-            for its token request, with another `auth` or `auth=None`.
+        renew: gets the old access token, or None for a new grant; returns a BoundToken. It may use
+            the same client for its token request, with another `auth` or `auth=None`.
         token: one from earlier.
         on_token: gets each new one, to save it.
+        rebind: refresh with the active generation. For confidential clients at servers that follow
+            RFC 9449 section 5; others refuse, and a Bluesky server ends the whole session.
     """
 
     def __init__(
@@ -474,8 +572,9 @@ class DPoPAuth(_Chooser):
         *,
         token: BoundToken | None = None,
         on_token: Callable[[BoundToken], object] | None = None,
+        rebind: bool = False,
     ) -> None:
-        super().__init__(token)
+        super().__init__(token, rebind=rebind)
         self._renew = renew
         self._on_token = on_token
         self._lock = threading.Lock()
@@ -507,15 +606,21 @@ class DPoPAuth(_Chooser):
         with self._lock:
             if access_token := self._usable_but(refused):
                 return access_token
-            begun = self._begin()
+            return self._renewed(self._access_token)
+
+    def _renewed(self, old: BoundToken | None) -> BoundToken:
+        with self._renewing(old) as renewal:
             try:
-                access_token = self._renew(self._access_token)
+                access_token = self._renew(old)
+            except KeyUnusable:
+                if not renewal.lost:
+                    raise
+            else:
                 self._keep(access_token)
                 if self._on_token is not None:
                     self._on_token(access_token)
-            finally:
-                self._end(begun)
-            return access_token
+                return access_token
+        return self._renewed(None)
 
 
 class AsyncDPoPAuth(_Chooser):
@@ -527,10 +632,11 @@ class AsyncDPoPAuth(_Chooser):
         *,
         token: BoundToken | None = None,
         on_token: Callable[[BoundToken], Awaitable[object] | object] | None = None,
+        rebind: bool = False,
     ) -> None:
         import asyncio
 
-        super().__init__(token)
+        super().__init__(token, rebind=rebind)
         self._renew = renew
         self._on_token = on_token
         self._lock = asyncio.Lock()
@@ -556,22 +662,28 @@ class AsyncDPoPAuth(_Chooser):
             self._refused(request, (yield request))
 
     async def _other_than(self, refused: BoundToken | None) -> BoundToken:
-        from inspect import isawaitable
-
         self._refuse_recursion()
         if access_token := self._usable_but(refused):
             return access_token
         async with self._lock:
             if access_token := self._usable_but(refused):
                 return access_token
-            begun = self._begin()
+            return await self._renewed(self._access_token)
+
+    async def _renewed(self, old: BoundToken | None) -> BoundToken:
+        from inspect import isawaitable
+
+        with self._renewing(old) as renewal:
             try:
-                access_token = await self._renew(self._access_token)
+                access_token = await self._renew(old)
+            except KeyUnusable:
+                if not renewal.lost:
+                    raise
+            else:
                 self._keep(access_token)
                 if self._on_token is not None:
                     saved = self._on_token(access_token)
                     if isawaitable(saved):
                         await saved
-            finally:
-                self._end(begun)
-            return access_token
+                return access_token
+        return await self._renewed(None)

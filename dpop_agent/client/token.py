@@ -28,12 +28,16 @@ class BoundToken:
     refresh_token: str | None = field(default=None, repr=False)
 
     @classmethod
-    def from_response(cls, body: Mapping[str, Any], *, jkt: str) -> Self:
+    def from_response(
+        cls, body: Mapping[str, Any], *, jkt: str, refresh_token: str | None = None
+    ) -> Self:
         """Take a token response (RFC 6749 section 5.1, RFC 9449 section 5).
 
         Args:
             body: the response's JSON object.
             jkt: the generation that signed the request: `response.extensions["dpop"].jkt`.
+            refresh_token: the one that was used, kept if there is no new one in the response
+                (RFC 6749 section 6).
 
         Raises:
             TokenNotBound: `token_type` isn't DPoP, or `cnf.jkt` is another, in the response or
@@ -57,12 +61,12 @@ class BoundToken:
                     f"cnf.jkt of {where} is {bound!r:.60}, not {jkt}",
                     hint="give the jkt of the generation that signed the token request",
                 )
-        refresh_token = body.get("refresh_token")
+        new = body.get("refresh_token")
         return cls(
             access_token=access_token,
             jkt=jkt,
             expires_at=_expiry(body.get("expires_in")),
-            refresh_token=refresh_token if isinstance(refresh_token, str) else None,
+            refresh_token=new if isinstance(new, str) else refresh_token,
         )
 
 

@@ -17,7 +17,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from dpop_agent.channel import Frames, Malformed, frame
@@ -34,20 +33,34 @@ LOCK_WAIT_S = 3.0
 """Seconds to wait for an earlier signer of the same store; more than its grace."""
 
 
-def _make_store(settings: dict[str, Any]) -> Store:
+def _make_store(settings: dict[str, Any], asked: pin.PinSocket | None) -> Store:
+    if settings["type"] == "keychain":
+        from dpop_agent.signer.keychain import KeychainStore
+
+        return KeychainStore(backend=settings["backend"])
     from dpop_agent.config import parse_token_uri
     from dpop_agent.signer.pkcs11 import Pkcs11Store
 
     return Pkcs11Store(
         module=settings["module"],
         uri=parse_token_uri(settings["uri"]),
-        pin=partial(pin.from_file, settings["pin_file"]),
+        pin=_pin_source(settings, asked),
     )
+
+
+def _pin_source(settings: dict[str, Any], asked: pin.PinSocket | None) -> pin.PinSource:
+    kind, argument = settings["pin_kind"], settings["pin_argument"]
+    if kind == "keychain":
+        return pin.PinKeychain(settings["name"], asked=asked)
+    if kind == "prompt":
+        return asked or pin.PinSource()
+    path = pin.credential(argument) if kind == "credential" else argument
+    return pin.PinFile(path, memory=settings["refused_file"])
 
 
 def _lock(path: str) -> int:
     """Hold the store's lock: a signer whose agent was killed may still finish what it did."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     deadline = time.monotonic() + LOCK_WAIT_S
     while True:
         try:
@@ -76,6 +89,8 @@ class _Signer:
     def __init__(self) -> None:
         self._store: Store | None = None
         self._lock_descriptor = -1
+        self._asked: pin.PinSocket | None = None
+        self._released = False
 
     def answer(self, request: dict[str, Any]) -> bytes:
         try:
@@ -91,17 +106,24 @@ class _Signer:
 
     @property
     def broken(self) -> bool:
-        return self._store is None or self._store.broken
+        return self._asked is None and (self._store is None or self._store.broken)
 
     def _do(self, request: dict[str, Any]) -> dict[str, Any]:
         op = request["op"]
+        if op == "listen":
+            self._asked = pin.PinSocket(request["folder"])
+            return {"path": self._asked.path}
         if op == "open":
             self._lock_descriptor = _lock(request["lock"])
-            store = _make_store(request["store"])
-            place = store.open()
-            self._store = store
-            return place | {"pid": os.getpid()}
+            return self._open(request["store"]) | {"pid": os.getpid()}
         store = self._opened()
+        if op == "release":
+            store.release()
+            self._released = True
+            return {}
+        if self._released:
+            store.open()
+            self._released = False
         if op == "sign":
             signature = store.sign(
                 request["ref"], request["jkt"], request["alg"], request["input"].encode("ascii")
@@ -129,6 +151,20 @@ class _Signer:
     def _destroy(store: Store, request: dict[str, Any]) -> dict[str, Any]:
         store.destroy(request["ref"], request["jkt"])
         return {}
+
+    def _open(self, settings: dict[str, Any]) -> dict[str, Any]:
+        asked, self._asked = self._asked, None
+        try:
+            store = _make_store(settings, asked)
+            place = store.open()
+        except DPoPAgentError as e:
+            if asked is not None:
+                asked.tell(e)
+            raise
+        if asked is not None:
+            asked.tell(None)
+        self._store = store
+        return place
 
     def _opened(self) -> Store:
         if self._store is None:

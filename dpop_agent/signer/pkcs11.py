@@ -12,7 +12,7 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +45,7 @@ from dpop_agent.errors import (
 )
 from dpop_agent.jose import ALGORITHMS, RSA_BITS, Algorithm, ec_jwk, okp_jwk, rsa_jwk, thumbprint
 from dpop_agent.signer import vendors
+from dpop_agent.signer.pin import PinSource
 from dpop_agent.signer.store import KeyInfo, Store
 from dpop_agent.verify import check_signature
 
@@ -183,13 +184,14 @@ class Pkcs11Store(Store):
     Args:
         module: full path of the vendor's shared object.
         uri: names it (RFC 7512).
-        pin: gives the user PIN, or raises Locked; asked once.
+        pin: where the user PIN comes from; asked once, and an accepted one is kept.
     """
 
-    def __init__(self, *, module: str, uri: TokenUri, pin: Callable[[], str]) -> None:
+    def __init__(self, *, module: str, uri: TokenUri, pin: PinSource) -> None:
         self._module = module
         self._uri = uri
         self._pin = pin
+        self._accepted: str | None = None
         self._keys: dict[str, _Open] = {}
 
     def open(self) -> dict[str, Any]:
@@ -199,6 +201,8 @@ class Pkcs11Store(Store):
             hardware_slot=bool(self._token.slot.flags & SlotFlag.HW_SLOT),
         )
         self._mechanisms = set(self._token.slot.get_mechanisms())
+        library = pkcs11.lib(self._module)
+        self._faulty = vendors.faulty_algorithms(library.manufacturer_id, library.library_version)
         self._session = self._login()
         self._opened = time.monotonic()
         return {
@@ -237,18 +241,28 @@ class Pkcs11Store(Store):
         flags = self._token.flags
         if flags & TokenFlag.USER_PIN_LOCKED:
             raise PinRefused("the PKCS#11 token's PIN is locked", hint="unblock it with its PUK")
-        if flags & TokenFlag.USER_PIN_FINAL_TRY:
+        if flags & TokenFlag.USER_PIN_FINAL_TRY and not self._pin.typed:
             raise PinRefused(
                 "the PKCS#11 token has one PIN try left, which isn't spent on a stored PIN",
                 hint="log in once with its vendor's tool",
             )
-        pin = self._pin()
+        if flags & TokenFlag.PROTECTED_AUTHENTICATION_PATH:
+            return self._login_with(pkcs11.PROTECTED_AUTH)  # PKCS#11 3.0 section 5.6.8
+        pin = self._pin.get() if self._accepted is None else self._accepted
+        session = self._login_with(pin)
+        self._accepted = pin
+        self._pin.accepted(pin)
+        return session
+
+    def _login_with(self, pin: Any) -> Any:
         try:
             return self._token.open(rw=True, user_pin=pin)
         except (PinIncorrect, PinLenRange) as e:
+            self._accepted = None
+            self._pin.refused()
             raise PinRefused(
                 f"the PKCS#11 token {self._uri} refused its PIN{self._tries_left()}",
-                hint="correct the PIN, then: dpop-agent reload",
+                hint=self._pin.after_refusal,
             ) from e
         except PinLocked as e:
             raise PinRefused(
@@ -256,6 +270,12 @@ class Pkcs11Store(Store):
             ) from e
         except PKCS11Error as e:
             raise Locked(f"logging in to the PKCS#11 token failed ({_said(e)})") from e
+
+    def release(self) -> None:
+        self._keys.clear()
+        with self._guard("releasing the PKCS#11 token"):
+            self._session.close()
+            pkcs11.unload(self._module)
 
     def _tries_left(self) -> str:
         try:
@@ -269,8 +289,8 @@ class Pkcs11Store(Store):
         return ""
 
     def reserve(self, alg: str) -> str:
-        row = ALGORITHMS[alg]
-        if not {_GENERATE[row.kty], _SIGN[alg]} <= self._mechanisms:
+        needed = {_GENERATE[ALGORITHMS[alg].kty], self._mechanism(alg)}
+        if alg in self._faulty or not needed <= self._mechanisms:
             raise AlgorithmUnsupported(
                 f"the PKCS#11 token {self._uri} can't make keys for {alg}",
                 hint="ES256 is the one that every server accepts",
@@ -281,8 +301,12 @@ class Pkcs11Store(Store):
         with self._guard("generating a key"):
             if self._objects_with(ref, ObjectClass.PRIVATE_KEY):
                 raise SignerFailed(f"the PKCS#11 token has a key with the id {ref} already")
-            self._generate_pair(bytes.fromhex(ref), ALGORITHMS[alg], label)
-        info = self.find(ref, alg, self_test=True)
+            pair = self._generate_pair(bytes.fromhex(ref), ALGORITHMS[alg], label)
+        try:
+            info = self.find(ref, alg, self_test=True)
+        except SignerFailed:
+            self._undo(pair)
+            raise
         if info is None:
             raise SignerFailed("the key that was just made isn't on the PKCS#11 token")
         if info.exportable:
@@ -293,7 +317,16 @@ class Pkcs11Store(Store):
             )
         return info
 
-    def _generate_pair(self, key_id: bytes, alg: Algorithm, label: str) -> None:
+    @staticmethod
+    def _undo(pair: Iterable[Any]) -> None:
+        """Destroy what was just made and is of no use; nobody would find it by its jkt."""
+        try:
+            for key in pair:
+                key.destroy()
+        except PKCS11Error:
+            pass  # it stays pending, and is looked for again
+
+    def _generate_pair(self, key_id: bytes, alg: Algorithm, label: str) -> tuple[Any, Any]:
         refused: PKCS11Error | None = None
         for template in _PRIVATE_TEMPLATES:
             arguments: dict[str, Any] = {
@@ -306,9 +339,11 @@ class Pkcs11Store(Store):
             }
             try:
                 if alg.crv is None:
-                    self._session.generate_keypair(KeyType.RSA, RSA_BITS, **arguments)
+                    public, private = self._session.generate_keypair(
+                        KeyType.RSA, RSA_BITS, **arguments
+                    )
                 else:
-                    self._session.create_domain_parameters(
+                    public, private = self._session.create_domain_parameters(
                         _KEY_TYPES[alg.kty], {Attribute.EC_PARAMS: _EC_PARAMS[alg.crv]}, local=True
                     ).generate_keypair(**arguments)
             except _TEMPLATE_REFUSED as e:
@@ -318,7 +353,7 @@ class Pkcs11Store(Store):
                     f"the PKCS#11 token can't make keys for {alg.name}"
                 ) from e
             else:
-                return
+                return private, public
         raise SignerFailed(f"the PKCS#11 token refused every key template ({refused})")
 
     def find(self, ref: str, alg: str, *, self_test: bool) -> KeyInfo | None:
@@ -402,13 +437,19 @@ class Pkcs11Store(Store):
         opened = self._keys[ref] = _Open(private[0], info)
         return opened
 
+    def _mechanism(self, alg: str) -> Mechanism:
+        # With the bare one tpm2-pkcs11 signs by decrypting, which these keys mustn't do.
+        if alg == "RS256" and Mechanism.SHA256_RSA_PKCS in self._mechanisms:
+            return Mechanism.SHA256_RSA_PKCS
+        return _SIGN[alg]
+
     def _signature(self, key: _Open, alg: Algorithm, data: bytes) -> bytes:
-        mechanism = _SIGN[alg.name]
+        mechanism = self._mechanism(alg.name)
         if alg.name == "PS256":
             signature = key.private.sign(
                 hashlib.sha256(data).digest(), mechanism=mechanism, mechanism_param=_PSS
             )
-        elif alg.name == "RS256":
+        elif mechanism == Mechanism.RSA_PKCS:
             signature = key.private.sign(
                 _SHA256_DIGEST_INFO + hashlib.sha256(data).digest(), mechanism=mechanism
             )

@@ -52,6 +52,9 @@ class Store(ABC):
             StoreAbsent, Locked, PinRefused, SignerFailed
         """
 
+    def release(self) -> None:  # noqa: B027  (most have nothing that others want)
+        """Let other programs have the place; `open` takes it again, with the PIN it had."""
+
     @abstractmethod
     def reserve(self, alg: str) -> str:
         """A ref for a new key, which no object has, before anything is made.

@@ -41,7 +41,7 @@ class Machine:
         self.pin_file.write_text(PIN)
         self.pin_file.chmod(0o600)
         program = folder / "python"
-        program.write_text(f'#!/bin/sh\nexec "{folder}/lists/$(basename "$5")"\n')
+        program.write_text(f'#!/bin/sh\nfor it; do :; done\nexec "{folder}/lists/${{it##*/}}"\n')
         program.chmod(0o700)
         (folder / "lists").mkdir()
         (folder / "lib" / "softhsm").mkdir(parents=True)
@@ -57,6 +57,13 @@ class Machine:
         shows.write_text(says or f"#!/bin/sh\ncat <<'END'\n{json.dumps(tokens)}\nEND\n")
         shows.chmod(0o700)
         return str(path)
+
+    def keychain(self, label: str = "Login", says: str | None = None, **shows: Any) -> None:
+        """A keychain, as its signer shows it."""
+        shown = {"label": label, "serial": None, "model": "x"} | shows
+        program = self.folder / "lists" / config.default_backend()
+        program.write_text(says or f"#!/bin/sh\ncat <<'END'\n{json.dumps(shown)}\nEND\n")
+        program.chmod(0o700)
 
     def softhsm(self, *tokens: dict[str, Any]) -> str:
         return self.module("softhsm/libsofthsm2.so", *tokens or (token(),))
@@ -94,7 +101,7 @@ class TestInit:
         store = found.stores["soft"]
         assert store.module == module
         assert store.uri == config.TokenUri(token='the "work" ü;one', serial="0a1b")
-        assert store.pin_source.path == str(machine.pin_file)
+        assert store.pin_source == config.PinSource("file", str(machine.pin_file))
         assert dict(store.env) == {"SOFTHSM2_CONF": "/etc/my softhsm.conf"}
         out, err = capsys.readouterr()
         assert err == ""
@@ -202,7 +209,7 @@ class TestInit:
     def test_a_named_pkcs11_token_is_taken(self, machine: Machine, name: str) -> None:
         machine.softhsm(token("work", "01"), token("home", "02"))
         assert init(machine, "--token", name) == 0
-        assert config.load().stores["soft"].uri.serial == "02"
+        assert config.load().stores["soft"].uri == config.TokenUri(token="home", serial="02")
 
     @pytest.mark.parametrize(
         "uri", [f"pkcs11:token=work?pin-value={PIN}", f"pkcs11:{PIN}", "pkcs11:slot-id=1"]
@@ -285,6 +292,149 @@ class TestInit:
         monkeypatch.setenv("DPOP_AGENT_CONFIG", str(machine.folder / "file" / "config.toml"))
         assert init(machine) == 1
         assert "can't be written: Not a directory" in error_of(capsys)
+
+
+class TestInitOfAKeychain:
+    TEXT = """\
+# dpop-agent: where keys live.
+
+[agent]
+default_store = "keychain"
+
+# Exportable: any program of this user can read the private keys there.
+[stores.keychain]
+type = "keychain"
+"""
+
+    def test_it_is_taken_when_asked_for_and_called_exportable(
+        self, machine: Machine, capsys: Capture
+    ) -> None:
+        machine.softhsm()
+        machine.keychain()
+        assert main(["init", "--keychain"]) == 0
+        assert machine.config.read_text() == self.TEXT
+        out, err = capsys.readouterr()
+        assert err == ""
+        assert "the operating system's keychain 'Login'" in out
+        assert "exportable: any program of yours can read them there" in out
+        assert "locked" not in out
+        assert main(["config", "check"]) == 0
+
+    def test_it_is_taken_where_there_is_no_pkcs11_token_and_the_reason_is_told(
+        self, machine: Machine, capsys: Capture
+    ) -> None:
+        machine.softhsm(token(initialized=False))
+        machine.keychain()
+        assert main(["init"]) == 0
+        assert machine.config.read_text() == self.TEXT
+        out = capsys.readouterr().out
+        assert "no initialised PKCS#11 token in" in out
+        assert "exportable" in out
+
+    def test_it_is_not_taken_where_there_is_a_pkcs11_token(
+        self, machine: Machine, capsys: Capture
+    ) -> None:
+        machine.softhsm()
+        machine.keychain()
+        assert main(["init"]) == 1  # no PIN file yet
+        assert "--pin-file" in error_of(capsys)
+        assert init(machine) == 0
+        assert config.load().default_store == "soft"
+
+    @pytest.mark.parametrize(
+        "words", [["--token", "work"], ["--module", "libx.so"], ["--pin-file", "work.pin"]]
+    )
+    def test_it_is_not_taken_by_whoever_names_a_pkcs11_token(
+        self, machine: Machine, capsys: Capture, monkeypatch: pytest.MonkeyPatch, words: list[str]
+    ) -> None:
+        monkeypatch.chdir(machine.folder)
+        module = machine.module("libx.so")
+        machine.keychain()
+        if words[0] == "--module":
+            words = ["--module", module]
+        assert main(["init", *words]) == 1
+        assert "PKCS#11" in error_of(capsys)
+        assert not machine.config.exists()
+
+    def test_a_module_that_fails_is_told_and_not_replaced_by_a_keychain(
+        self, machine: Machine, capsys: Capture
+    ) -> None:
+        machine.module("libykcs11.so", says="#!/bin/sh\necho 'it needs pcscd' >&2\nexit 1\n")
+        machine.keychain()
+        assert main(["init"]) == 1
+        assert "it needs pcscd" in error_of(capsys)
+        assert not machine.config.exists()
+
+    def test_a_locked_one_is_told(self, machine: Machine, capsys: Capture) -> None:
+        machine.keychain(says="#!/bin/sh\necho '{\"locked\": true}'\n")
+        assert main(["init", "--keychain"]) == 0
+        assert "it is locked now" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("says", "said"),
+        [
+            ("#!/bin/sh\necho 'there is no keychain here; log in' >&2\nexit 1\n", "no keychain"),
+            ("#!/bin/sh\nkill -SEGV $$\n", "status -11"),
+            ("#!/bin/sh\necho oops\n", "a form that isn't one"),
+            ("#!/bin/sh\necho 1\n", "can't be looked at"),
+        ],
+    )
+    def test_one_that_does_not_work_is_refused(
+        self, machine: Machine, capsys: Capture, says: str, said: str
+    ) -> None:
+        machine.keychain(says=says)
+        assert main(["init", "--keychain"]) == 1
+        assert said in error_of(capsys)
+        assert not machine.config.exists()
+        assert main(["init"]) == 1
+        assert "apt install softhsm2" in error_of(capsys)
+
+    def test_one_that_hangs_is_ended(
+        self, machine: Machine, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        machine.keychain(says="#!/bin/sh\nexec sleep 60\n")
+        monkeypatch.setattr(setup, "LOOK_TIMEOUT_S", 0.2)
+        start = time.monotonic()
+        assert main(["init", "--keychain"]) == 1
+        assert time.monotonic() - start < 10
+        assert "didn't answer" in error_of(capsys)
+
+    def test_it_has_neither_pin_nor_pkcs11_token(self, machine: Machine, capsys: Capture) -> None:
+        machine.keychain()
+        assert init(machine, "--keychain") == 1
+        assert "leave out --token and --pin-file" in error_of(capsys)
+        assert main(["init", "--keychain", "--module", "/x.so"]) == 2
+
+    def test_json_says_exportable(self, machine: Machine, capsys: Capture) -> None:
+        machine.keychain()
+        assert main(["init", "--keychain", "--dry-run", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == {
+            "config": str(machine.config),
+            "written": False,
+            "text": self.TEXT,
+            "exportable": True,
+        }
+
+    def test_show_and_check_know_it(self, machine: Machine, capsys: Capture) -> None:
+        machine.keychain()
+        assert main(["init", "--keychain"]) == 0
+        capsys.readouterr()
+        assert main(["config", "show"]) == 0
+        shown = capsys.readouterr().out
+        assert f"backend     {config.default_backend()}" in shown
+        assert "exportable" in shown
+        assert main(["config", "show", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["stores"] == [
+            {
+                "store": "keychain",
+                "type": "keychain",
+                "backend": config.default_backend(),
+                "env": {},
+            }
+        ]
+        machine.keychain(says="#!/bin/sh\necho 'there is no keychain here' >&2\nexit 1\n")
+        assert main(["config", "check"]) == 1
+        assert "stores.keychain: there is no keychain here" in error_of(capsys)
 
 
 class TestConfig:

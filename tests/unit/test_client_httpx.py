@@ -26,8 +26,11 @@ from dpop_agent.client import (
 from dpop_agent.errors import (
     ConfigurationError,
     DPoPAgentError,
+    KeyCompromised,
     KeyDestroyed,
+    KeyMismatch,
     KeyRetired,
+    KeyUnknown,
     Locked,
     NonceRequired,
 )
@@ -440,7 +443,7 @@ def test_a_short_lived_access_token_serves_more_than_one_request(client: AgentCl
 
 def _accepts(*good: str) -> Handler:
     def handle(request: httpx.Request) -> httpx.Response:
-        if request.headers["Authorization"] in [f"DPoP {name}" for name in good]:
+        if request.headers.get("Authorization") in [f"DPoP {name}" for name in good]:
             return ok(request)
         return httpx.Response(401, headers=INVALID)
 
@@ -639,6 +642,218 @@ def test_each_kind_of_client_has_its_own_auth(client: AgentClient) -> None:
     asyncio.run(main())
 
 
+# --- which generation signs a renewal
+
+
+def bound(name: str, *, jkt: str = OTHER_JKT) -> BoundToken:
+    """An access token with a refresh token: the agent's active generation is JKT."""
+    return BoundToken(name, jkt, refresh_token=f"refresh-{name}")
+
+
+def renewed(
+    client: AgentClient,
+    renew: Callable[[httpx.Client, BoundToken | None], object],
+    *,
+    old: BoundToken | None,
+    key: str | None = "default",
+    rebind: bool = False,
+) -> list[BoundToken | None]:
+    """Have a refused access token renewed; what `renew` was given each time."""
+    given: list[BoundToken | None] = []
+
+    with mocked(client, Wire(_accepts("new")), key=key) as http:
+
+        def grant_new(old: BoundToken | None) -> BoundToken:
+            given.append(old)
+            renew(http, old)
+            return BoundToken("new", JKT)
+
+        auth = DPoPAuth(grant_new, token=old, rebind=rebind)
+        assert http.get(f"{API}/me", auth=auth).status_code == 200
+    return given
+
+
+def ask(http: httpx.Client, old: BoundToken | None = None, **arguments: Any) -> httpx.Response:
+    """A token request."""
+    return http.post(f"{AS}/token", **{"auth": ("me", "secret"), **arguments})
+
+
+def signers(agent: FakeAgent, path: str = "/token") -> list[str | None]:
+    """The jkt that was asked for in each proof for that path."""
+    return [params.get("jkt") for params in agent.proofs if params["htu"].endswith(path)]
+
+
+def test_a_refresh_is_signed_by_the_grants_generation(
+    agent: FakeAgent, client: AgentClient
+) -> None:
+    old = bound("old")
+    assert renewed(client, ask, old=old) == [old]
+    assert signers(agent) == [OTHER_JKT]
+    assert signers(agent, "/me") == [OTHER_JKT, JKT]
+
+
+def test_a_refresh_is_signed_by_the_active_generation_where_that_was_opted_in(
+    agent: FakeAgent, client: AgentClient
+) -> None:
+    renewed(client, ask, old=bound("old"), rebind=True)
+    assert signers(agent) == [None]
+
+
+def test_without_a_refresh_token_the_active_generation_signs_a_new_grant(
+    agent: FakeAgent, client: AgentClient
+) -> None:
+    renewed(client, ask, old=grant("old", jkt=OTHER_JKT))
+    renewed(client, ask, old=None)
+    assert signers(agent) == [None, None]
+
+
+def test_a_request_that_names_its_generation_is_not_pinned(
+    agent: FakeAgent, client: AgentClient
+) -> None:
+    def renew(http: httpx.Client, old: BoundToken | None) -> None:
+        ask(http, extensions={"dpop_jkt": "another"})
+        ask(http, extensions={"dpop_jkt": None})
+        ask(http)
+
+    renewed(client, renew, old=bound("old"))
+    assert signers(agent) == ["another", None, OTHER_JKT]
+
+
+def test_an_access_token_within_a_renewal_gets_no_guessed_generation(
+    agent: FakeAgent, client: AgentClient
+) -> None:
+    def renew(http: httpx.Client, old: BoundToken | None) -> None:
+        http.get(f"{AS}/else", headers={"Authorization": "DPoP else"})
+
+    renewed(client, renew, old=bound("old"))
+    assert signers(agent, "/else") == [None]
+
+
+def test_every_request_of_a_renewal_is_pinned_redirects_and_second_attempts_too(
+    agent: FakeAgent, client: AgentClient
+) -> None:
+    def handle(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/token":
+            return httpx.Response(307, headers={"Location": "/moved"})
+        if request.headers["DPoP"] == "proof-2":
+            return httpx.Response(400, headers=CHALLENGE)
+        return ok(request)
+
+    with mocked(client, handle, follow_redirects=True) as http:
+
+        def renew(old: BoundToken | None) -> BoundToken:
+            ask(http)
+            return BoundToken("new", JKT)
+
+        expired = BoundToken("old", OTHER_JKT, expires_at=1.0, refresh_token="r")
+        http.get(f"{API}/me", auth=DPoPAuth(renew, token=expired))
+    assert signers(agent) == [OTHER_JKT]
+    assert signers(agent, "/moved") == [OTHER_JKT, OTHER_JKT]
+
+
+def test_a_new_grant_stays_with_the_generation_that_signed_its_first_request(
+    agent: FakeAgent, client: AgentClient
+) -> None:
+    def renew(http: httpx.Client, old: BoundToken | None) -> None:
+        http.post(f"{AS}/par")
+        agent.jkt = OTHER_JKT  # rotated
+        ask(http)
+
+    renewed(client, renew, old=None)
+    assert signers(agent, "/par") == [None]
+    assert signers(agent) == [JKT]
+
+
+def test_a_pin_is_not_for_another_keys_transport(agent: FakeAgent, client: AgentClient) -> None:
+    def renew(http: httpx.Client, old: BoundToken | None) -> None:
+        with mocked(client, ok, key="shop") as shop:
+            agent.script = [KeyMismatch("the key shop has no generation with that jkt")]
+            ask(shop)
+            ask(shop)
+        ask(http)
+
+    renewed(client, renew, old=bound("old"))
+    asked = [(params["key"], params.get("jkt")) for params in agent.proofs]
+    assert asked[1:-1] == [
+        ("shop", OTHER_JKT),  # refused: it isn't shop's
+        ("shop", None),
+        ("shop", JKT),
+        ("default", OTHER_JKT),
+    ]
+
+
+def test_a_transport_without_a_key_pins_the_default_keys_generations_alone(
+    agent: FakeAgent, client: AgentClient
+) -> None:
+    renewed(client, ask, old=bound("old"), key=None)
+    assert [params.get("key") for params in agent.proofs] == [None, "default", None]
+
+
+def test_nested_renewals_pin_their_own_generations(agent: FakeAgent, client: AgentClient) -> None:
+    def renew(http: httpx.Client, old: BoundToken | None) -> None:
+        def renew_inner(old: BoundToken | None) -> BoundToken:
+            http.post(f"{AS}/inner")
+            return BoundToken("new", JKT)
+
+        ask(http)
+        for inner in (bound("inner", jkt="inner"), grant("inner")):
+            http.get(f"{API}/me", auth=DPoPAuth(renew_inner, token=inner))
+        ask(http)
+
+    renewed(client, renew, old=bound("old"))
+    assert signers(agent, "/inner") == ["inner", None]
+    assert signers(agent) == [OTHER_JKT, OTHER_JKT]
+
+
+def test_other_threads_are_not_pinned_while_a_renewal_runs(
+    agent: FakeAgent, client: AgentClient
+) -> None:
+    def renew(http: httpx.Client, old: BoundToken | None) -> None:
+        thread = threading.Thread(target=ask, args=(http,))
+        thread.start()
+        thread.join()
+
+    renewed(client, renew, old=bound("old"))
+    assert signers(agent) == [None]
+
+
+@pytest.mark.parametrize(
+    "refusal", [KeyRetired("it is retired"), KeyCompromised("it is"), KeyUnknown("lost")]
+)
+def test_a_grant_whose_generation_signs_no_more_is_begun_anew(
+    agent: FakeAgent, client: AgentClient, refusal: DPoPAgentError
+) -> None:
+    agent.refuse[OTHER_JKT] = refusal
+    old = bound("old")
+    assert renewed(client, ask, old=old) == [old, None]
+    assert signers(agent) == [OTHER_JKT, None]
+
+
+def test_a_new_grant_has_one_chance(agent: FakeAgent, client: AgentClient) -> None:
+    agent.refuse = {OTHER_JKT: KeyRetired("the old one"), JKT: KeyRetired("the new one")}
+    with pytest.raises(KeyRetired, match="the new one"):
+        renewed(client, ask, old=bound("old"))
+    assert signers(agent) == [OTHER_JKT, None]
+
+
+def test_no_new_grant_is_begun_for_a_failure_that_is_not_the_grants(
+    agent: FakeAgent, client: AgentClient
+) -> None:
+    agent.refuse["another"] = KeyRetired("another one")
+
+    def with_another(http: httpx.Client, old: BoundToken | None) -> None:
+        ask(http, extensions={"dpop_jkt": "another"})
+
+    with pytest.raises(KeyRetired, match="another one"):
+        renewed(client, with_another, old=bound("old"))
+    agent.refuse = {JKT: KeyRetired("the active one")}
+    with pytest.raises(KeyRetired, match="the active one"):
+        renewed(client, ask, old=bound("old"), rebind=True)
+    agent.refuse = {OTHER_JKT: Locked("the PKCS#11 token 'work' is locked")}
+    with pytest.raises(Locked):
+        renewed(client, ask, old=BoundToken("old", OTHER_JKT, 1.0, "refresh"))
+
+
 # --- the same, async
 
 
@@ -791,3 +1006,90 @@ def test_a_response_is_closed_when_its_request_is_given_up(
     with mocked(client, handle) as http, pytest.raises(DPoPAgentError):
         http.get(f"{API}/me")
     assert closed
+
+
+def test_an_async_renewal_is_pinned_in_the_tasks_that_it_starts_while_it_runs(
+    agent: FakeAgent,
+) -> None:
+    async def main() -> None:
+        async with AsyncAgentClient(agent.path) as client, amocked(client, Wire(ok)) as http:
+            over = asyncio.Event()
+
+            async def ask(path: str, *after: asyncio.Event) -> None:
+                for event in after:
+                    await event.wait()
+                await http.post(f"{AS}/{path}")
+
+            async def renew(old: BoundToken | None) -> BoundToken:
+                given.append(old)
+                if old is not None:
+                    late.append(asyncio.create_task(ask("late", over)))
+                await asyncio.gather(ask("gathered"), asyncio.create_task(ask("started")))
+                begun.set()
+                await ask("token")
+                return BoundToken("new", JKT)
+
+            begun = asyncio.Event()
+            given: list[BoundToken | None] = []
+            late: list[asyncio.Task[None]] = []
+            other = asyncio.create_task(ask("other", begun))
+            auth = AsyncDPoPAuth(renew, token=BoundToken("old", OTHER_JKT, 1.0, "refresh"))
+            await http.get(f"{API}/me", auth=auth)
+            over.set()
+            await asyncio.gather(other, *late)
+            assert len(given) == 1
+
+    asyncio.run(main())
+    assert {path: signers(agent, path) for path in ("gathered", "started", "token")} == {
+        "gathered": [OTHER_JKT],
+        "started": [OTHER_JKT],
+        "token": [OTHER_JKT],
+    }
+    assert signers(agent, "other") == signers(agent, "late") == [None]
+
+
+def test_an_async_grant_whose_generation_signs_no_more_is_begun_anew(agent: FakeAgent) -> None:
+    given: list[BoundToken | None] = []
+
+    async def main(rebind: bool) -> None:
+        async with AsyncAgentClient(agent.path) as client, amocked(client, Wire(ok)) as http:
+
+            async def renew(old: BoundToken | None) -> BoundToken:
+                given.append(old)
+                await http.post(f"{AS}/token")
+                return BoundToken("new", JKT)
+
+            auth = AsyncDPoPAuth(renew, token=bound("old"), rebind=rebind)
+            assert (await http.get(f"{API}/me", auth=auth)).status_code == 200
+
+    agent.refuse[OTHER_JKT] = KeyRetired("default@1 is retired")
+    asyncio.run(main(rebind=False))
+    assert given == [bound("old"), None]
+    asyncio.run(main(rebind=True))
+    assert given[2:] == [bound("old")]
+    assert signers(agent) == [OTHER_JKT, None, None]
+
+
+def test_an_async_pin_is_not_for_another_keys_transport(agent: FakeAgent) -> None:
+    async def main() -> None:
+        async with AsyncAgentClient(agent.path) as client, amocked(client, Wire(ok)) as http:
+
+            async def renew(old: BoundToken | None) -> BoundToken:
+                agent.script = [KeyMismatch("the key default has no generation with that jkt")]
+                await http.post(f"{AS}/token")
+                return BoundToken("new", JKT)
+
+            auth = AsyncDPoPAuth(renew, token=BoundToken("old", OTHER_JKT, 1.0, "refresh"))
+            await http.get(f"{API}/me", auth=auth)
+
+    asyncio.run(main())
+    assert signers(agent) == [OTHER_JKT, None]
+
+
+def test_a_refresh_token_is_kept_where_the_server_gives_no_new_one() -> None:
+    body = {"access_token": "a2", "token_type": "DPoP"}
+    assert BoundToken.from_response(body, jkt=JKT).refresh_token is None
+    kept = BoundToken.from_response(body, jkt=JKT, refresh_token="r1")
+    assert kept.refresh_token == "r1"
+    new = BoundToken.from_response({**body, "refresh_token": "r2"}, jkt=JKT, refresh_token="r1")
+    assert new.refresh_token == "r2"

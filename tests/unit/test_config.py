@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,9 +62,9 @@ def test_a_whole_configuration_is_read(tmp_path: Path) -> None:
         "/usr/lib/softhsm/libsofthsm2.so",
     )
     assert store.uri == config.TokenUri(token="work")
-    assert store.pin_source == config.PinFile("/home/alice/work.pin")
+    assert store.pin_source == config.PinSource("file", "/home/alice/work.pin")
     assert dict(store.env) == {"SOFTHSM2_CONF": "/etc/softhsm2.conf"}
-    assert found.stores["other"].uri.serial == "0a b"
+    assert found.stores["other"].uri == config.TokenUri(serial="0a b")
 
 
 def test_one_store_is_the_default_store(tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ def test_one_store_is_the_default_store(tmp_path: Path) -> None:
 def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/bob")
     path = write(tmp_path, changed("pin_source", '"file:~/pin"'))
-    assert config.load(path).stores["work"].pin_source.path == "/home/bob/pin"
+    assert config.load(path).stores["work"].pin_source == config.PinSource("file", "/home/bob/pin")
 
 
 def test_a_configuration_cannot_be_changed_after_it_was_read(tmp_path: Path) -> None:
@@ -106,7 +107,7 @@ def test_a_configuration_cannot_be_changed_after_it_was_read(tmp_path: Path) -> 
         (f"[stores.{'a' * 65}]\n", "isn't one"),
         ("[stores.work]\n", "stores.work.type is missing; add type"),
         ("[stores.work]\ntipe = 'pkcs11'\n", "'tipe' isn't a setting"),
-        (changed("type", '"keychain"'), '"keychain" comes later'),
+        (changed("type", '"yubikey"'), "this version doesn't have; there are: pkcs11, keychain"),
         (changed("type", "true"), "stores.work.type has to be text, not true or false"),
         (changed("module", "1.5"), "stores.work.module has to be text, not a number"),
         (changed("module", '"libsofthsm2.so"'), "stores.work.module isn't a full path"),
@@ -127,6 +128,94 @@ def test_what_cannot_be_right_is_told_in_one_line(
     assert said in str(refusal(tmp_path, text))
 
 
+KEYCHAIN = '[stores.desktop]\ntype = "keychain"\n'
+
+
+@pytest.mark.parametrize(
+    ("platform", "backend"),
+    [
+        ("linux", "keyring.backends.SecretService.Keyring"),
+        ("darwin", "keyring.backends.macOS.Keyring"),
+    ],
+)
+def test_the_platforms_own_keychain_is_used_where_none_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str, backend: str
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    store = config.load(write(tmp_path, KEYCHAIN)).stores["desktop"]
+    assert (store.type, store.backend, dict(store.env)) == ("keychain", backend, {})
+    assert (store.module, store.uri, store.pin_source) == (None, None, None)
+
+
+@pytest.mark.parametrize("backend", config.BACKENDS)
+def test_a_keychain_can_be_named(tmp_path: Path, backend: str) -> None:
+    text = KEYCHAIN + f'backend = "{backend}"\nenv = {{ A = "1" }}\n'
+    store = config.load(write(tmp_path, text)).stores["desktop"]
+    assert store.backend == backend
+    assert dict(store.env) == {"A": "1"}
+
+
+@pytest.mark.parametrize(
+    ("backend", "why"),
+    [
+        ("keyrings.alt.file.PlaintextKeyring", "keep private keys in files"),
+        ("keyrings.alt.file.EncryptedKeyring", "keep private keys in files"),
+        ("keyring.backends.null.Keyring", "it keeps nothing"),
+        ("keyring.backends.fail.Keyring", "where there is no keychain"),
+        ("keyring.backends.chainer.ChainerBackend", "plain files among them"),
+        ("keyring.backends.Windows.WinVaultKeyring", "isn't a keychain that is known here"),
+        ("keyring.backends.SecretService.keyring", "isn't a keychain that is known here"),
+        ("os.system", "isn't a keychain that is known here"),
+        ("", "isn't a keychain that is known here"),
+    ],
+)
+def test_a_keychain_that_keeps_keys_badly_is_refused_with_the_reason(
+    tmp_path: Path, backend: str, why: str
+) -> None:
+    error = refusal(tmp_path, KEYCHAIN + f'backend = "{backend}"\n')
+    assert f"stores.desktop.backend names '{backend}', which isn't taken" in error.message
+    assert why in error.message
+    assert all(name in error.hint for name in config.BACKENDS)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ('module = "/x.so"', "unknown setting 'module'; there are: type, backend, env"),
+        ('uri = "pkcs11:token=x"', "unknown setting 'uri'"),
+        (f'pin_source = "{SECRET}"', "unknown setting 'pin_source'"),
+        ('backand = "x"', "unknown setting 'backand'; did you mean backend?"),
+        ("backend = 1", "stores.desktop.backend has to be text, not a number"),
+    ],
+)
+def test_a_keychain_has_no_settings_of_pkcs11(tmp_path: Path, setting: str, said: str) -> None:
+    error = refusal(tmp_path, KEYCHAIN + setting + "\n")
+    assert said in str(error)
+    assert SECRET not in str(error)
+
+
+def test_a_pkcs11_token_has_no_backend(tmp_path: Path) -> None:
+    error = refusal(tmp_path, STORE + 'backend = "keyring.backends.SecretService.Keyring"\n')
+    assert "stores.work has the unknown setting 'backend'" in error.message
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "argument"),
+    [
+        ("prompt", "prompt", ""),
+        ("keychain", "keychain", ""),
+        ("credential:work-pin", "credential", "work-pin"),
+        ("file:/home/alice/pin", "file", "/home/alice/pin"),
+    ],
+)
+def test_a_pin_comes_from_one_of_four_sources(
+    tmp_path: Path, value: str, kind: str, argument: str
+) -> None:
+    source = config.load(write(tmp_path, changed("pin_source", f'"{value}"')))
+    assert source.stores["work"].pin_source == config.PinSource(kind, argument)
+    assert str(source.stores["work"].pin_source) == value
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -135,8 +224,10 @@ def test_what_cannot_be_right_is_told_in_one_line(
         f'"pin:{SECRET}"',
         f'"prompt:{SECRET}"',
         f'"file:{SECRET}"',
-        '"prompt"',
-        '"keychain"',
+        f'"keychain:{SECRET}"',
+        f'"credential:../{SECRET}"',
+        '"file:"',
+        '"credential:"',
         f'["{SECRET}"]',
     ],
 )

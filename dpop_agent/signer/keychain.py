@@ -1,0 +1,424 @@
+"""Keys as items of the operating system's keychain, through one named backend of `keyring`.
+
+Every program of the same user can read such an item without being asked: the keys are exportable,
+and say so. They are read when they are first needed and stay in this process, which can't be
+looked into; a keychain that is locked or stuck later doesn't keep them from signing.
+
+`python -I -m dpop_agent.signer.keychain BACKEND` tells as JSON whether one is here and unlocked.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+
+from dpop_agent.config import BACKENDS
+from dpop_agent.errors import (
+    AlgorithmUnsupported,
+    DPoPAgentError,
+    InvalidProof,
+    KeyMissing,
+    Locked,
+    SignerFailed,
+    StoreAbsent,
+)
+from dpop_agent.jose import ALGORITHMS, RSA_BITS, Algorithm, ec_jwk, okp_jwk, rsa_jwk, thumbprint
+from dpop_agent.signer.store import KeyInfo, Store
+from dpop_agent.verify import check_signature
+
+REF_BYTES = 16
+"""Random bytes of a ref: no two agents of one user meet."""
+
+CALL_TIMEOUT_S = 5.0
+"""Seconds for one call of the keychain, which takes 50 ms: half of what a signature may take, so
+that what waits behind a stuck one is still served."""
+
+MAX_ITEM = 8192
+"""Characters of an item: four times the longest, an RSA key's."""
+
+PROTECTION = "keychain"
+
+_VERSION = "v1."
+_PROGRAMS = "Passwords and Keys (seahorse) or the like"
+_LOCKED_HINT = f"unlock it, as the login does, or in {_PROGRAMS}"
+_ABSENT_HINT = "it needs the D-Bus session of a login, and a keyring daemon there"
+_CURVES: dict[str, ec.EllipticCurve] = {
+    "P-256": ec.SECP256R1(),
+    "P-384": ec.SECP384R1(),
+    "P-521": ec.SECP521R1(),
+}
+_HASHES: dict[str, hashes.HashAlgorithm] = {
+    "sha256": hashes.SHA256(),
+    "sha384": hashes.SHA384(),
+    "sha512": hashes.SHA512(),
+}
+
+_PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
+
+
+class _Stuck(Exception):
+    """The keychain didn't answer in time."""
+
+
+@dataclass(slots=True, repr=False)
+class _Loaded:
+    """A key pair that was read."""
+
+    private: _PrivateKey
+    info: KeyInfo
+    verified: bool = False
+
+
+class Keychain:
+    """The operating system's keychain, as it can be used by what must not wait for it.
+
+    Each call is bounded in time, provokes no prompt where that can be known, and raises nothing
+    but Locked, StoreAbsent and SignerFailed.
+
+    Args:
+        backend: one of `config.BACKENDS`.
+    """
+
+    def __init__(self, backend: str) -> None:
+        if backend not in BACKENDS:
+            raise SignerFailed(f"{backend[:80]!r} isn't a keychain that is known here")
+        self._name = backend
+        self._backend: Any = None
+        # The configuration says where secrets live; by these, keyring would go elsewhere.
+        for name in [name for name in os.environ if name.startswith("KEYRING_PROPERTY_")]:
+            del os.environ[name]
+
+    def look(self) -> str:
+        """Whether it is there and unlocked; its label, for people."""
+        with self._guard("looking at it") as label:
+            return label
+
+    def get(self, service: str, user: str) -> str | None:
+        """An item's value. None alone means that there is no such item."""
+        with self._guard("reading an item"):
+            found = self._backend.get_password(service, user)
+        return None if found is None else str(found)
+
+    def put(self, service: str, user: str, value: str) -> None:
+        """Write an item, over one that is there."""
+        with self._guard("writing an item"):
+            self._backend.set_password(service, user, value)
+
+    def delete(self, service: str, user: str) -> None:
+        """Delete an item that is there."""
+        with self._guard("deleting an item"):
+            self._backend.delete_password(service, user)
+            if self._backend.get_password(service, user) is not None:
+                raise SignerFailed(f"the keychain still has the item {service}")
+
+    @contextmanager
+    def _guard(self, doing: str) -> Iterator[str]:
+        """Bound a call's time and turn the errors of all that is below into ours.
+
+        Only the backend is made anew after an error, since it may hold a connection that is no
+        more; the process can stay.
+        """
+        try:
+            with _limited(CALL_TIMEOUT_S):
+                yield self._usable()
+        except DPoPAgentError:
+            raise
+        except _Stuck as e:
+            self._backend = None
+            raise SignerFailed(
+                f"{doing}: the keychain didn't answer for {CALL_TIMEOUT_S:g} s",
+                hint="see whether its daemon hangs, or asks you something",
+            ) from e
+        except Exception as e:
+            from keyring.errors import KeyringLocked
+
+            if isinstance(e, KeyringLocked):
+                raise Locked("the keychain is locked", hint=_LOCKED_HINT) from e
+            # Its text may have the item in it; whatever it is, it says nothing of what is there.
+            self._backend = None
+            raise SignerFailed(
+                f"{doing} failed in the keychain ({type(e).__name__})",
+                hint="see whether its daemon runs; the first request after its return works again",
+            ) from e
+
+    def _usable(self) -> str:
+        if self._backend is None:
+            try:
+                from keyring.core import load_keyring
+
+                self._backend = load_keyring(self._name)
+            except (RuntimeError, ImportError, AttributeError, OSError) as e:
+                # Nothing secret was touched yet: what it says may be shown.
+                said = str(e).splitlines()
+                raise StoreAbsent(
+                    f"there is no keychain here ({said[0][:200] if said else type(e).__name__})",
+                    hint=_ABSENT_HINT,
+                ) from e
+        if self._name == "keyring.backends.SecretService.Keyring":
+            return _unlocked_collection()
+        return str(self._backend.name)
+
+
+class KeychainStore(Store):
+    """Keys in the operating system's keychain.
+
+    A key's item has the service `dpop-agent/REF` and the user name `REF`, since the keychain can't
+    be listed: a key that was cut short in its making has no jkt yet, and is found by what the
+    ledger noted before. The value is `v1.` and base64 of PKCS#8 (RFC 5958); it is written once.
+
+    It is never `broken`: what it has loaded signs without the keychain.
+
+    Args:
+        backend: one of `config.BACKENDS`.
+    """
+
+    def __init__(self, *, backend: str) -> None:
+        self._name = backend
+        self._keychain = Keychain(backend)
+        self._keys: dict[str, _Loaded] = {}
+
+    def open(self) -> dict[str, Any]:
+        """Look whether the keychain is there and unlocked; nothing is read yet."""
+        return {"label": self._keychain.look(), "serial": None, "model": self._name.split(".")[-2]}
+
+    def reserve(self, alg: str) -> str:
+        """A new ref, if the keychain answers now: else nothing needs to be noted of it."""
+        if alg not in ALGORITHMS:
+            raise AlgorithmUnsupported(f"{alg[:80]!r} isn't an algorithm that is known here")
+        self._keychain.look()
+        return secrets.token_hex(REF_BYTES)
+
+    def generate(self, ref: str, alg: str, label: str) -> KeyInfo:  # noqa: ARG002
+        """Make a key and write it once; `label` has no place in a keyring's item."""
+        if self._keychain.get(_service(ref), ref) is not None:
+            raise SignerFailed(f"the keychain has an item with the ref {ref} already")
+        private = _make(ALGORITHMS[alg])
+        made = _info(ref, private)
+        self._keychain.put(_service(ref), ref, _encoded(private))
+        info = self.find(ref, alg, self_test=True)
+        if info is None or info.jkt != made.jkt:
+            raise SignerFailed("the keychain doesn't give back the key that was just written")
+        return info
+
+    def find(self, ref: str, alg: str, *, self_test: bool) -> KeyInfo | None:
+        read = self._read(ref)
+        if read is None:
+            self._keys.pop(ref, None)
+            return None
+        loaded = self._keys[ref] = _for(alg, read)
+        if self_test:
+            _signature(loaded, ALGORITHMS[alg], secrets.token_bytes(32))
+        return loaded.info
+
+    def sign(self, ref: str, jkt: str, alg: str, signing_input: bytes) -> bytes:
+        if ref not in self._keys:
+            self.find(ref, alg, self_test=False)
+        loaded = self._keys.get(ref)
+        if loaded is None or loaded.info.jkt != jkt:
+            raise KeyMissing(
+                f"the keychain has no item with the ref {ref}"
+                if loaded is None
+                else f"the key with the ref {ref} in the keychain isn't the one it was"
+            )
+        return _signature(_for(alg, loaded), ALGORITHMS[alg], signing_input)
+
+    def destroy(self, ref: str, jkt: str) -> None:
+        read = self._read(ref)
+        if read is not None and read.info.jkt != jkt:
+            raise KeyMissing(
+                f"what has the ref {ref} in the keychain isn't the agent's key any more",
+                hint=f"delete it in {_PROGRAMS} if it is nobody's",
+            )
+        self._keys.pop(ref, None)
+        if read is not None:
+            self._keychain.delete(_service(ref), ref)
+
+    def objects(self) -> list[dict[str, Any]]:
+        """None: `keyring` can't list what a keychain has, the ledger alone knows the refs."""
+        return []
+
+    def _read(self, ref: str) -> _Loaded | None:
+        text = self._keychain.get(_service(ref), ref)
+        if text is None:
+            return None
+        private = _decoded(ref, text)
+        return _Loaded(private, _info(ref, private))
+
+
+def _unlocked_collection() -> str:
+    """The Secret Service's default collection; asked here, since `keyring` would prompt for it.
+
+    A prompt that nobody expects, or sees, blocks whoever waits for it, and comes back with each
+    request.
+    """
+    import secretstorage
+    from secretstorage.exceptions import (
+        ItemNotFoundException,
+        SecretServiceNotAvailableException,
+    )
+
+    try:
+        with closing(secretstorage.dbus_init()) as connection:
+            collection = secretstorage.Collection(connection)
+            if collection.is_locked():
+                raise Locked("the keychain is locked", hint=_LOCKED_HINT)
+            return collection.get_label()
+    except ItemNotFoundException as e:
+        raise StoreAbsent(
+            "the keychain has no default collection",
+            hint=f"make one in {_PROGRAMS}, or log in to a desktop once",
+        ) from e
+    except (SecretServiceNotAvailableException, OSError) as e:
+        raise StoreAbsent("the keychain's daemon isn't there", hint=_ABSENT_HINT) from e
+
+
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Interrupt what waits for a daemon; what can't be interrupted, the agent ends."""
+
+    def stuck(*_: object) -> NoReturn:
+        raise _Stuck
+
+    before: Callable[..., Any] | int | None = signal.signal(signal.SIGALRM, stuck)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _service(ref: str) -> str:
+    return f"dpop-agent/{ref}"
+
+
+def _make(alg: Algorithm) -> _PrivateKey:
+    if alg.kty == "RSA":
+        return rsa.generate_private_key(public_exponent=65537, key_size=RSA_BITS)
+    if alg.kty == "OKP":
+        return ed25519.Ed25519PrivateKey.generate()
+    return ec.generate_private_key(_CURVES[str(alg.crv)])
+
+
+def _encoded(private: _PrivateKey) -> str:
+    der = private.private_bytes(
+        serialization.Encoding.DER,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    return _VERSION + binascii.b2a_base64(der, newline=False).decode("ascii")
+
+
+def _decoded(ref: str, text: str) -> _PrivateKey:
+    """The private key of an item; what can be wiped of its copies is.
+
+    Raises:
+        SignerFailed: there is something else in it.
+    """
+    private: Any = None
+    if text.startswith(_VERSION) and len(text) <= MAX_ITEM:
+        der = bytearray()
+        try:
+            der += binascii.a2b_base64(text.removeprefix(_VERSION), strict_mode=True)
+            private = serialization.load_der_private_key(der, password=None)
+        except Exception:  # noqa: S110  (ValueError and more; its text may have a part of the key)
+            pass
+        finally:
+            der[:] = bytes(len(der))
+    if not isinstance(private, _PrivateKey):
+        raise SignerFailed(
+            f"the keychain's item with the ref {ref} isn't one that this version wrote",
+            hint=f"it is left alone; see it in {_PROGRAMS}",
+        )
+    return private
+
+
+def _info(ref: str, private: _PrivateKey) -> KeyInfo:
+    jwk = _jwk(private)
+    return KeyInfo(
+        ref=ref,
+        jwk=jwk,
+        jkt=thumbprint(jwk),
+        exportable=True,
+        protection=PROTECTION,
+        local=None,
+    )
+
+
+def _jwk(private: _PrivateKey) -> dict[str, str]:
+    if isinstance(private, rsa.RSAPrivateKey):
+        numbers = private.public_key().public_numbers()
+        return rsa_jwk(numbers.n, numbers.e)
+    if isinstance(private, ed25519.Ed25519PrivateKey):
+        return okp_jwk("Ed25519", private.public_key().public_bytes_raw())
+    point = private.public_key().public_numbers()
+    for crv, curve in _CURVES.items():
+        if curve.name == private.curve.name:
+            size = (curve.key_size + 7) // 8
+            return ec_jwk(crv, point.x.to_bytes(size, "big"), point.y.to_bytes(size, "big"))
+    raise SignerFailed(f"the keychain's key is on the curve {private.curve.name}")
+
+
+def _for(alg: str, loaded: _Loaded) -> _Loaded:
+    row = ALGORITHMS[alg]
+    jwk = loaded.info.jwk
+    if (jwk["kty"], jwk.get("crv")) != (row.kty, row.crv):
+        raise SignerFailed(f"the key with the ref {loaded.info.ref} isn't one for {alg}")
+    return loaded
+
+
+def _signature(key: _Loaded, alg: Algorithm, data: bytes) -> bytes:
+    signature = _raw_signature(key.private, alg, data)
+    if len(signature) != alg.signature_size:
+        raise SignerFailed(f"the key's signature has {len(signature)} bytes")
+    if not key.verified:
+        # Once for each key and process, as in every store.
+        try:
+            check_signature(alg.name, key.info.jwk, data, signature)
+        except InvalidProof as e:
+            raise SignerFailed("the signature isn't the public key's") from e
+        key.verified = True
+    return signature
+
+
+def _raw_signature(private: _PrivateKey, alg: Algorithm, data: bytes) -> bytes:
+    """As JWS has it (RFC 7518 section 3, RFC 8037 section 3.1)."""
+    if isinstance(private, ed25519.Ed25519PrivateKey):
+        return private.sign(data)
+    digest = _HASHES[alg.digest]
+    if isinstance(private, rsa.RSAPrivateKey):
+        pad: padding.AsymmetricPadding = padding.PKCS1v15()
+        if alg.name == "PS256":
+            pad = padding.PSS(padding.MGF1(digest), salt_length=digest.digest_size)
+        return private.sign(data, pad, digest)
+    r, s = decode_dss_signature(private.sign(data, ec.ECDSA(digest)))
+    return r.to_bytes(alg.coordinate_size, "big") + s.to_bytes(alg.coordinate_size, "big")
+
+
+def _look(backend: str) -> int:
+    """For `init`: nothing is read or written."""
+    try:
+        place: dict[str, Any] = KeychainStore(backend=backend).open()
+    except Locked:
+        place = {"locked": True}
+    except DPoPAgentError as e:
+        print(e, file=sys.stderr)
+        return 1
+    print(json.dumps(place), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_look(sys.argv[1]))
