@@ -441,6 +441,11 @@ class Signer:
             self._failed(SignerFailed(f"no signer process could be started ({e.strerror})"), path)
         except DPoPAgentError as e:
             self._failed(e, path)
+        except Exception:
+            log.exception(
+                "opening the store %s failed in a way nobody thought of", self.config.name
+            )
+            self._failed(SignerFailed("the agent failed inside", hint="see its log"), path)
         else:
             self._start = None
             self._ready, self.error, self.place = True, None, place
@@ -497,6 +502,8 @@ class Signer:
 
     async def _first(self, limit_s: float, **members: Any) -> dict[str, Any]:
         """One of the operations that make a signer ready; nothing else is under way."""
+        if self._process is None:
+            raise SignerFailed(f"the signer of the store {self.config.name} ended at its start")
         answered: asyncio.Future[dict[str, Any] | DPoPAgentError] = self._loop.create_future()
         job = Job(
             self,
@@ -542,7 +549,7 @@ class Signer:
         self._process, self._ready, self._lost = None, False, False
         lost = list(self._sent.values())
         self._sent.clear()
-        error = SignerFailed(
+        error: DPoPAgentError = SignerFailed(
             f"the signer of the store {self.config.name} ended in the middle of its work",
             hint="see the agent's log, and: dpop-agent status",
             retry="now",
@@ -550,9 +557,10 @@ class Signer:
         if was_ready and not self._closed:
             log.warning("signer of store %s ended", self.config.name)
         if was_ready and self._prompts:
-            self._lock(self._wants_pin())  # the PIN went with the process
+            error = self._wants_pin()  # the PIN went with the process
+            self._lock(error)
         for job in reversed(lost):
-            if job.again and job.done is not None:
+            if job.again and job.done is not None and not self.locked:
                 job.again = False
                 self._queue.push_front(job)
             else:

@@ -372,15 +372,28 @@ class Pkcs11Store(Store):
 
     def sign(self, ref: str, jkt: str, alg: str, signing_input: bytes) -> bytes:
         with self._guard("signing"):
-            opened = self._keys.get(ref) or self._load(ref, ALGORITHMS[alg])
-            if opened is None or opened.info.jkt != jkt:
-                self.broken = self._view_is_old()
-                raise KeyMissing(
-                    f"the PKCS#11 token {self._uri} has no key with the id {ref}"
-                    if opened is None
-                    else f"the key with the id {ref} on the PKCS#11 token isn't the one it was"
-                )
+            opened = self._the_key(ref, jkt, ALGORITHMS[alg])
             return self._signature(opened, ALGORITHMS[alg], signing_input)
+
+    def _the_key(self, ref: str, jkt: str, alg: Algorithm) -> _Open:
+        """Exactly the key with that thumbprint.
+
+        Raises:
+            KeyMissing
+        """
+        opened = self._keys.get(ref) or self._load(ref, alg)
+        if (opened is None or opened.info.jkt != jkt) and (
+            time.monotonic() - self._opened > FRESH_S
+        ):
+            # Modules show an object list from before a card was pulled: look anew.
+            self.release()
+            self.open()
+            opened = self._load(ref, alg)
+        if opened is None:
+            raise KeyMissing(f"the PKCS#11 token {self._uri} has no key with the id {ref}")
+        if opened.info.jkt != jkt:
+            raise KeyMissing(f"the key with the id {ref} on the PKCS#11 token isn't the one it was")
+        return opened
 
     def destroy(self, ref: str, jkt: str) -> None:
         self._keys.pop(ref, None)
