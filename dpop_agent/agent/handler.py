@@ -547,6 +547,7 @@ class Handler:
                 "reason": signer.error and signer.error.message,
                 "hint": signer.error and signer.error.hint,
                 "module": signer.config.module,
+                "backend": signer.config.backend,
                 "label": signer.place.get("label"),
                 "serial": signer.place.get("serial"),
                 "model": signer.place.get("model"),

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
+from contextlib import nullcontext
 from typing import Any
 
 from dpop_agent.channel import Frames, Malformed, frame, outcome
@@ -53,8 +54,9 @@ MAX_QUEUE = 4096
 UNLOCK_TIMEOUT_S = 150.0
 """Seconds for opening while a person types the PIN: the signer waits 60, twice at the most."""
 
-MIN_BACK_OFF_S, MAX_BACK_OFF_S = 0.25, 5.0
-"""Seconds between restarts, doubled each time; the first restart is at once."""
+MIN_BACK_OFF_S, MAX_BACK_OFF_S = 0.25, 1.0
+"""Seconds between restarts, doubled each time; the first restart is at once, and all of them come
+with a request. A token that is back is used again within two seconds."""
 
 TICK_S = 0.1
 """Seconds between looks at deadlines."""
@@ -462,7 +464,8 @@ class Signer:
     async def _opened(
         self, pin_folder: str | None, path: asyncio.Future[str] | None
     ) -> dict[str, Any]:
-        async with self._starting:
+        # A stuck keychain mustn't keep a PKCS#11 token waiting.
+        async with self._starting if self.config.type == "pkcs11" else nullcontext():
             await self._spawn()
             if path is None:
                 return await self._first(START_TIMEOUT_S, **self._open_frame())

@@ -112,8 +112,8 @@ def _generation(key: Key, generation: Generation) -> list[str]:
 
 
 def _protection(generation: Generation) -> list[str]:
-    local = generation.get("local")
-    made = "made there" if local else "not made there, or not known"
+    places = {True: "made there", False: "not made there", None: "not known whether made there"}
+    made = places[generation.get("local")]
     exportable = "exportable" if generation.get("exportable") else "never exportable"
     return [generation.get("protection") or "unknown", exportable, made]
 

@@ -62,7 +62,11 @@ def _init_parser() -> arguments.Parser:
         metavar="LABEL",
         help="the PKCS#11 token's label or RFC 7512 URI, where there are several",
     )
-    found.add_argument("--pin-file", metavar="PATH", help="the file of mode 0600 with its PIN")
+    found.add_argument(
+        "--pin-file",
+        metavar="PATH",
+        help="the file of mode 0600 with its PIN; else dpop-agent unlock asks for it",
+    )
     found.add_argument("--dry-run", action="store_true", help="print it, write nothing")
     arguments.add_json(found)
     found.set_defaults(run=_init)
@@ -119,7 +123,7 @@ def _init(args: Namespace) -> int:
     path = os.path.abspath(paths.config_file())
     if os.path.lexists(path) and not args.dry_run:
         raise _exists(path)
-    text, said, exportable = _found(args, path)
+    text, said, exportable = _found(args)
     if not args.dry_run:
         _write(path, text)
         config.load(path)
@@ -129,15 +133,17 @@ def _init(args: Namespace) -> int:
     elif args.dry_run:
         print(f"# would be written to {path}\n{text}", end="")
     else:
+        asks = 'pin_source = "prompt"' in text
         print(
             f"wrote {path}: {said}\n"
             "next:  dpop-agent serve\n"
-            "then, in another terminal:  dpop-agent key create default"
+            f"then, in another terminal:  {'dpop-agent unlock && ' * asks}"
+            "dpop-agent key create default"
         )
     return 0
 
 
-def _found(args: Namespace, path: str) -> tuple[str, str, bool]:
+def _found(args: Namespace) -> tuple[str, str, bool]:
     """The configuration, what it says in words, and whether its keys are exportable."""
     if args.keychain:
         if args.token is not None or args.pin_file is not None:
@@ -147,7 +153,7 @@ def _found(args: Namespace, path: str) -> tuple[str, str, bool]:
             )
         return _with_keychain()
     try:
-        return _with_token(args, path)
+        return _with_token(args)
     except _NothingHere as e:
         if any(given is not None for given in (args.module, args.token, args.pin_file)):
             raise
@@ -190,7 +196,7 @@ def _keychain(backend: str, env: Mapping[str, str] | None = None) -> dict[str, A
     return shown
 
 
-def _with_token(args: Namespace, path: str) -> tuple[str, str, bool]:
+def _with_token(args: Namespace) -> tuple[str, str, bool]:
     wanted: config.TokenUri | str | None = args.token
     if args.token is not None and args.token.lower().startswith("pkcs11:"):
         wanted = config.parse_token_uri(args.token)
@@ -200,20 +206,13 @@ def _with_token(args: Namespace, path: str) -> tuple[str, str, bool]:
             f"the PKCS#11 token {token.label!r} has no user PIN yet",
             hint="set one with the tool that came with its module, then try again",
         )
-    pin_file = args.pin_file and os.path.abspath(os.path.expanduser(args.pin_file))
-    if pin_file:
-        for problem, hint in _pin_file_problems(pin_file):
+    source = config.PinSource("prompt")
+    if args.pin_file:
+        source = config.PinSource("file", os.path.abspath(os.path.expanduser(args.pin_file)))
+        for problem, hint in _pin_file_problems(source.argument):
             raise ConfigurationError(problem, hint=hint)
-    elif not args.dry_run:
-        raise ConfigurationError(
-            f"the PIN of the PKCS#11 token {token.label!r} has to be in a file",
-            hint="write it into one that you alone can read, (umask 077; cat > PATH), "
-            "and give --pin-file PATH",
-        )
-    else:
-        pin_file = os.path.join(os.path.dirname(path), f"{store}.pin")
     said = f"store {store!r}, PKCS#11 token {output.plain(token.label)!r}"
-    return _toml(store, token, pin_file), said, False
+    return _toml(store, token, source), said, False
 
 
 def _exists(path: str) -> ConfigurationError:
@@ -359,7 +358,7 @@ def _choose(
     )
 
 
-def _toml(store: str, token: _Token, pin_file: str) -> str:
+def _toml(store: str, token: _Token, pin_source: config.PinSource) -> str:
     lines = [
         "# dpop-agent: where keys live.",
         "",
@@ -370,7 +369,7 @@ def _toml(store: str, token: _Token, pin_file: str) -> str:
         'type = "pkcs11"',
         f"module = {_quoted(token.module)}",
         f"uri = {_quoted(str(token.uri))}",
-        f"pin_source = {_quoted(f'file:{pin_file}')}",
+        f"pin_source = {_quoted(str(pin_source))}",
     ]
     softhsm = os.environ.get("SOFTHSM2_CONF")
     if softhsm and "softhsm" in os.path.basename(token.module):

@@ -65,7 +65,7 @@ def _lines(status: dict[str, Any], path: str) -> list[str]:
     ]
     stores = get("stores") or []
     if stores:
-        lines += ["", *output.table(("STORE", "STATE", "PKCS#11 TOKEN"), [*map(_store, stores)])]
+        lines += ["", *output.table(("STORE", "STATE", "PLACE"), [*map(_store, stores)])]
         lines += [output.plain(line) for store in stores for line in _trouble(store)]
         lines += [line for store in stores for line in _unknown(store)]
     origins = get("origins") or []

@@ -187,11 +187,14 @@ class KeychainStore(Store):
     def __init__(self, *, backend: str) -> None:
         self._name = backend
         self._keychain = Keychain(backend)
+        self._label: str | None = None
         self._keys: dict[str, _Loaded] = {}
 
     def open(self) -> dict[str, Any]:
         """Look whether the keychain is there and unlocked; nothing is read yet."""
-        return {"label": self._keychain.look(), "serial": None, "model": self._name.split(".")[-2]}
+        if self._label is None:  # nothing was held in between that could have gone
+            self._label = self._keychain.look()
+        return {"label": self._label, "serial": None, "model": self._name.split(".")[-2]}
 
     def reserve(self, alg: str) -> str:
         """A new ref, if the keychain answers now: else nothing needs to be noted of it."""

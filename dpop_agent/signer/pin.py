@@ -92,36 +92,31 @@ class PinKeychain(PinSource):
     """
 
     def __init__(self, store: str, *, asked: PinSocket | None) -> None:
-        from keyring.core import load_keyring
+        from dpop_agent.signer.keychain import Keychain
 
-        self._keyring = load_keyring(default_backend())
+        self._keychain = Keychain(default_backend())
         self._store = store
         self._asked = asked
+        self.typed = asked is not None
 
     def get(self) -> str:
         if self._asked is not None:
             return self._asked.get()
-        try:
-            pin = self._keyring.get_password(KEYCHAIN_SERVICE, self._store)
-        except Exception as e:
-            raise Locked(
-                f"the keychain can't be asked for the PIN ({type(e).__name__})",
-                hint="unlock the keychain, then: dpop-agent reload",
-            ) from e
+        pin = self._keychain.get(KEYCHAIN_SERVICE, self._store)
         if pin is None:
             raise Locked(
                 f"the keychain has no PIN for the store {self._store} yet",
                 hint=f"dpop-agent unlock {self._store} puts it there",
             )
-        return str(pin)
+        return pin
 
     def accepted(self, pin: str) -> None:
         if self._asked is not None:
-            self._keyring.set_password(KEYCHAIN_SERVICE, self._store, pin)
+            self._keychain.put(KEYCHAIN_SERVICE, self._store, pin)
 
     def refused(self) -> None:
         if self._asked is None:
-            self._keyring.delete_password(KEYCHAIN_SERVICE, self._store)
+            self._keychain.delete(KEYCHAIN_SERVICE, self._store)
 
 
 class PinSocket(PinSource):

@@ -157,15 +157,14 @@ class TestInit:
             "text": machine.config.read_text(),
         }
 
-    def test_without_a_pin_file_it_says_how_to_make_one(
+    def test_without_a_pin_file_the_pin_is_asked_for_by_unlock(
         self, machine: Machine, capsys: Capture
     ) -> None:
         machine.softhsm()
-        assert main(["init"]) == 1
-        error = error_of(capsys)
-        assert "umask 077" in error
-        assert "--pin-file" in error
-        assert not machine.config.exists()
+        assert main(["init"]) == 0
+        assert "dpop-agent unlock" in capsys.readouterr().out
+        (store,) = config.load().stores.values()
+        assert store.pin_source == config.PinSource("prompt")
 
     @pytest.mark.parametrize(
         ("change", "said"),
@@ -336,8 +335,6 @@ type = "keychain"
     ) -> None:
         machine.softhsm()
         machine.keychain()
-        assert main(["init"]) == 1  # no PIN file yet
-        assert "--pin-file" in error_of(capsys)
         assert init(machine) == 0
         assert config.load().default_store == "soft"
 

@@ -167,6 +167,8 @@ def test_a_loaded_key_signs_on_while_the_keychain_is_away(
     with pytest.raises(DPoPAgentError):
         store.generate(store.reserve("ES256"), "ES256", "")
     assert not store.broken
+    store.release()
+    assert store.open()["model"] == "kwallet"
     check_signature("ES256", made.jwk, DATA, store.sign(ref, made.jkt, "ES256", DATA))
     memory.before = lambda: None
     assert store.find(ref, "ES256", self_test=True) == made
