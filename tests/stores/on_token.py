@@ -39,10 +39,11 @@ def delete(token: Token, key_id: str, *, label: str | None = None) -> None:
 
 
 def _run(token: Token, *words: str) -> str:
+    place = [token.module, str(token.pin_file), token.label]
     return subprocess.run(
-        [sys.executable, "-m", "tests.stores.on_token", str(token.pin_file), token.label, *words],
+        [sys.executable, "-m", "tests.stores.on_token", *place, *words],
         cwd=ROOT,
-        env={**os.environ, "SOFTHSM2_CONF": str(token.softhsm_conf)},
+        env={**os.environ, **token.env},
         check=True,
         timeout=30,
         stdout=subprocess.PIPE,
@@ -50,9 +51,10 @@ def _run(token: Token, *words: str) -> str:
     ).stdout
 
 
-def _main(pin_file: str, token_label: str, what: str, *words: str) -> None:
+def _main(module: str, pin_file: str, token_label: str, what: str, *words: str) -> None:
     import pkcs11
-    from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass
+    from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass
+    from pkcs11.constants import DEFAULT
     from pkcs11.util.ec import encode_named_curve_parameters
 
     def value(item: Any, name: str) -> Any:
@@ -70,7 +72,7 @@ def _main(pin_file: str, token_label: str, what: str, *words: str) -> None:
             **{name: value(item, name) for name in _OTHERS},
         }
 
-    token = pkcs11.lib(MODULE).get_token(token_label=token_label)
+    token = pkcs11.lib(module).get_token(token_label=token_label)
     pin = Path(pin_file).read_text().strip()
     with token.open(rw=True, user_pin=pin) as session:
         if what == "list":
@@ -86,6 +88,8 @@ def _main(pin_file: str, token_label: str, what: str, *words: str) -> None:
                 label=label,
                 store=True,
                 mechanism=Mechanism.EC_KEY_PAIR_GEN,
+                capabilities=MechanismFlag.SIGN,
+                public_template={Attribute.VERIFY: DEFAULT, Attribute.ENCRYPT: DEFAULT},
             )
         else:
             wanted: dict[Any, Any] = {Attribute.ID: bytes.fromhex(words[0])}

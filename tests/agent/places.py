@@ -1,0 +1,88 @@
+"""Where tests look at an agent from outside: its configuration, its log, its processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.agent.wire import Wire
+from tests.processes import Agent, Token
+from tests.stores.on_token import MODULE
+
+
+def write_config(
+    token: Token,
+    *,
+    module: str = MODULE,
+    uri: str | None = None,
+    pin_source: str | None = None,
+    more: str = "",
+) -> Path:
+    """Write the PKCS#11 token's configuration anew, with other settings."""
+    token.config.write_text(
+        f"""\
+[stores.softhsm]
+type = "pkcs11"
+module = {json.dumps(module)}
+uri = {json.dumps(uri or f"pkcs11:token={token.label}")}
+pin_source = {json.dumps(pin_source or f"file:{token.pin_file}")}
+env = {{ SOFTHSM2_CONF = {json.dumps(str(token.softhsm_conf))} }}
+{more}
+"""
+    )
+    return token.config
+
+
+def store(agent: Agent) -> dict[str, Any]:
+    """The agent's one store, as `status` has it."""
+    with Wire(agent.socket) as wire:
+        (found,) = wire.result("status")["stores"]
+    return dict(found)
+
+
+def until(holds: Callable[[], object], *, seconds: float = 10.0) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it didn't happen in time"
+        time.sleep(0.005)
+
+
+def until_open(agent: Agent) -> dict[str, Any]:
+    """Wait until the agent's store is open."""
+    until(lambda: store(agent)["state"] == "ready")
+    return store(agent)
+
+
+def descendants(pid: int) -> set[int]:
+    """The processes below a process that still run."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if state not in "ZX":
+            parents[int(stat.parent.name)] = int(parent)
+    found: set[int] = set()
+    new = {pid}
+    while new:
+        new = {child for child, parent in parents.items() if parent in new} - found
+        found |= new
+    return found
+
+
+def refused_to_serve(agent: Agent) -> str:
+    """What `serve` says instead of serving: one line on standard error, and status 1."""
+    run: subprocess.CompletedProcess[str] = agent.run("serve")
+    assert run.returncode == 1, run.stderr
+    assert run.stdout == ""
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("dpop-agent: ")
+    assert "; " in line  # what and why; what next
+    assert "Traceback" not in line
+    return line

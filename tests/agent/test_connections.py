@@ -1,0 +1,298 @@
+"""Connections: who may connect, how much, how slowly, and what becomes of work half done."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpop_agent.agent.handler import MAX_REQUESTS
+from dpop_agent.agent.server import MAX_CONNECTIONS
+from dpop_agent.agent.signers import WINDOW
+from dpop_agent.jose import b64url_decode
+from tests.agent.places import store, until
+from tests.agent.wire import Wire, refusal, request
+from tests.processes import Agent, new_token
+
+TARGET = {"htm": "GET", "htu": "https://api.example.com/"}
+NOBODY = 65534
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    folder = tmp_path_factory.mktemp("connections")
+    agent = Agent(new_token(folder / "token").config, folder / "state")
+    try:
+        agent.start()
+        agent.create_key("default")
+        yield agent
+    finally:
+        agent.close()
+
+
+@pytest.fixture
+def wire(agent: Agent) -> Iterator[Wire]:
+    with Wire(agent.socket) as wire:
+        yield wire
+
+
+@contextmanager
+def signer_stopped(agent: Agent) -> Iterator[Callable[[], None]]:
+    """A signer that hangs until the block ends, or until what is given is called."""
+    pid = store(agent)["signer_pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield lambda: os.kill(pid, signal.SIGCONT)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def iat(answer: dict[str, Any]) -> int:
+    found: int = json.loads(b64url_decode(answer["result"]["proof"].split(".")[1]))["iat"]
+    return found
+
+
+# Pipelining
+
+
+def test_pipelined_requests_are_all_answered_with_their_ids(wire: Wire) -> None:
+    ids: list[int | str] = [*range(20), -1, 2**53 - 1, "", "a", "Ü", "x" * 64, "1"]
+    lines = []
+    for n, number in enumerate(ids):
+        method, params = [("proof", TARGET), ("status", {}), ("nothing", {})][n % 3]
+        lines.append(request(method, params, number=number))
+    wire.send(b"".join(lines))
+    answers = wire.lines(len(ids))
+    assert {(type(a["id"]), a["id"]) for a in answers} == {(type(i), i) for i in ids}
+    for answer in answers:
+        assert ("error" in answer) == (ids.index(answer["id"]) % 3 == 2)
+
+
+def test_a_request_in_pieces_is_a_request(wire: Wire) -> None:
+    whole = request("proof", TARGET) + request("status")[:-1] + b"\r\n"
+    for at in range(0, len(whole), 7):
+        wire.send(whole[at : at + 7])
+        time.sleep(0.001)
+    assert all("result" in answer for answer in wire.lines(2))
+
+
+def test_an_answer_doesnt_wait_for_a_slower_one_before_it(agent: Agent, wire: Wire) -> None:
+    with signer_stopped(agent):
+        wire.send(request("proof", TARGET, number="slow") + request("status", number="fast"))
+        assert wire.next()["id"] == "fast"
+    assert wire.next()["id"] == "slow"
+
+
+def test_the_65th_request_under_way_is_busy_and_the_64_are_answered(
+    agent: Agent, wire: Wire
+) -> None:
+    with signer_stopped(agent):
+        wire.send(b"".join(request("proof", TARGET, number=n) for n in range(MAX_REQUESTS + 6)))
+        refused = wire.lines(6)
+        for answer in refused:
+            error = refusal(answer)
+            assert (error["type"], error["retry"]) == ("busy", "later")
+        assert sorted(a["id"] for a in refused) == list(range(MAX_REQUESTS, MAX_REQUESTS + 6))
+        with Wire(agent.socket) as other:
+            assert "pid" in other.result("status")
+    answers = wire.lines(MAX_REQUESTS)
+    assert sorted(a["id"] for a in answers) == list(range(MAX_REQUESTS))
+    assert all("result" in a for a in answers)
+
+
+def test_a_client_that_sends_no_more_still_gets_its_answers(agent: Agent, wire: Wire) -> None:
+    with signer_stopped(agent):
+        wire.send(b"".join(request("proof", TARGET, number=n) for n in range(10)))
+        wire.half_close()
+        time.sleep(0.05)
+    assert sorted(a["id"] for a in wire.lines(10)) == list(range(10))
+    assert wire.line() is None
+
+
+def test_work_for_a_client_that_went_doesnt_reach_the_store(agent: Agent, wire: Wire) -> None:
+    before = wire.result("status")["proofs"]
+    with signer_stopped(agent):
+        with Wire(agent.socket) as going:
+            going.send(b"".join(request("proof", TARGET, number=n) for n in range(50)))
+            going.send(request("status", number="read"))
+            assert going.next()["id"] == "read"
+        until(lambda: wire.result("status")["connections"] == 1)
+    wire.result("proof", **TARGET)
+    assert wire.result("status")["proofs"] - before <= WINDOW + 1
+
+
+def test_a_deadline_holds_while_the_store_hangs_and_the_next_request_is_fine(
+    agent: Agent, wire: Wire
+) -> None:
+    pid = store(agent)["signer_pid"]
+    with signer_stopped(agent):
+        began = time.monotonic()
+        error = wire.error("proof", **TARGET, timeout_ms=300)
+        assert 0.3 <= time.monotonic() - began < 1.0
+        assert (error["type"], error["retry"]) == ("timeout", "now")
+    assert wire.result("proof", **TARGET)["state"] == "active"
+    assert store(agent)["signer_pid"] == pid
+
+
+def test_a_proof_that_grew_old_in_the_store_is_made_anew(agent: Agent, wire: Wire) -> None:
+    with signer_stopped(agent) as go_on:
+        wire.send(request("proof", TARGET))
+        time.sleep(2.2)
+        now = math.floor(time.time())
+        go_on()
+        assert iat(wire.next()) >= now
+
+
+# Slow and many
+
+
+def test_a_line_has_5_seconds_and_an_idle_connection_has_for_ever(agent: Agent) -> None:
+    whole = request("proof", TARGET)
+    with (
+        Wire(agent.socket) as half,
+        Wire(agent.socket) as drop,
+        Wire(agent.socket) as late,
+        Wire(agent.socket) as idle,
+    ):
+        began = time.monotonic()
+        late.send(whole[:9])
+        half.send(request("status") + whole[:-1])
+        assert half.next()["id"] == 1
+        sent = 0
+        while time.monotonic() - began < 4.5:
+            drop.send(whole[sent : sent + 1])
+            sent += 1
+            time.sleep(0.3)
+            with Wire(agent.socket) as honest:
+                asked = time.monotonic()
+                honest.result("proof", **TARGET)
+                assert time.monotonic() - asked < 0.5
+        late.send(whole[9:])
+        assert "result" in late.next()
+        for slow in (half, drop):
+            answer = slow.next()
+            assert 4.9 < time.monotonic() - began < 6.5
+            assert answer["id"] is None
+            assert refusal(answer)["type"] == "timeout"
+            assert slow.line() is None
+        for good in (late, idle):
+            assert "proof" in good.result("proof", **TARGET)
+
+
+def test_connections_have_a_limit_that_is_told_and_room_is_room_again(agent: Agent) -> None:
+    with ExitStack() as stack:
+        open_now = Wire(agent.socket)
+        already = open_now.result("status")["connections"]
+        open_now.close()
+        wires = []
+        for n in range(MAX_CONNECTIONS - already + 1):
+            path = agent.admin_socket if n % 2 else agent.socket
+            wires.append(stack.enter_context(Wire(path)))
+        until(lambda: wires[0].result("status")["connections"] == MAX_CONNECTIONS)
+        with Wire(agent.socket) as one_more:
+            answer = one_more.next()
+            assert answer["id"] is None
+            error = refusal(answer)
+            assert (error["type"], error["retry"]) == ("too_many_connections", "later")
+            assert one_more.line() is None
+        wires.pop().close()
+        until(lambda: wires[0].result("status")["connections"] < MAX_CONNECTIONS)
+        with Wire(agent.socket) as again:
+            assert "proof" in again.result("proof", **TARGET)
+
+
+def test_a_client_that_never_reads_stops_only_itself(agent: Agent) -> None:
+    def resident_kib() -> int:
+        text = Path(f"/proc/{agent.pid}/status").read_text()
+        return int(text.partition("VmRSS:")[2].split()[0])
+
+    before = resident_kib()
+    with Wire(agent.socket) as deaf, Wire(agent.socket) as honest:
+        deaf.sock.settimeout(0.3)
+        many = b"".join(request("status", number=n) for n in range(500_000))
+        with pytest.raises(TimeoutError):
+            deaf.send(many)
+        assert resident_kib() - before < 16 * 1024
+        assert "proof" in honest.result("proof", **TARGET)
+    until(lambda: agent.client().status()["connections"] == 1)
+
+
+# Who
+
+
+_STRANGER = """
+import os, socket, sys
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+for _ in range(int(sys.argv[2])):
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(10)
+    sock.connect(sys.argv[1])
+    got = b""
+    try:
+        sock.sendall(sys.argv[3].encode())
+        while data := sock.recv(65536):
+            got += data
+    except ConnectionError:
+        pass
+    sys.stdout.write(got.decode() + "|")
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="to be another user takes root")
+@pytest.mark.parametrize("which", ["agent.sock", "admin.sock"])
+@pytest.mark.parametrize("sent", ["no json\n", request("status").decode()])
+def test_another_user_is_refused_before_a_byte_is_parsed(
+    agent: Agent, which: str, sent: str
+) -> None:
+    path = agent.runtime / which
+    log = agent.log.read_text()
+    try:
+        agent.runtime.chmod(0o755)
+        path.chmod(0o666)
+        run = subprocess.run(
+            [sys.executable, "-I", "-c", _STRANGER, path, "100", sent],
+            check=True,
+            timeout=30,
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        path.chmod(0o600)
+        agent.runtime.chmod(0o700)
+    assert run.stdout == "|" * 100
+    said = agent.log.read_text().removeprefix(log)
+    assert said.count(f"runs as uid {NOBODY}, not as uid {os.getuid()}") == 100
+    assert agent.client().status()["pid"] == agent.pid
+
+
+def test_a_connection_outlives_the_process_that_made_it(agent: Agent) -> None:
+    """Only the uid is asked, and that at connect time."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        code = (
+            "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
+            "socket.send_fds(socket.socket(fileno=int(sys.argv[2])), [b'x'], [s.fileno()])"
+        )
+        subprocess.run(
+            [sys.executable, "-I", "-c", code, agent.socket, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            check=True,
+            timeout=30,
+        )
+        _, (descriptor,), _, _ = socket.recv_fds(ours, 1, 1)
+    with socket.socket(fileno=descriptor) as sock:
+        sock.sendall(request("status"))
+        assert b'"result"' in sock.recv(65536)

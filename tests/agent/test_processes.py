@@ -1,0 +1,244 @@
+"""What other programs see of the agent and its signers: no memory, no secret."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.agent.places import descendants, until, until_open
+from tests.agent.wire import Wire, request
+from tests.processes import ROOT, Agent, Token, new_token
+
+TARGET = {"htm": "GET", "htu": "https://api.example.com/"}
+NOBODY = 65534
+VERBOSE = ("sh", "-c", 'exec "$@" -v', "sh")
+"""Starts what follows with one word more."""
+
+# Runs as the agent's own uid: what of each process can it read?
+_PEEK = """
+import ctypes, json, os, sys
+found = {}
+libc = ctypes.CDLL(None, use_errno=True)
+for pid in sys.argv[1:]:
+    read = []
+    for name in ("mem", "environ", "maps", "auxv", "stack"):
+        try:
+            with open(f"/proc/{pid}/{name}", "rb") as file:
+                if name != "mem":
+                    file.read(1)
+            read.append(name)
+        except PermissionError:
+            pass
+    for name in ("fd", "map_files", "task/%s/fd" % pid):
+        try:
+            os.listdir(f"/proc/{pid}/{name}")
+            read.append(name)
+        except PermissionError:
+            pass
+    for name in ("cwd", "exe", "root"):
+        try:
+            os.readlink(f"/proc/{pid}/{name}")
+            read.append(name)
+        except PermissionError:
+            pass
+    if libc.ptrace(16, int(pid), 0, 0) == 0:  # PTRACE_ATTACH
+        read.append("ptrace")
+    found[pid] = read
+print(json.dumps(found))
+"""
+
+_ASK = """
+import socket, sys
+sock = socket.socket(socket.AF_UNIX)
+sock.settimeout(10)
+sock.connect(sys.argv[1])
+sock.sendall(sys.stdin.buffer.read())
+data = b""
+while not data.endswith(b"\\n"):
+    data += sock.recv(65536)
+sys.stdout.buffer.write(data)
+"""
+
+
+class Ordinary:
+    """An agent of an ordinary user, and what runs as that user."""
+
+    def __init__(self, folder: Path) -> None:
+        self._as_user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+        token = new_token(folder / "token")
+        self.agent = Agent(token.config, folder / "state", preexec=self._prefix())
+        if os.getuid() == 0:
+            for path in (folder, self.agent.runtime, *folder.rglob("*")):
+                os.chown(path, NOBODY, NOBODY)
+
+    def _prefix(self) -> list[str]:
+        return self._as_user if os.getuid() == 0 else []
+
+    def python(self, code: str, *words: str, stdin: bytes = b"") -> bytes:
+        return subprocess.run(
+            [*self._prefix(), sys.executable, "-I", "-c", code, *words],
+            input=stdin,
+            check=True,
+            timeout=30,
+            stdout=subprocess.PIPE,
+        ).stdout
+
+    def store(self) -> dict[str, Any]:
+        answer = self.python(_ASK, self.agent.socket, stdin=request("status"))
+        (found,) = json.loads(answer)["result"]["stores"]
+        return dict(found)
+
+    def can_run(self) -> bool:
+        """Whether that user can read the interpreter and the packages."""
+        code = "import dpop_agent.agent.server, dpop_agent.signer.pkcs11"
+        run = subprocess.run(
+            [*self._prefix(), sys.executable, "-I", "-c", code], capture_output=True, timeout=30
+        )
+        return run.returncode == 0
+
+
+@pytest.fixture
+def ordinary() -> Iterator[Ordinary]:
+    folder = Path(tempfile.mkdtemp(prefix="dpop-ordinary-", dir="/tmp"))
+    ordinary = Ordinary(folder)
+    try:
+        if not ordinary.can_run():
+            pytest.skip("an ordinary user can't read this interpreter or the packages")
+        ordinary.agent.start(wait=False)
+        until(lambda: Path(ordinary.agent.socket).exists())
+        yield ordinary
+    finally:
+        ordinary.agent.close()
+        shutil.rmtree(folder)
+
+
+def test_agent_and_signers_are_closed_to_other_programs_of_their_user(ordinary: Ordinary) -> None:
+    until(lambda: ordinary.store()["state"] == "ready")
+    pids = [ordinary.agent.pid, *descendants(ordinary.agent.pid)]
+    assert len(pids) == 3  # the agent, the signer, and the signer's parent
+    for pid in pids:
+        assert Path(f"/proc/{pid}/status").read_text().count(f"\t{ordinary_uid()}\t") >= 1
+    open_process = ordinary.python(
+        "import os, subprocess, sys;"
+        "p = subprocess.Popen(['sleep', '9']);"
+        "subprocess.run([sys.executable, '-I', '-c', sys.argv[1], str(p.pid)]);"
+        "p.kill()",
+        _PEEK,
+    )
+    (seen,) = json.loads(open_process).values()
+    assert {"environ", "maps", "fd"} <= set(seen)  # so that a refusal means something
+    assert json.loads(ordinary.python(_PEEK, *map(str, pids))) == {str(pid): [] for pid in pids}
+
+
+def ordinary_uid() -> int:
+    return os.getuid() or NOBODY
+
+
+def test_no_process_leaves_a_core_file(agent: Agent) -> None:
+    until_open(agent)
+    for pid in (agent.pid, *descendants(agent.pid)):
+        limits = Path(f"/proc/{pid}/limits").read_text()
+        (line,) = [line for line in limits.splitlines() if line.startswith("Max core file size")]
+        assert line.split()[4:6] == ["0", "0"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="the maps of a closed process are root's to read")
+def test_the_agent_process_has_no_module_and_no_cryptography_and_the_signer_has(
+    agent: Agent,
+) -> None:
+    agent.create_key("default")
+    agent.client().proof("GET", "https://api.example.com/")
+    signer = until_open(agent)["signer_pid"]
+
+    def mapped(pid: int) -> str:
+        return Path(f"/proc/{pid}/maps").read_text()
+
+    for name in ("softhsm", "pkcs11", "cryptography", "keyring"):
+        assert name not in mapped(agent.pid)
+    assert "softhsm" in mapped(signer)
+    parent = int(Path(f"/proc/{signer}/stat").read_text().rpartition(")")[2].split()[1])
+    assert "softhsm" not in mapped(parent)
+
+
+def test_importing_the_agent_imports_no_store_and_no_client() -> None:
+    code = (
+        "import sys, dpop_agent.agent.server;"
+        "print(*sorted(n for n in sys.modules if n.split('.')[0] in"
+        " ('pkcs11', 'cryptography', 'keyring')"
+        " or n.startswith(('dpop_agent.signer', 'dpop_agent.client', 'dpop_agent.verify'))))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        check=True,
+        timeout=30,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert run.stdout.strip() == ""
+
+
+def test_the_most_talkative_log_has_no_secret(
+    make_agent: Callable[..., Agent], token: Token
+) -> None:
+    pin = token.pin
+    agent = make_agent(token.config, preexec=VERBOSE).start()
+    agent.create_key("default", allow_sign_proof=True)
+    access_token, nonce = "canary-access-token", "canary-nonce"
+    proof = agent.client().proof(
+        "GET", "https://api.example.com/canary-path", access_token=access_token, nonce=nonce
+    )
+    ran = agent.run(
+        "proof", "GET", "https://api.example.com/", "--access-token-file", "-", stdin=access_token
+    )
+    assert ran.returncode == 0, ran.stderr
+    with Wire(agent.admin_socket) as admin:
+        admin.error("proof", **TARGET, ath=access_token)
+        admin.error("proof.sign", signing_input=str(proof), jkt=proof.jkt)
+        signer = until_open(agent)["signer_pid"]
+        admin.result("key.destroy", key="default", generation=1)
+    told = [agent.log.read_text(), ran.stderr]
+    told += [file.read_text() for file in agent.state.iterdir()]
+    for pid in (agent.pid, *descendants(agent.pid)):
+        told.append(Path(f"/proc/{pid}/cmdline").read_text())
+        if os.getuid() == 0:
+            told.append(Path(f"/proc/{pid}/environ").read_text())
+    assert "DEBUG" in told[0]
+    assert signer in descendants(agent.pid)
+    parts = str(proof).split(".")
+    for secret in (pin, access_token, nonce, str(proof), parts[1], parts[2], "canary-path"):
+        assert all(secret not in text for text in told)
+    assert str(proof) not in repr(proof)
+
+
+_TRACE = """
+import ctypes, os, sys
+ptrace = ctypes.CDLL(None).ptrace
+pid = os.fork()
+if not pid:
+    ptrace(0, 0, 0, 0)  # PTRACE_TRACEME
+    os.execv(sys.argv[1], sys.argv[1:])
+while True:
+    _, status = os.waitpid(pid, 0)
+    if not os.WIFSTOPPED(status):
+        sys.exit(os.waitstatus_to_exitcode(status))
+    stop = os.WSTOPSIG(status)
+    ptrace(7, pid, 0, 0 if stop == 5 else stop)  # PTRACE_CONT, but for SIGTRAP with the signal
+"""
+
+
+def test_an_agent_that_is_being_debugged_doesnt_start(make_agent: Callable[..., Agent]) -> None:
+    agent = make_agent(preexec=[sys.executable, "-c", _TRACE])
+    agent.start(wait=False)
+    assert agent.process.wait(20) == 1
+    assert "traces this one; detach the debugger" in agent.log.read_text()
+    assert not Path(agent.socket).exists()
