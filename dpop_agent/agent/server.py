@@ -57,6 +57,7 @@ class Connection(asyncio.Protocol):
         self._rest = b""
         self._under_way = 0
         self._no_more = False
+        self._unread = False
         self._late: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport
 
@@ -84,21 +85,31 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The client doesn't read its answers: take no more requests until it does."""
+        self._unread = True
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         """The client reads again."""
+        self._unread = False
         self._transport.resume_reading()
+        self.data_received(b"")
 
     def data_received(self, data: bytes) -> None:
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            if self._transport.is_closing():
-                return
-            self._line(line)
+        self._rest += data
+        begin = 0
+        while not (self._unread or self._transport.is_closing()):
+            end = self._rest.find(b"\n", begin)
+            if end < 0:
+                break
+            self._line(self._rest[begin:end])
+            begin = end + 1
+        self._rest = self._rest[begin:]
+        if self._unread or self._transport.is_closing():
+            self._stop_clock()
+            return
         if len(self._rest) >= protocol.MAX_LINE:
             self._fail(_too_long())
-        if lines or not self._rest:
+        elif begin or not self._rest:
             self._stop_clock()
         if self._rest and self._late is None and not self._transport.is_closing():
             self._late = asyncio.get_running_loop().call_later(LINE_TIMEOUT_S, self._too_slow)
@@ -129,6 +140,7 @@ class Connection(asyncio.Protocol):
             )
             self._write(protocol.encode_error(request.id, error))
             return
+        log.debug("%s", request.method)
         self._under_way += 1
 
         def respond(what: dict[str, Any] | DPoPAgentError) -> None:

@@ -222,6 +222,7 @@ class Signer:
         self._sign_s = 0.0
         self._failures = 0
         self._retry_at = 0.0
+        self._opened_at = 0.0
         self._tick: asyncio.TimerHandle | None = None
         self._closed = False
         self._idle_since = self._loop.time()
@@ -451,6 +452,7 @@ class Signer:
         else:
             self._start = None
             self._ready, self.error, self.place = True, None, place
+            self._opened_at = self._loop.time()
             self._idle_since = self._loop.time()
             log.info(
                 "store %s is open: %s, serial %s",
@@ -630,7 +632,8 @@ class Signer:
             self._ready, self._lost = False, self._ready
         if not isinstance(what, DPoPAgentError):
             self._sign_s += (took_s - self._sign_s) / 8
-            self._failures = 0
+            if self._loop.time() - self._opened_at > MAX_BACK_OFF_S:
+                self._failures = 0  # it lives; opening alone proves nothing
         elif self._lost and job.again and job.done is not None:
             job.again = False  # the process ends now; a new one looks whether it is as bad
             self._queue.push_front(job)
