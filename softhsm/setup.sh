@@ -17,9 +17,9 @@ lock_setup() {
 }
 unlock_setup() { exec 9<&-; }
 
-# need_packages [softhsm2]: Debian's packages, where they are missing.
+# need_packages [softhsm2] [PACKAGE=FILE …]: Debian's packages, where they (that file) are missing.
 need_packages() {
-  local missing=()
+  local missing=() wanted
   if ! command -v python3 >/dev/null; then
     missing+=(python3 python3-venv)
   elif [[ ! -x $venv/bin/python ]] && ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
@@ -28,6 +28,9 @@ need_packages() {
   if [[ " $* " == *' softhsm2 '* ]] && ! command -v softhsm2-util >/dev/null; then
     missing+=(softhsm2)
   fi
+  for wanted; do
+    [[ $wanted != *=* ]] || compgen -G "${wanted#*=}" >/dev/null || missing+=("${wanted%%=*}")
+  done
   ((${#missing[@]})) || return 0
   local command="apt-get update && apt-get install -y --no-install-recommends ${missing[*]}"
   ((EUID == 0)) || fail "missing here; as root: $command"

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests import emulators
 from tests.processes import Agent, Token, adopt_orphans, end_leftovers, new_token
 
 USERS_OWN = ("DBUS_", "DPOP_", "NODE_", "PYTHON_KEYRING_", "SOFTHSM2_", "XDG_")
@@ -99,6 +100,30 @@ def make_token(tmp_path: Path) -> Callable[..., Token]:
 def token(make_token: Callable[..., Token]) -> Token:
     """A new PKCS#11 token."""
     return make_token()
+
+
+@pytest.fixture(scope="session")
+def made_tpm() -> Iterator[emulators.Tpm]:
+    """A TPM with a PKCS#11 token in it, switched off."""
+    emulators.need(*emulators.TPM)
+    with emulators.tpm() as found:
+        found.stop()
+        yield found
+
+
+@pytest.fixture
+def tpm(made_tpm: emulators.Tpm) -> Iterator[emulators.Tpm]:
+    """A TPM of this test alone, with a PKCS#11 token in it."""
+    with emulators.tpm(like=made_tpm) as found:
+        yield found
+
+
+@pytest.fixture
+def yubikey() -> Iterator[emulators.YubiKey]:
+    """An emulated YubiKey of this test alone, in its reader."""
+    emulators.need(*emulators.YUBIKEY)
+    with emulators.yubikey() as found:
+        yield found
 
 
 @pytest.fixture

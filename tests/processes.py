@@ -30,7 +30,7 @@ PR_SET_CHILD_SUBREAPER = 36
 
 @dataclass(frozen=True)
 class Token:
-    """A SoftHSM2 token of its own, and a configuration that names it."""
+    """A PKCS#11 token of its own, and a configuration that names it."""
 
     folder: Path
     label: str
@@ -46,8 +46,18 @@ class Token:
     @property
     def module(self) -> str:
         """The PKCS#11 module's path."""
+        return str(self._store["module"])
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The variables that the module needs."""
+        return {str(name): str(value) for name, value in self._store["env"].items()}
+
+    @property
+    def _store(self) -> dict[str, Any]:
+        store: dict[str, Any]
         (store,) = tomllib.loads(self.config.read_text())["stores"].values()
-        return str(store["module"])
+        return store
 
     @property
     def pin_file(self) -> Path:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.processes import NodeServer
+from tests.processes import Agent, NodeServer, new_token
 from tests.servers import node
 
 
@@ -33,6 +34,31 @@ def authorization_server(
 def new_authorization_server(node_packages: Path, tmp_path: Path) -> Iterator[NodeServer]:
     """One that nobody has asked for a nonce yet."""
     yield from start(node_packages, tmp_path)
+
+
+LOOKING_OFTEN = """
+import sys
+from dpop_agent.agent import lifecycle
+from dpop_agent.cli.main import main
+
+lifecycle.SAVE_S = lifecycle.MIN_TICK_S = 0.2
+sys.exit(main(["serve"]))
+"""
+
+
+@pytest.fixture(scope="module")
+def rotating_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    """A running agent without keys, which sees a drain's end at once instead of in a minute."""
+    folder = tmp_path_factory.mktemp("rotating")
+    agent = Agent(
+        new_token(folder / "token").config,
+        folder / "state",
+        preexec=[sys.executable, "-c", LOOKING_OFTEN],
+    )
+    try:
+        yield agent.start()
+    finally:
+        agent.close()
 
 
 def start(node_packages: Path, folder: Path) -> Iterator[NodeServer]:

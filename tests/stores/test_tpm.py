@@ -1,0 +1,152 @@
+"""A TPM 2.0 as a store: swtpm, tpm2-abrmd and tpm2-pkcs11, the agent and its signer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import pytest
+
+from tests.agent.places import store, until, until_open
+from tests.agent.wire import Wire
+from tests.emulators import Tpm
+from tests.processes import Agent
+from tests.stores import on_token
+from tests.stores.conformance import (
+    TARGET,
+    AwayConformance,
+    PinConformance,
+    StoreConformance,
+)
+
+
+@pytest.fixture
+def agent(make_agent: Callable[..., Agent], tpm: Tpm) -> Agent:
+    return make_agent(tpm.token.config).start()
+
+
+class TestTpm(StoreConformance, PinConformance, AwayConformance):
+    ALGS = ("ES256", "ES384", "RS256", "PS256")
+    PROTECTION = "hardware"
+
+    @pytest.fixture
+    def agent(self, agent: Agent) -> Agent:
+        return agent
+
+    @pytest.fixture
+    def held(self, tpm: Tpm) -> Callable[[], list[str]]:
+        return lambda: on_token.private_ids(tpm.token)
+
+    @pytest.fixture
+    def delete(self, tpm: Tpm, agent: Agent) -> Callable[[str], None]:
+        def delete(ref: str) -> None:
+            on_token.delete(tpm.token, ref)
+            # tpm2-pkcs11 keeps the keys that it has loaded for as long as its process lives.
+            signer = until_open(agent)["signer_pid"]
+            os.kill(signer, signal.SIGKILL)
+            until(lambda: store(agent)["signer_pid"] not in (None, signer))
+
+        return delete
+
+    @pytest.fixture
+    def wrong_pin(self, tpm: Tpm) -> Callable[[], AbstractContextManager[None]]:
+        @contextmanager
+        def wrong() -> Iterator[None]:
+            with other_pin(tpm, "another"):
+                yield
+            assert tpm.wrong_pins() == 1
+
+        return wrong
+
+    @pytest.fixture
+    def taken_away(self, tpm: Tpm) -> Callable[[], AbstractContextManager[None]]:
+        @contextmanager
+        def away() -> Iterator[None]:
+            tpm.stop()
+            yield
+            tpm.start()
+
+        return away
+
+
+@contextmanager
+def other_pin(tpm: Tpm, pin: str) -> Iterator[None]:
+    right = tpm.token.pin_file.read_text()
+    tpm.token.pin_file.write_text(f"{pin}\n")
+    yield
+    tpm.token.pin_file.write_text(right)
+
+
+def make(agent: Agent) -> str:
+    """A new key's jkt."""
+    return str(agent.create_key("shop")["jkt"])
+
+
+def prove(agent: Agent) -> str:
+    """The jkt of a proof, as soon as there is one."""
+    with Wire(agent.socket, timeout=60) as wire:
+        until(lambda: "result" in wire.ask("proof", **TARGET, key="shop"), seconds=15)
+        return str(wire.result("proof", **TARGET, key="shop")["jkt"])
+
+
+def test_a_key_can_only_sign_and_can_never_leave_the_tpm(agent: Agent, tpm: Tpm) -> None:
+    for alg in TestTpm.ALGS:
+        agent.create_key(alg.lower(), alg=alg)
+    private = [found for found in on_token.objects(tpm.token) if found["class"] == "PRIVATE_KEY"]
+    assert len(private) == len(TestTpm.ALGS)
+    for found in private:
+        assert found["SENSITIVE"] is found["ALWAYS_SENSITIVE"] is True
+        assert found["EXTRACTABLE"] is False
+        assert found["NEVER_EXTRACTABLE"] is True
+        # A TPM has one bit for signing and encrypting, which tpm2-pkcs11 shows as both.
+        assert set(found["uses"]) <= {"SIGN", "ENCRYPT"}
+
+
+def test_a_strangers_key_stays_when_the_agents_are_destroyed(agent: Agent, tpm: Tpm) -> None:
+    on_token.make_stranger(tpm.token, key_id="aa" * 16)
+    make(agent)
+    with Wire(agent.admin_socket, timeout=60) as wire:
+        wire.result("key.destroy", key="shop", generation=1)
+    assert {found["id"] for found in on_token.objects(tpm.token)} == {"aa" * 16}
+    assert len(on_token.objects(tpm.token)) == 2
+
+
+def test_a_tpm_switched_off_under_the_agent_is_told_at_once_and_used_when_it_is_back(
+    agent: Agent, tpm: Tpm
+) -> None:
+    jkt = make(agent)
+    tpm.stop()
+    with Wire(agent.socket, timeout=60) as wire:
+        for _ in range(3):
+            asked = time.monotonic()
+            assert wire.error("proof", **TARGET, key="shop")["type"] == "store_absent"
+            assert time.monotonic() - asked < 2
+    assert store(agent)["state"] == "absent"
+    tpm.start()
+    assert prove(agent) == jkt
+    assert tpm.wrong_pins() == 0
+
+
+def test_a_tpm_that_locked_itself_says_so_and_works_again_once_it_is_reset(
+    agent: Agent, tpm: Tpm
+) -> None:
+    jkt = make(agent)
+    agent.stop()
+    for count in range(1, 4):
+        with other_pin(tpm, f"wrong {count}"):
+            agent.start()
+            until(lambda: store(agent)["state"] == "locked", seconds=15)
+            agent.stop()
+        assert tpm.wrong_pins() == count
+    agent.start()
+    with Wire(agent.admin_socket, timeout=60) as wire:
+        error = wire.error("proof", **TARGET, key="shop")
+        assert error["type"] == "pin_refused"
+        assert "locked" in wire.ask("proof", **TARGET, key="shop")["error"]["message"]
+        tpm.forget_wrong_pins()
+        wire.result("reload")
+    until_open(agent)
+    assert prove(agent) == jkt
