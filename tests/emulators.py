@@ -33,7 +33,7 @@ TPM = (
     *("dbus-daemon", "libtpm2-pkcs11-1", "libtpm2-pkcs11-tools", "libtss2-tcti-swtpm0"),
     *("libtss2-tcti-tabrmd0", "swtpm", "tpm2-abrmd", "tpm2-tools"),
 )
-YUBIKEY = ("pcscd", "vsmartcard-vpcd", "ykcs11")
+YUBIKEY = ("gcc", "libc6-dev", "pcscd", "vsmartcard-vpcd", "ykcs11")
 
 _FILES: dict[str, str] = dict(
     line.split()[:2]
@@ -399,6 +399,7 @@ mount -t tmpfs tmpfs /run
 mkdir /run/pcscd
 mount --bind "$1/run" /run/pcscd
 mount --bind "$1/none" /usr/lib/pcsc/drivers
+export LD_PRELOAD="$1/loopback.so"
 exec setpriv --pdeathsig KILL pcscd --foreground --info --config "$1/readers"
 """
 
@@ -420,6 +421,15 @@ class YubiKey:
             (folder / name).mkdir()
         # Out of the folder that pcscd doesn't see.
         shutil.copy(file_of("vsmartcard-vpcd"), folder / "driver.so")
+        command = [
+            "gcc",
+            "-shared",
+            "-fPIC",
+            "-o",
+            folder / "loopback.so",
+            ROOT / "tests/loopback.c",
+        ]
+        subprocess.run(command, check=True)
         self.card = Card(pin=f"{secrets.randbelow(10**6):06}")
         self.start_pcscd()
         self.token = _token(
