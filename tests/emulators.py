@@ -421,15 +421,11 @@ class YubiKey:
             (folder / name).mkdir()
         # Out of the folder that pcscd doesn't see.
         shutil.copy(file_of("vsmartcard-vpcd"), folder / "driver.so")
-        command = [
-            "gcc",
-            "-shared",
-            "-fPIC",
-            "-o",
-            folder / "loopback.so",
-            ROOT / "tests/loopback.c",
-        ]
-        subprocess.run(command, check=True)
+        subprocess.run(
+            ["gcc", "-shared", "-fPIC", "-o", str(folder / "loopback.so"), "tests/loopback.c"],
+            cwd=ROOT,
+            check=True,
+        )
         self.card = Card(pin=f"{secrets.randbelow(10**6):06}")
         self.start_pcscd()
         self.token = _token(

@@ -489,15 +489,28 @@ class Lifecycle:
     async def watch_time(self) -> None:
         """Rotate, retire and destroy what is due, for as long as the agent runs."""
         loop = asyncio.get_running_loop()
-        saved = loop.time()
+        save_at, tried = loop.time() + SAVE_S, False
         while True:
             left = drains.next_event_s(self.keys, datetime.now(UTC))
-            # What is due and couldn't be done is tried again with the next save.
-            await asyncio.sleep(min(SAVE_S, max(MIN_TICK_S, left)) if left else SAVE_S)
+            seconds = save_at - loop.time()
+            if left is not None and not (left == 0 and tried):  # else again with the next save
+                seconds = min(seconds, max(MIN_TICK_S, left))
+            if await self._changed_within(seconds) and loop.time() < save_at:
+                tried = False
+                continue
             await self.do_what_is_due()
-            if loop.time() - saved >= SAVE_S:
-                saved = loop.time()
+            tried = True
+            if loop.time() >= save_at:
+                save_at, tried = loop.time() + SAVE_S, False
                 await self._quietly("ledger", self._records.save(clean=False))
+
+    async def _changed_within(self, seconds: float) -> bool:
+        self._records.changed.clear()
+        try:
+            await asyncio.wait_for(self._records.changed.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
 
     async def do_what_is_due(self) -> None:
         """Finish what is half done, retire, rotate, destroy."""

@@ -40,7 +40,10 @@ def boottime() -> float:
 
 
 class Records:
-    """The ledger's keys, in memory and durable."""
+    """The ledger's keys, in memory and durable.
+
+    `changed` is set with each change; whoever waits for it clears it.
+    """
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -48,6 +51,7 @@ class Records:
         self._blocked: set[str] = set()
         self._uses: dict[str, tuple[str, dict[str, None]]] = {}
         self._observed = boottime()
+        self.changed = asyncio.Event()
         contents = ledger.contents
         self.keys = contents.keys if contents.clean else drains.after_unclean_stop(contents.keys)
 
@@ -115,6 +119,7 @@ class Records:
                 }
             await asyncio.to_thread(self._ledger.write, Contents(keys, requests, clean=False))
             self.keys = self._with_blocks(keys)
+            self.changed.set()
 
     async def observe(self) -> None:
         """Count the time since the last look, and the uses in it; in memory."""

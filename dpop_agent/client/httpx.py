@@ -428,6 +428,7 @@ class _Renewal:
             self._signers.setdefault((agent, key), proof.jkt)
 
     def refused(self, jkt: str | None) -> None:
+        """The agent gave no proof by that generation."""
         if jkt is not None and jkt == self.pin:
             self.lost = True
 
@@ -479,8 +480,9 @@ class _Chooser(httpx.Auth):
     def _renewing(self, old: BoundToken | None) -> Iterator[_Renewal]:
         # Should renewing fail, the access token at hand is tried once more.
         self._overdue = None
-        refreshes = old is not None and old.refresh_token is not None and not self._rebind
-        pin = old.jkt if old is not None and refreshes else None
+        pin = None
+        if old is not None and old.refresh_token is not None and not self._rebind:
+            pin = old.jkt
         renewal = _Renewal(self, pin, _renewal.get())
         begun = _renewal.set(renewal)
         try:

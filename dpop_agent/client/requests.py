@@ -48,7 +48,7 @@ class DPoPAdapter(HTTPAdapter):
 
     Args:
         agent: gives the proofs; it isn't closed with the adapter.
-        key: the key's name; the agent's only key where None.
+        key: the key's name; `default` where None.
         jkt: the generation that the access token is bound to; the active one signs where None.
         origins: the authorization servers and resource servers that get proofs.
         **arguments: HTTPAdapter's, except max_retries: urllib3 would send a proof twice.

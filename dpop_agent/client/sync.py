@@ -149,7 +149,7 @@ class AgentClient:
         Args:
             htm: the HTTP method.
             uri: the target URI as it is requested; query and fragment stay here.
-            key: the key's name; the agent's only key where None.
+            key: the key's name; `default` where None.
             jkt: the generation that the access token is bound to; the active one where None.
             access_token: the one that is presented, if one is; it stays here.
             ath: its hash, where the access token isn't at hand (section 4.2).
