@@ -4,6 +4,10 @@ root=$(realpath -- "$(dirname -- "${BASH_SOURCE[0]}")/..")
 venv=$root/.venv
 unset "${!PYTHON@}"
 
+# Debian's Python, which every user can read, else whichever comes first.
+python3=/usr/bin/python3
+"$python3" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || python3=python3
+
 say() { printf '%s\n' "$*" >&2; }
 fail() {
   say "$@"
@@ -20,9 +24,9 @@ unlock_setup() { exec 9<&-; }
 # need_packages [softhsm2] [PACKAGE=FILE …]: Debian's packages, where they (that file) are missing.
 need_packages() {
   local missing=() wanted
-  if ! command -v python3 >/dev/null; then
+  if ! command -v "$python3" >/dev/null; then
     missing+=(python3 python3-venv)
-  elif [[ ! -x $venv/bin/python ]] && ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
+  elif [[ ! -x $venv/bin/python ]] && ! "$python3" -c 'import ensurepip, venv' 2>/dev/null; then
     missing+=(python3-venv)
   fi
   if [[ " $* " == *' softhsm2 '* ]] && ! command -v softhsm2-util >/dev/null; then
@@ -42,10 +46,10 @@ need_packages() {
 need_venv() {
   local extra=${1:-} stamp wanted
   if ! "$venv/bin/python" -c '' 2>/dev/null; then
-    python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-      fail "Python 3.11 or newer is needed; $(command -v python3) is $(python3 --version)"
+    "$python3" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+      fail "Python 3.11 or newer is needed; $(command -v "$python3") is $("$python3" --version)"
     say "making $venv"
-    python3 -m venv --clear "$venv" || fail "python3 -m venv $venv failed"
+    "$python3" -m venv --clear "$venv" || fail "$python3 -m venv $venv failed"
   fi
   wanted="$root $("$venv/bin/python" --version) $(sha256sum <"$root/pyproject.toml")"
   for stamp in "$venv/installed-dev" "$venv/installed-$extra"; do

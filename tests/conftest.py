@@ -119,6 +119,14 @@ def tpm(made_tpm: emulators.Tpm) -> Iterator[emulators.Tpm]:
 
 
 @pytest.fixture
+def keyring() -> Iterator[emulators.Keyring]:
+    """A gnome-keyring of this test alone, unlocked."""
+    emulators.need(*emulators.KEYRING)
+    with emulators.keyring() as found:
+        yield found
+
+
+@pytest.fixture
 def yubikey() -> Iterator[emulators.YubiKey]:
     """An emulated YubiKey of this test alone, in its reader."""
     emulators.need(*emulators.YUBIKEY)

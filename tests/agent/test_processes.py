@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pkcs11
 import pytest
 
 from tests.agent.places import descendants, until, until_open
@@ -69,23 +70,40 @@ sys.stdout.buffer.write(data)
 """
 
 
+def copied_python(folder: Path) -> str:
+    """An interpreter with the agent and the signer that every user can read."""
+    venv = folder / "venv"
+    base = str(Path(sys.executable).resolve())
+    subprocess.run([base, "-m", "venv", "--without-pip", venv], check=True, timeout=60)
+    (packages,) = venv.glob("lib/python*/site-packages")
+    shutil.copytree(ROOT / "dpop_agent", packages / "dpop_agent")
+    installed = Path(pkcs11.__file__).parent.parent
+    for name in ("pkcs11", "asn1crypto", "cryptography", "cffi"):
+        shutil.copytree(installed / name, packages / name)
+    for library in installed.glob("_cffi_backend*"):
+        shutil.copy(library, packages)
+    return str(venv / "bin" / "python")
+
+
 class Ordinary:
     """An agent of an ordinary user, and what runs as that user."""
 
     def __init__(self, folder: Path) -> None:
+        self._python = copied_python(folder) if os.getuid() == 0 else sys.executable
         self._as_user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
         token = new_token(folder / "token")
-        self.agent = Agent(token.config, folder / "state", preexec=self._prefix())
+        instead = ["sh", "-c", 'shift; exec "$0" "$@"', self._python]
+        self.agent = Agent(token.config, folder / "state", preexec=[*self._prefix(), *instead])
         if os.getuid() == 0:
             for path in (folder, self.agent.runtime, *folder.rglob("*")):
-                os.chown(path, NOBODY, NOBODY)
+                os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
 
     def _prefix(self) -> list[str]:
         return self._as_user if os.getuid() == 0 else []
 
     def python(self, code: str, *words: str, stdin: bytes = b"") -> bytes:
         return subprocess.run(
-            [*self._prefix(), sys.executable, "-I", "-c", code, *words],
+            [*self._prefix(), self._python, "-I", "-c", code, *words],
             input=stdin,
             check=True,
             timeout=30,
@@ -97,22 +115,12 @@ class Ordinary:
         (found,) = json.loads(answer)["result"]["stores"]
         return dict(found)
 
-    def can_run(self) -> bool:
-        """Whether that user can read the interpreter and the packages."""
-        code = "import dpop_agent.agent.server, dpop_agent.signer.pkcs11"
-        run = subprocess.run(
-            [*self._prefix(), sys.executable, "-I", "-c", code], capture_output=True, timeout=30
-        )
-        return run.returncode == 0
-
 
 @pytest.fixture
 def ordinary() -> Iterator[Ordinary]:
     folder = Path(tempfile.mkdtemp(prefix="dpop-ordinary-", dir="/tmp"))
     ordinary = Ordinary(folder)
     try:
-        if not ordinary.can_run():
-            pytest.skip("an ordinary user can't read this interpreter or the packages")
         ordinary.agent.start(wait=False)
         until(lambda: Path(ordinary.agent.socket).exists())
         yield ordinary
