@@ -15,7 +15,10 @@
     │       KeyRetired, KeyDestroyed, KeyMissing, NoActive
     ├── JktRequired, HtuRefused, PolicyRefused
     ├── StoreUnusable
-    │   └── Locked, PinRefused, StoreAbsent, SignerFailed
+    │   └── Locked, PinRefused, StoreAbsent, StoreInUse, SignerFailed
+    ├── AuthorizationRequired
+    │   └── AuthorizationRefused
+    ├── SlotTaken, NoSlot
     └── KeyExists, StoreUnknown, Timeout, Cancelled, Busy, TooManyConnections, ...
 
 An error says what happened and why (its message) and what to do next (its hint). What crosses the
@@ -302,6 +305,12 @@ class StoreAbsent(StoreUnusable):
     wire_type = "store_absent"
 
 
+class StoreInUse(StoreAbsent):
+    """Another program holds the card for itself alone."""
+
+    wire_type = "store_in_use"
+
+
 class SignerFailed(StoreUnusable):
     """The signer process died, or its module failed."""
 
@@ -325,6 +334,36 @@ class AlgorithmUnsupported(DPoPAgentError):
     """The store can't make keys for this algorithm."""
 
     wire_type = "algorithm_unsupported"
+
+
+class AuthorizationRequired(DPoPAgentError):
+    """The store makes keys only for who has its management key, which is never stored."""
+
+    wire_type = "authorization_required"
+
+
+class AuthorizationRefused(AuthorizationRequired):
+    """That wasn't its management key."""
+
+    wire_type = "authorization_refused"
+
+
+class SlotTaken(DPoPAgentError):
+    """Something is in that slot, and isn't overwritten."""
+
+    wire_type = "slot_taken"
+
+
+class NoSlot(DPoPAgentError):
+    """The store has no free slot for another key."""
+
+    wire_type = "no_slot"
+
+
+class AttestationUnavailable(DPoPAgentError):
+    """The store has no attestation of this key."""
+
+    wire_type = "attestation_unavailable"
 
 
 class IllegalTransition(DPoPAgentError):

@@ -38,6 +38,9 @@ MAX_TIMEOUT_MS = 60_000
 MAX_SEEN = 32
 """Server answers told at once."""
 
+EVENTS = ("touch",)
+"""What a connection can subscribe to."""
+
 KEY_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{8,64}")
 _RFC3339_UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?Z", re.ASCII)
@@ -129,14 +132,28 @@ _EVERY = Param(
     lambda v: v is None or _is_count(1, 10 * 366 * 24 * 3600)(v),
 )
 
+_SLOT = Param(
+    "a slot's name, such as 9a or 82",
+    lambda v: isinstance(v, str) and re.fullmatch(r"[0-9a-f]{2}", v) is not None,
+)
+_MAYBE = Param(
+    "true, false, or null for what the store says", lambda v: v is None or isinstance(v, bool)
+)
+_EVENTS = Param(
+    f"a list of {', '.join(EVENTS)}",
+    lambda v: isinstance(v, list) and len(v) <= len(EVENTS) and all(e in EVENTS for e in v),
+)
+
 _SETTINGS = {
     "origins": _ORIGINS,
     "allow_sign_proof": _BOOL,
     "rotate_every_s": _EVERY,
     "drain_s": _SECONDS,
     "max_drain_s": _SECONDS,
+    "touch": _MAYBE,
     "request_id": _REQUEST,
 }
+_PLACE = {"slot": _SLOT, "reuse_slot": _BOOL}
 _ONE_GENERATION = {
     "key": _KEY.must(),
     "generation": _GENERATION.must(),
@@ -159,13 +176,20 @@ AGENT_METHODS: Mapping[str, Mapping[str, Param]] = {
     "observe": {"seen": _SEEN.must()},
     "key.list": {"key": _KEY, "include_destroyed": _BOOL, "cursor": _CURSOR},
     "status": {},
+    "subscribe": {"events": _EVENTS.must()},
 }
 """What `agent.sock` answers."""
 
 ADMIN_METHODS: Mapping[str, Mapping[str, Param]] = {
     **AGENT_METHODS,
-    "key.create": {"key": _KEY.must(), "store": _TEXT, "alg": _ALG, **_SETTINGS},
-    "key.rotate": {"key": _KEY.must(), "stage": _BOOL, "drain_s": _SECONDS, "request_id": _REQUEST},
+    "key.create": {"key": _KEY.must(), "store": _TEXT, "alg": _ALG, **_PLACE, **_SETTINGS},
+    "key.rotate": {
+        "key": _KEY.must(),
+        "stage": _BOOL,
+        "drain_s": _SECONDS,
+        **_PLACE,
+        "request_id": _REQUEST,
+    },
     "key.activate": {**_ONE_GENERATION, "drain_s": _SECONDS},
     "key.suspend": _ONE_GENERATION,
     "key.resume": _ONE_GENERATION,
@@ -179,6 +203,8 @@ ADMIN_METHODS: Mapping[str, Mapping[str, Param]] = {
         "request_id": _REQUEST,
     },
     "key.set": {"key": _KEY.must(), **_SETTINGS},
+    "key.attestation": {"key": _KEY.must(), "generation": _GENERATION.must()},
+    "store.authorize": {"store": _TEXT.must()},
     "lock": {"store": _TEXT},
     "unlock": {"store": _TEXT.must()},
     "reload": {},
@@ -304,6 +330,14 @@ def encode_result(request_id: str | int, result: Mapping[str, Any]) -> bytes:
     return _line(
         {"jsonrpc": "2.0", "id": request_id, "result": result},
         ProtocolError("the answer doesn't fit a line"),
+    )
+
+
+def encode_event(event: str, params: Mapping[str, Any]) -> bytes:
+    """A line that answers nothing: a JSON-RPC notification."""
+    return _line(
+        {"jsonrpc": "2.0", "method": event, "params": params},
+        ProtocolError("the event doesn't fit a line"),
     )
 
 

@@ -152,6 +152,16 @@ class Card:
         self._reset()
         self._personalise()
 
+    def forget_keys(self) -> None:
+        """As it was when new, but for its PIN, its serial and its attestation key's name."""
+        self.tries = PIN_TRIES
+        self.management_key = secrets.token_bytes(24)
+        self.keys.clear()
+        self.objects.clear()
+        self.touch_s = self.sign_s = 0.0
+        self.pins = 0
+        self._personalise()
+
     # In and out of the reader
 
     def plug(self, port: int) -> None:
@@ -181,6 +191,17 @@ class Card:
         self._thread.join()
         self._socket.close()
         self._socket = self._thread = None
+
+    @property
+    def plugged(self) -> bool:
+        """Whether it is in a reader."""
+        return self._socket is not None
+
+    def make_key(
+        self, slot: int, *, pin: int = PinPolicy.ONCE, touch: int = TouchPolicy.NEVER
+    ) -> None:
+        """A key as its owner makes it with Yubico's tool, without a certificate."""
+        self.keys[slot] = _new_key(Alg.P256, pin=pin, touch=touch)
 
     def _serve(self, reader: socket.socket) -> None:
         try:

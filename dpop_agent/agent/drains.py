@@ -48,11 +48,20 @@ def retire(keys: Keys, now: str) -> Keys:
 
 
 def to_destroy(keys: Keys) -> Iterator[tuple[Key, Generation]]:
-    """The retired generations whose time is over; shared ones never are."""
+    """The retired generations whose time is over; that of shared ones, and in slots, never is."""
     for key in keys.values():
         for g in key.generations:
-            if g.state is State.RETIRED and not g.shared and g.observed_s >= RETIRED_S:
+            if _ends(g) and g.observed_s >= RETIRED_S:
                 yield key, g
+
+
+def _ends(g: Generation) -> bool:
+    return g.state is State.RETIRED and not g.shared and g.slot is None
+
+
+def is_rotation_by_hand(key: Key) -> bool:
+    """Whether a rotation needs somebody who has the store's management key."""
+    return key.active is not None and key.active.slot is not None and key.staged is None
 
 
 def is_rotation_due(key: Key, now: datetime) -> bool:
@@ -77,11 +86,11 @@ def next_event_s(keys: Keys, now: datetime) -> float | None:
     left: list[float] = []
     for key in keys.values():
         due = _rotation_left_s(key, now)
-        if due is not None:
+        if due is not None and (due or not is_rotation_by_hand(key)):
             left.append(due)
         for g in key.generations:
             if g.state is State.DRAINING:
                 left.append(key.drain_left_s(g))
-            elif g.state is State.RETIRED and not g.shared:
+            elif _ends(g):
                 left.append(max(0, RETIRED_S - g.observed_s))
     return min(left, default=None)

@@ -18,12 +18,13 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from dpop_agent import __version__
+from dpop_agent.agent import drains
 from dpop_agent.agent.keys import Generation, Key, Keys, State
 from dpop_agent.agent.lifecycle import Lifecycle
 from dpop_agent.agent.nonces import Nonces
 from dpop_agent.agent.policy import require_allowed
 from dpop_agent.agent.records import Records, now_text
-from dpop_agent.agent.signers import SIGN_TIMEOUT_S, Job, Signer
+from dpop_agent.agent.signers import SIGN_TIMEOUT_S, TOUCH_TIMEOUT_S, Job, Signer
 from dpop_agent.errors import (
     DPoPAgentError,
     HtuRefused,
@@ -62,6 +63,9 @@ PAGE = MAX_LINE - 8 * 1024
 MAX_UNKNOWN = 32
 """Objects that aren't the agent's, as `status` lists them for each store."""
 
+MAX_DUE = 32
+"""Keys whose rotation is due, as `status` lists them."""
+
 MAX_LISTINGS = 8
 """Listings under way: moments kept for their next pages."""
 
@@ -69,6 +73,13 @@ _CURSOR = re.compile(r"([0-9]{1,20}):([a-z0-9._-]{1,64})@([0-9]{1,10})")
 
 _Later = Callable[[dict[str, Any]], Coroutine[Any, Any, dict[str, Any]]]
 Respond = Callable[[dict[str, Any] | DPoPAgentError], None]
+
+
+class Peer(Hashable, Protocol):
+    """The connection that a request came on."""
+
+    def tell(self, event: str, params: Mapping[str, Any]) -> None:
+        """Send what answers no request."""
 
 
 class Stores(Protocol):
@@ -112,6 +123,7 @@ class Handler:
         self._listings: OrderedDict[int, Keys] = OrderedDict()
         self._moments = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._subscribed: dict[Hashable, frozenset[str]] = {}
         self._proofs = 0
         self._started = now_text()
         self._now: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
@@ -130,12 +142,14 @@ class Handler:
             "key.destroy": self._shown_after(lifecycle.destroy),
             "key.adopt": self._key_adopt,
             "key.set": self._shown_after(lifecycle.set),
+            "key.attestation": self._key_attestation,
+            "store.authorize": self._store_authorize,
             "lock": self._lock,
             "unlock": self._unlock,
             "reload": self._reload,
         }
 
-    def handle(self, request: Request, owner: Hashable, respond: Respond) -> None:
+    def handle(self, request: Request, owner: Peer, respond: Respond) -> None:
         """Answer a request, now or later; `respond` is called once.
 
         Args:
@@ -145,9 +159,12 @@ class Handler:
         """
         try:
             if request.method == "proof":
-                self._proof(request.params, owner, respond)
+                self._proof(request, owner, respond)
             elif request.method == "proof.sign":
-                self._proof_sign(request.params, owner, respond)
+                self._proof_sign(request, owner, respond)
+            elif request.method == "subscribe":
+                self._subscribed[owner] = frozenset(request.params["events"])
+                respond({})
             elif request.method in self._now:
                 respond(self._now[request.method](request.params))
             else:
@@ -157,6 +174,7 @@ class Handler:
 
     def gone(self, owner: Hashable) -> None:
         """A connection closed: what it waits for needn't be done any more."""
+        self._subscribed.pop(owner, None)
         for signer in self._stores.signers.values():
             signer.drop(owner)
 
@@ -176,7 +194,8 @@ class Handler:
 
     # Proofs
 
-    def _proof(self, params: dict[str, Any], owner: Hashable, respond: Respond) -> None:
+    def _proof(self, request: Request, owner: Peer, respond: Respond) -> None:
+        params = request.params
         self._observe(params.get("seen", ()))
         where = target(params["htu"])
         ath = params.get("ath")
@@ -185,12 +204,14 @@ class Handler:
         )
         require_allowed(key, where)
         signer = self._lifecycle.signer_of(key)
-        deadline = self._loop.time() + params.get("timeout_ms", SIGN_TIMEOUT_S * 1000) / 1000
+        touch = key.may_want_touch(generation)
+        limit_s = TOUCH_TIMEOUT_S if touch else SIGN_TIMEOUT_S
+        deadline = self._loop.time() + params.get("timeout_ms", limit_s * 1000) / 1000
         head = self._header(key.alg, generation)
         nonce: str | None = None
         made = ""
         made_at = 0.0
-        anew = True
+        anew = not touch  # nobody touches twice for one proof
 
         def make() -> dict[str, Any]:
             nonlocal nonce, made, made_at
@@ -238,12 +259,44 @@ class Handler:
 
         def submit() -> None:
             signer.submit(
-                Job(owner, make, done, deadline=deadline, limit_s=SIGN_TIMEOUT_S, again=True)
+                Job(
+                    owner,
+                    make,
+                    done,
+                    deadline=deadline,
+                    limit_s=limit_s,
+                    again=True,
+                    on_wait=self._announcing(key, generation, request, owner) if touch else None,
+                )
             )
 
         submit()
 
-    def _proof_sign(self, params: dict[str, Any], owner: Hashable, respond: Respond) -> None:
+    def _announcing(
+        self, key: Key, generation: Generation, request: Request, owner: Peer
+    ) -> Callable[[], None]:
+        def announce() -> None:
+            log.info(
+                "%s@%d waits for a touch, in the store %s",
+                key.name,
+                generation.generation,
+                key.store,
+            )
+            if "touch" in self._subscribed.get(owner, ()):
+                owner.tell(
+                    "touch",
+                    {
+                        "id": request.id,
+                        "key": key.name,
+                        "jkt": generation.jkt,
+                        "store": key.store,
+                    },
+                )
+
+        return announce
+
+    def _proof_sign(self, request: Request, owner: Peer, respond: Respond) -> None:
+        params = request.params
         jkt, text = params["jkt"], params["signing_input"]
         key, generation = self._records.keys.signer(None, jkt, presents_access_token=False)
         if not key.allow_sign_proof:
@@ -253,6 +306,8 @@ class Handler:
             )
         where = self._require_proof(text, key, generation)
         signer = self._lifecycle.signer_of(key)
+        touch = key.may_want_touch(generation)
+        limit_s = TOUCH_TIMEOUT_S if touch else SIGN_TIMEOUT_S
 
         def make() -> dict[str, Any]:
             self._still_signing(generation)
@@ -277,9 +332,10 @@ class Handler:
                 owner,
                 make,
                 done,
-                deadline=self._loop.time() + SIGN_TIMEOUT_S,
-                limit_s=SIGN_TIMEOUT_S,
+                deadline=self._loop.time() + limit_s,
+                limit_s=limit_s,
                 again=True,
+                on_wait=self._announcing(key, generation, request, owner) if touch else None,
             )
         )
 
@@ -478,6 +534,8 @@ class Handler:
             "rotate_every_s": key.rotate_every_s,
             "drain_s": key.drain_s,
             "max_drain_s": key.max_drain_s,
+            "rotation_due": drains.is_rotation_due(key, datetime.now(UTC)),
+            "touch": key.touch,
         }
 
     def _generation_members(self, key: Key, generation: Generation) -> dict[str, Any]:
@@ -493,12 +551,33 @@ class Handler:
             "local": generation.local,
             "missing": generation.jkt in self._lifecycle.missing,
             "shared": generation.shared,
+            "slot": generation.slot,
+            "object_left": generation.object_left,
+            "touch": generation.touch,
             "created": generation.created,
             "changed": generation.changed,
             "last_used": generation.last_used,
             "origins_used": dict(generation.origins_used),
             "drain_left_s": key.drain_left_s(generation) if draining else None,
         }
+
+    async def _key_attestation(self, params: dict[str, Any]) -> dict[str, Any]:
+        key = self._records.keys.named(params["key"])
+        generation = key.generation(params["generation"])
+        answer = await self._lifecycle.signer_of(key).ask(
+            "attestation", ref=generation.ref, jkt=generation.jkt
+        )
+        return {
+            "key": key.name,
+            "generation": generation.generation,
+            "jkt": generation.jkt,
+            "certificates": answer["certificates"],
+        }
+
+    async def _store_authorize(self, params: dict[str, Any]) -> dict[str, Any]:
+        signer = self._lifecycle.signer(params["store"])
+        answer = await signer.ask("authorize", folder=self._stores.socket_folder, again=False)
+        return {"store": params["store"], "socket": answer["path"]}
 
     # The agent
 
@@ -526,6 +605,11 @@ class Handler:
             "proofs": self._proofs,
             **self._stores.describe(),
             "stores": self._store_members(),
+            "rotations_due": [
+                key.name
+                for key in self._records.keys.values()
+                if drains.is_rotation_due(key, datetime.now(UTC))
+            ][:MAX_DUE],
             "origins": [
                 {
                     "origin": origin,
@@ -552,6 +636,7 @@ class Handler:
                 "serial": signer.place.get("serial"),
                 "model": signer.place.get("model"),
                 "signer_pid": signer.pid,
+                "slots": self._lifecycle.slots.get(name),
                 "unknown": self._lifecycle.unknown.get(name, [])[:MAX_UNKNOWN],
                 "unknown_count": len(self._lifecycle.unknown.get(name, [])),
             }

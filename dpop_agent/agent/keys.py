@@ -98,10 +98,13 @@ class Generation:
         last_used: when it last signed, to about a minute; None for never.
         origins_used: the origins that it signed for, and when last.
         shared: another agent may use it too: no schedule destroys it.
-        object_left: destroyed here, but its object is still to be deleted from the store.
+        object_left: destroyed here, but its object is still to be deleted from the store; or stays
+            in its slot until another key is made there.
         observed_s: seconds in its state that the agent was there to see; no wall clock counts here.
         idle_s: those since it last signed.
         drain_s: what `rotate` was told instead of the key's own.
+        slot: its place, where its store has places for keys; nothing but another key removes it.
+        touch: `never`, `always` or `cached`, when it wants a touch; None if unknown.
     """
 
     generation: int
@@ -118,6 +121,8 @@ class Generation:
     origins_used: Mapping[str, str] = field(default_factory=dict)
     shared: bool = False
     object_left: bool = False
+    slot: str | None = None
+    touch: str | None = None
     observed_s: int = 0
     idle_s: int = 0
     drain_s: int | None = None
@@ -154,7 +159,10 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A stable name, what it may be used for, and its generations, oldest first."""
+    """A stable name, what it may be used for, and its generations, oldest first.
+
+    `touch` says whether its generations want a touch, where their store can't tell.
+    """
 
     name: str
     store: str
@@ -165,6 +173,7 @@ class Key:
     rotate_every_s: int | None = None
     drain_s: int = DRAIN_S
     max_drain_s: int = MAX_DRAIN_S
+    touch: bool | None = None
     generations: tuple[Generation, ...] = ()
 
     def __post_init__(self) -> None:
@@ -186,6 +195,14 @@ class Key:
     def staged(self) -> Generation | None:
         """The one that is made and waits for its turn, the newest if there are several."""
         return next((g for g in reversed(self.generations) if g.state is State.STAGED), None)
+
+    def may_want_touch(self, generation: Generation) -> bool:
+        """Whether a signature may wait for a person."""
+        if self.touch is not None:
+            return self.touch
+        if generation.touch is None:
+            return generation.slot is not None
+        return generation.touch != "never"
 
     @property
     def next_number(self) -> int:
@@ -260,6 +277,26 @@ class Keys(Mapping[str, Key]):
     def without(self, name: str) -> Keys:
         """These keys less one that was never made."""
         return Keys(key for key in self._by_name.values() if key.name != name)
+
+    def in_store(self, store: str) -> Iterator[tuple[Key, Generation]]:
+        """Every generation of a store whose object is there, as far as the ledger knows."""
+        for key in self._by_name.values():
+            for g in key.generations:
+                if key.store == store and (g.state is not State.DESTROYED or g.object_left):
+                    yield key, g
+
+    def overwritten(self, store: str, ref: str, jkt: str, now: str) -> Keys:
+        """These keys after one with that `jkt` was made in a slot: what it had before is gone."""
+        keys = self
+        for key, g in self.in_store(store):
+            if g.slot is None or g.ref != ref or g.jkt == jkt:
+                continue
+            if g.state is State.RETIRED:
+                gone = g.become(State.DESTROYED, now).buried()
+                keys = keys.with_(keys[key.name].with_(gone))
+            elif g.state is State.DESTROYED:
+                keys = keys.with_(keys[key.name].with_(replace(g, object_left=False)))
+        return keys
 
     def changed_from(self, old: Keys) -> bool:
         """Whether any key differs."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -20,15 +20,18 @@ from typing import Any
 from dpop_agent.agent import drains
 from dpop_agent.agent.keys import Generation, Key, Keys, State
 from dpop_agent.agent.records import Asked, Records, now_text
-from dpop_agent.agent.signers import GENERATE_TIMEOUT_S, Signer
+from dpop_agent.agent.signers import GENERATE_TIMEOUT_S, START_TIMEOUT_S, TOUCH_TIMEOUT_S, Signer
 from dpop_agent.errors import (
+    AuthorizationRequired,
     DPoPAgentError,
     IllegalTransition,
     InvalidParams,
     KeyExists,
     KeyMissing,
     KeyPending,
+    NoSlot,
     NotDurable,
+    SlotTaken,
     StoreUnknown,
 )
 from dpop_agent.htu import origin_of
@@ -45,7 +48,7 @@ MIN_TICK_S = 0.5
 BLOCK_AGAIN_S = 1.0
 """Seconds between tries to write a block that couldn't be written."""
 
-_SETTINGS = ("allow_sign_proof", "rotate_every_s", "drain_s", "max_drain_s")
+_SETTINGS = ("allow_sign_proof", "rotate_every_s", "drain_s", "max_drain_s", "touch")
 
 
 class Lifecycle:
@@ -64,6 +67,8 @@ class Lifecycle:
         self._said: dict[str, str] = {}
         self.missing: set[str] = set()
         self.unknown: dict[str, list[dict[str, str]]] = {}
+        self.slots: dict[str, dict[str, int]] = {}
+        self._overwriting: set[str] = set()
 
     @property
     def keys(self) -> Keys:
@@ -113,6 +118,12 @@ class Lifecycle:
             key = self.keys.named(name)
             if self._records.repeated("key.rotate", params):
                 return key, _last_draining(key)
+            if "slot" in params and key.staged is not None and not stage:
+                raise IllegalTransition(
+                    f"{name}@{key.staged.generation} is staged, and would become active",
+                    hint=f"leave slot out, or activate it: "
+                    f"dpop-agent key activate {name}@{key.staged.generation}",
+                )
             if stage and key.staged is not None:
                 raise IllegalTransition(
                     f"{name}@{key.staged.generation} is staged already",
@@ -195,7 +206,8 @@ class Lifecycle:
                 return key
             generation = key.generation(number)
             generation.become(State.DESTROYED, "")
-            await self._find(key, generation)
+            if generation.slot is None:
+                await self._find(key, generation)
             await self._destroy(key, generation, asked=("key.destroy", params))
             return self.keys.named(name)
 
@@ -221,9 +233,10 @@ class Lifecycle:
                     f"key.adopt: the key {name} is for {key.alg} in the store {key.store}",
                     hint="adopt the object under another name",
                 )
-            found = (await self.signer_of(key).ask("find", ref=ref, alg=key.alg, self_test=True))[
-                "key"
-            ]
+            answer = await self.signer_of(key).ask(
+                "find", ref=ref, alg=key.alg, self_test=True, limit_s=TOUCH_TIMEOUT_S
+            )
+            found = answer["key"]
             if found is None:
                 raise KeyMissing(
                     f"the store {key.store} has no private key with the id {ref}",
@@ -231,9 +244,9 @@ class Lifecycle:
                 )
             if found["jkt"] in self.keys.by_jkt:
                 owner, there = self.keys.by_jkt[found["jkt"]]
-                if there.state is not State.DESTROYED:
+                if there.state is not State.DESTROYED or there.object_left:
                     raise KeyExists(f"that object is {owner.name}@{there.generation} already")
-            adopted = replace(_staged(_pending(key, ref), found), shared=True)
+            adopted = replace(_staged(_pending(key, ref, None), found), shared=True)
             await self._records.write(
                 lambda keys: keys.with_(keys.get(name, key).with_(adopted)),
                 asked=("key.adopt", params),
@@ -278,8 +291,29 @@ class Lifecycle:
     async def _generate(self, key: Key, *, asked: Asked, stage: bool = False) -> None:
         """A new generation: active, the old one draining, or staged."""
         signer = self.signer_of(key)
-        ref = (await signer.ask("reserve", alg=key.alg))["ref"]
-        pending = _pending(key, ref)
+        old = self._to_overwrite(key.store, asked[1])
+        overwrites = old and old.jkt
+        try:
+            reserved = await signer.ask(
+                "reserve",
+                alg=key.alg,
+                slot=asked[1].get("slot"),
+                overwrites=overwrites,
+                taken=[
+                    g.ref
+                    for _, g in self.keys.in_store(key.store)
+                    if g.slot is not None and g is not old
+                ],
+                limit_s=START_TIMEOUT_S,
+            )
+        except AuthorizationRequired as e:
+            e.details["store"] = key.store
+            raise
+        except (NoSlot, SlotTaken) as e:
+            e.hint = self._ways_to_a_slot(key, e) or e.hint
+            raise
+        ref = reserved["ref"]
+        pending = _pending(key, ref, reserved["slot"])
         name, number = key.name, pending.generation
         # The request's id goes with its effect; a key that is new is there from its intent on.
         await self._records.write(
@@ -287,15 +321,22 @@ class Lifecycle:
             asked=None if name in self.keys else asked,
         )
         info: Mapping[str, Any] | None
+        if old is not None:
+            self._overwriting.add(old.jkt)
         try:
             info = await signer.ask(
                 "generate",
                 ref=ref,
                 alg=key.alg,
                 label=f"dpop-agent {name}@{number}",
+                overwrites=overwrites,
                 limit_s=GENERATE_TIMEOUT_S,
                 again=False,
             )
+        except (AuthorizationRequired, SlotTaken) as e:  # what is in the slot is somebody else's
+            e.details["store"] = key.store
+            await self._undo(name, number)
+            raise
         except DPoPAgentError as e:
             # Made or not, the ledger doesn't know; the store does.
             try:
@@ -305,7 +346,46 @@ class Lifecycle:
                 raise e from None
             if info is None:
                 raise
+        finally:
+            if old is not None:
+                self._overwriting.discard(old.jkt)
         await self._made(name, number, info, asked=asked, stage=stage)
+        if key.store in self.slots:
+            await self._quietly(key.store, self._list_unknown(key.store))
+
+    def _to_overwrite(self, store: str, params: Mapping[str, Any]) -> Generation | None:
+        """The generation whose slot may be used again, where that is asked for.
+
+        Raises:
+            SlotTaken: it isn't one that is over.
+        """
+        if not params.get("reuse_slot"):
+            return None
+        slot = params.get("slot")
+        if slot is None:
+            raise InvalidParams("reuse_slot goes with slot", hint="say which slot")
+        there = [(key, g) for key, g in self.keys.in_store(store) if g.slot == slot]
+        for key, g in there:
+            if not _over(g):
+                raise SlotTaken(
+                    f"slot {slot} has {key.name}@{g.generation}, which is {g.state}",
+                    hint="a slot can be used again once its generation is retired or destroyed",
+                )
+        return there[0][1] if there else None
+
+    def _ways_to_a_slot(self, key: Key, error: DPoPAgentError) -> str:
+        free = error.details.get("free", [])
+        over = [
+            (owner, g)
+            for owner, g in self.keys.in_store(key.store)
+            if g.slot is not None and _over(g)
+        ]
+        error.details["reusable"] = [g.slot for _, g in over]
+        ways = [f"free: --slot {' or '.join(free)}"] if free else []
+        if over:
+            names = ", ".join(f"{g.slot} ({o.name}@{g.generation}, {g.state})" for o, g in over)
+            ways.append(f"to use again, with --slot and --reuse-slot: {names}")
+        return "; ".join(ways)
 
     async def _made(
         self,
@@ -322,7 +402,9 @@ class Lifecycle:
 
         def change(keys: Keys) -> Keys:
             key = keys.named(name)
-            key = key.with_(_staged(key.generation(number), info))
+            made = _staged(key.generation(number), info)
+            keys = keys.overwritten(key.store, made.ref, made.jkt, now)
+            key = keys.named(name).with_(made)
             return keys.with_(key if stage else key.activate(number, now, drain_s=drain_s))
 
         await self._records.write(change, asked=asked)
@@ -333,6 +415,8 @@ class Lifecycle:
         key = self.keys.named(name)
         generation = key.generation(number)
         generation.become(State.ACTIVE, "")
+        if generation.jkt in self._overwriting:
+            raise IllegalTransition(f"{name}@{number} is being overwritten in its slot")
         if not await self._find(key, generation):
             raise KeyMissing(f"{name}@{number} can't be activated: its store has no such key")
         drain_s = asked[1].get("drain_s") if asked else None
@@ -354,7 +438,16 @@ class Lifecycle:
             return keys.with_(key.with_(gone.buried()))
 
         await self._records.write(bury, asked=asked)
-        await self._delete_object(name, number)
+        if generation.slot is None:
+            await self._delete_object(name, number)
+        else:
+            log.info(
+                "%s@%d is destroyed, jkt %s; its key stays in slot %s until another is made there",
+                name,
+                number,
+                generation.jkt,
+                generation.slot,
+            )
 
     async def _delete_object(self, name: str, number: int) -> None:
         key = self.keys.named(name)
@@ -401,19 +494,28 @@ class Lifecycle:
         """What the store has of a pending generation; if nothing, then nor has the ledger."""
         key = self.keys.named(name)
         ref = key.generation(number).ref
-        answer = await self.signer_of(key).ask("find", ref=ref, alg=key.alg, self_test=True)
-        if answer["key"] is None and answer["half"] is not None:
-            await self._bury_half(name, number, answer["half"])
-        elif answer["key"] is None:
-
-            def undo(keys: Keys) -> Keys:
-                rest = keys.named(name).without(number)
-                return keys.with_(rest) if rest.generations else keys.without(name)
-
-            await self._records.write(undo)
-            log.info("%s@%d came to nothing and is undone", name, number)
+        answer = await self.signer_of(key).ask(
+            "find", ref=ref, alg=key.alg, self_test=True, limit_s=TOUCH_TIMEOUT_S
+        )
         found: Mapping[str, Any] | None = answer["key"]
+        if found is not None and found["jkt"] in self.keys.by_jkt:
+            found = None  # what its slot had before
+        elif found is None and answer["half"] is not None:
+            await self._bury_half(name, number, answer["half"])
+            return None
+        if found is None:
+            await self._undo(name, number)
         return found
+
+    async def _undo(self, name: str, number: int) -> None:
+        """Nothing was made: the ledger has nothing either."""
+
+        def undo(keys: Keys) -> Keys:
+            rest = keys.named(name).without(number)
+            return keys.with_(rest) if rest.generations else keys.without(name)
+
+        await self._records.write(undo)
+        log.info("%s@%d came to nothing and is undone", name, number)
 
     async def _bury_half(self, name: str, number: int, jkt: str) -> None:
         """A public key without its private one: in the ledger first, then deleted."""
@@ -469,19 +571,51 @@ class Lifecycle:
         for generation in self.keys[name].generations if name in self.keys else ():
             if generation.state is State.PENDING:
                 await self._quietly(name, self._settle(name, generation.generation))
-            elif generation.object_left:
+            elif generation.object_left and generation.slot is None:
                 await self._quietly(name, self._delete_object(name, generation.generation))
 
     async def _list_unknown(self, store: str) -> None:
-        listed = (await self.signer(store).ask("objects"))["objects"]
-        ours = {g.ref for key in self.keys.values() if key.store == store for g in key.generations}
-        self.unknown[store] = [found for found in listed if found["ref"] not in ours]
+        answer = await self.signer(store).ask("objects")
+        listed = answer["objects"]
+        if answer["slots"] is not None:
+            await self._see_empty_slots(store, [found["ref"] for found in listed])
+            self.slots[store] = answer["slots"]
+        ours = {
+            g.ref: g.jkt
+            for key in self.keys.values()
+            if key.store == store
+            for g in key.generations
+        }
+        ours |= {g.ref: g.jkt for _, g in self.keys.in_store(store)}  # not what was there before
+        self.unknown[store] = [
+            found
+            for found in listed
+            if found["ref"] not in ours or found.get("jkt") not in (None, "", ours[found["ref"]])
+        ]
         if self.unknown[store]:
             log.info(
                 "store %s has %d private keys that aren't the agent's; they are left alone",
                 store,
                 len(self.unknown[store]),
             )
+
+    async def _see_empty_slots(self, store: str, there: Collection[str]) -> None:
+        """Destroyed generations whose slots somebody emptied have left nothing any more."""
+        gone = [
+            (key, g)
+            for key, g in self.keys.in_store(store)
+            if g.slot is not None and g.state is State.DESTROYED and g.ref not in there
+        ]
+
+        def emptied(keys: Keys) -> Keys:
+            for key, g in gone:
+                current = keys.named(key.name)
+                left = replace(current.generation(g.generation), object_left=False)
+                keys = keys.with_(current.with_(left))
+            return keys
+
+        if gone:
+            await self._records.write(emptied)
 
     def _forget_unknown(self, store: str, ref: str) -> None:
         self.unknown[store] = [f for f in self.unknown.get(store, []) if f["ref"] != ref]
@@ -522,11 +656,24 @@ class Lifecycle:
         for name in list(self.keys):
             async with self._by_name[name]:
                 await self._finish(name)
-                if name in self.keys and drains.is_rotation_due(self.keys[name], datetime.now(UTC)):
+                key = self.keys.get(name)
+                if key is None or not drains.is_rotation_due(key, datetime.now(UTC)):
+                    self._said.pop(f"rotation of {name}", None)
+                elif drains.is_rotation_by_hand(key):
+                    await self._quietly(f"rotation of {name}", self._say_rotation_due(key))
+                else:
                     await self._quietly(name, self._rotate_now(name))
         for key, generation in list(drains.to_destroy(self.keys)):
             async with self._by_name[key.name]:
                 await self._quietly(key.name, self._destroy_if_there(key, generation))
+
+    @staticmethod
+    async def _say_rotation_due(key: Key) -> None:
+        raise AuthorizationRequired(
+            f"the rotation of {key.name} is due, and its store makes keys only for who has its "
+            "management key",
+            hint=f"dpop-agent key rotate {key.name}",
+        )
 
     async def _rotate_now(self, name: str) -> None:
         key = self.keys.named(name)
@@ -563,9 +710,15 @@ class Lifecycle:
         task.add_done_callback(self._tasks.discard)
 
 
-def _pending(key: Key, ref: str) -> Generation:
+def _pending(key: Key, ref: str, slot: str | None) -> Generation:
     now = now_text()
-    return Generation(key.next_number, State.PENDING, ref, created=now, changed=now)
+    return Generation(key.next_number, State.PENDING, ref, created=now, changed=now, slot=slot)
+
+
+def _over(generation: Generation) -> bool:
+    """Whether its slot may be used again, by command."""
+    retired = generation.state is State.RETIRED and not generation.shared
+    return retired or generation.state is State.DESTROYED
 
 
 def _staged(pending: Generation, info: Mapping[str, Any]) -> Generation:
@@ -577,6 +730,8 @@ def _staged(pending: Generation, info: Mapping[str, Any]) -> Generation:
         exportable=info["exportable"],
         protection=info["protection"],
         local=info["local"],
+        slot=info["slot"],
+        touch=info["touch"],
     )
 
 

@@ -151,6 +151,10 @@ class Connection(asyncio.Protocol):
 
         self._agent.handler.handle(request, self, respond)
 
+    def tell(self, event: str, params: Mapping[str, Any]) -> None:
+        """Send what answers no request, to a client that subscribed to it."""
+        self._write(protocol.encode_event(event, params))
+
     def _write(self, line: bytes) -> None:
         if not self._transport.is_closing():
             self._transport.write(line)

@@ -39,6 +39,12 @@ START_TIMEOUT_S = 15.0
 SIGN_TIMEOUT_S = 10.0
 """Seconds for one signature: over ten times the slowest token heard of (0.7 s)."""
 
+TOUCH_TIMEOUT_S = 60.0
+"""Seconds for one signature that may wait for a touch; cards themselves wait 15."""
+
+TOUCH_AFTER_S = 0.3
+"""Seconds after which such a signature is taken for one that waits."""
+
 GENERATE_TIMEOUT_S = 60.0
 """Seconds for one key pair: RSA on a card or TPM takes up to half a minute."""
 
@@ -74,9 +80,10 @@ class Job:
         deadline: when nobody waits any more, in the event loop's time.
         limit_s: seconds that the signer may take.
         again: whether it may be repeated after a signer died with it.
+        on_wait: called if it waits for a touch.
     """
 
-    __slots__ = ("again", "deadline", "done", "limit_s", "make", "owner", "sent")
+    __slots__ = ("again", "deadline", "done", "limit_s", "make", "on_wait", "owner", "sent")
 
     def __init__(
         self,
@@ -87,6 +94,7 @@ class Job:
         deadline: float,
         limit_s: float,
         again: bool,
+        on_wait: Callable[[], None] | None = None,
     ) -> None:
         self.owner = owner
         self.make = make
@@ -94,6 +102,7 @@ class Job:
         self.deadline = deadline
         self.limit_s = limit_s
         self.again = again
+        self.on_wait = on_wait
         self.sent = 0.0
 
     def finish(self, what: dict[str, Any] | DPoPAgentError) -> None:
@@ -657,6 +666,9 @@ class Signer:
                 job.finish(self._late())  # its answer, when it comes, is nobody's
         if self._sent:
             first = next(iter(self._sent.values()))
+            if first.on_wait is not None and now - first.sent >= TOUCH_AFTER_S:
+                said, first.on_wait = first.on_wait, None
+                said()
             if now - first.sent > first.limit_s and self._process is not None:
                 log.warning(
                     "signer of store %s didn't answer for %g s and is replaced",

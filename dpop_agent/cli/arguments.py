@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 from dpop_agent.cli.output import width
 from dpop_agent.errors import HtuRefused
@@ -68,6 +69,13 @@ def add_json(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print what the wire returns, and errors as JSON"
     )
+
+
+def slot(text: str) -> str:
+    """A slot's name."""
+    if not re.fullmatch("[0-9a-f]{2}", text.lower()):
+        raise argparse.ArgumentTypeError("a slot has two hex digits, such as 9a or 82")
+    return text.lower()
 
 
 def key_name(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dpop_agent.cli import calls, output
+from dpop_agent.cli import authorizing, calls, output
 from dpop_agent.cli.listing import extended, name, used_for
 from dpop_agent.errors import ConfigurationError, DPoPAgentError, NotDurable
 
@@ -33,7 +33,8 @@ def rotate(args: Namespace) -> int:
         params["stage"] = True
     if args.drain_s is not None:
         params["drain_s"] = args.drain_s
-    result = calls.admin("key.rotate", params)
+    params |= authorizing.slot_params(args)
+    result = authorizing.make("key.rotate", params)
     key = _whole(result)
     lines = _staged(key, result["new"]) if args.stage else _swapped(key, result["old"])
     return calls.answer(args, result, lines)
@@ -133,7 +134,18 @@ def destroy(args: Namespace) -> int:
         if not args.yes:
             _confirm_destruction(key, calls.generation(key, number))
     result = calls.admin("key.destroy", {"key": key_name, "generation": number})
-    return calls.answer(args, result, [f"{key_name}@{number} is destroyed"])
+    lines = [f"{key_name}@{number} is destroyed"]
+    found: Generation = next(
+        (g for g in _whole(result)["generations"] if g["generation"] == number), {}
+    )
+    if found.get("object_left") and found.get("slot"):
+        lines = [
+            f"{key_name}@{number} is destroyed for the agent, and never signs again",
+            f"Its private key stays in slot {found['slot']}, where nothing can delete it, until "
+            "another key is made there:",
+            f"dpop-agent key rotate {key_name} --slot {found['slot']} --reuse-slot",
+        ]
+    return calls.answer(args, result, [output.plain(line) for line in lines])
 
 
 def _confirm_destruction(key: Key, generation: Generation) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from dpop_agent.cli import arguments, calls, generations, listing
+from dpop_agent.cli import arguments, authorizing, calls, generations, listing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def parser(verb: str) -> arguments.Parser:
     sub = add("create", "Make a key in a store", _create)
     sub.add_argument("key", metavar="NAME", type=arguments.key_name)
     _add_store_and_alg(sub)
+    _add_slot(sub)
     _add_origins(sub)
     sub.add_argument(
         "--allow-sign-proof",
@@ -45,6 +46,11 @@ def parser(verb: str) -> arguments.Parser:
 
     sub = add("show", "All there is to know of one key", _show)
     sub.add_argument("key", metavar="NAME", type=arguments.generation, help="or NAME@N")
+    sub.add_argument(
+        "--attestation",
+        action="store_true",
+        help="print what the card says of where the key was made: certificates in PEM",
+    )
 
     sub = add("set", "Change what a key may be used for, and when it rotates", _set)
     sub.add_argument("key", metavar="NAME", type=arguments.key_name)
@@ -55,6 +61,11 @@ def parser(verb: str) -> arguments.Parser:
     allow.add_argument("--allow-sign-proof", action="store_true", default=None)
     allow.add_argument("--no-allow-sign-proof", dest="allow_sign_proof", action="store_false")
     _add_times(sub)
+    sub.add_argument(
+        "--touch",
+        choices=("yes", "no", "auto"),
+        help="whether its signatures wait for a touch; auto: as the card says",
+    )
     sub.set_defaults(usage=sub.error)
 
     sub = add(
@@ -69,6 +80,7 @@ def parser(verb: str) -> arguments.Parser:
         "--stage", action="store_true", help="only make it, so that its jkt can be announced first"
     )
     _add_drain(sub, "of the old one, this time")
+    _add_slot(sub)
 
     sub = add(
         "activate",
@@ -138,6 +150,20 @@ def _add_store_and_alg(parser: Any) -> None:
     parser.add_argument("--alg", type=_alg, help="ES256 where none is given: all servers take it")
 
 
+def _add_slot(parser: Any) -> None:
+    parser.add_argument(
+        "--slot",
+        metavar="SLOT",
+        type=arguments.slot,
+        help="of a YubiKey, such as 9a; else the first free one of 82 to 95",
+    )
+    parser.add_argument(
+        "--reuse-slot",
+        action="store_true",
+        help="overwrite the retired or destroyed generation that has the slot; can't be undone",
+    )
+
+
 def _add_origins(parser: Any) -> None:
     parser.add_argument(
         "--origin",
@@ -202,13 +228,13 @@ def _alg(text: str) -> str:
 
 
 def _create(args: Namespace) -> int:
-    params = {"key": args.key} | _times(args)
+    params = {"key": args.key} | _times(args) | authorizing.slot_params(args)
     for name in ("store", "alg", "origins"):
         if getattr(args, name) is not None:
             params[name] = getattr(args, name)
     if args.allow_sign_proof:
         params["allow_sign_proof"] = True
-    result = calls.admin("key.create", params)
+    result = authorizing.make("key.create", params)
     return calls.answer(args, result, listing.table(result["keys"]))
 
 
@@ -224,9 +250,19 @@ def _list(args: Namespace) -> int:
 def _show(args: Namespace) -> int:
     name, number = args.key
     key = calls.the_key(name, include_destroyed=number is not None)
+    if args.attestation:
+        return _attestation(args, key, number)
     if number is not None:
         key = key | {"generations": [calls.generation(key, number)]}
     return calls.answer(args, {"keys": [key]}, listing.details(key))
+
+
+def _attestation(args: Namespace, key: calls.Key, number: int | None) -> int:
+    if number is None:
+        number = listing.active_number(key)
+    params = {"key": key["key"], "generation": number}
+    result = calls.admin_call("key.attestation", params)
+    return calls.answer(args, result, ["".join(result["certificates"]).rstrip()])
 
 
 def _set(args: Namespace) -> int:
@@ -237,10 +273,12 @@ def _set(args: Namespace) -> int:
         params["origins"] = args.origins
     if args.allow_sign_proof is not None:
         params["allow_sign_proof"] = args.allow_sign_proof
+    if args.touch is not None:
+        params["touch"] = {"yes": True, "no": False, "auto": None}[args.touch]
     if len(params) == 1:
         args.usage(
             "nothing to set: give --origin, --any-origin, --[no-]allow-sign-proof, "
-            "--rotate-every, --drain or --max-drain"
+            "--rotate-every, --drain, --max-drain or --touch"
         )
     result = calls.admin("key.set", params)
     lines = [line for key in result["keys"] for line in listing.policy(key)]

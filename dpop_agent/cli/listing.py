@@ -27,7 +27,7 @@ def table(keys: list[Key]) -> list[str]:
         (
             name(key, generation),
             generation["state"],
-            ", ".join(_notes(generation)),
+            ", ".join(_notes(key, generation)),
             output.since(generation.get("last_used")) or "never",
             generation.get("protection") or None,
             key["alg"],
@@ -46,8 +46,28 @@ def name(key: Key, generation: Generation) -> str:
     return f"{key['key']}@{generation['generation']}"
 
 
-def _notes(generation: Generation) -> list[str]:
+def active_number(key: Key) -> int:
+    """The active generation's number; the newest one's where none is active."""
+    active = [g for g in key["generations"] if g["state"] == "active"]
+    return int((active or key["generations"])[-1]["generation"])
+
+
+def _in_slot(generation: Generation) -> str | None:
+    """What is to be said of its slot."""
+    slot = generation.get("slot")
+    if not slot:
+        return None
+    if generation["state"] == "retired" or generation.get("object_left"):
+        return f"key still in slot {slot}"
+    return None if generation["state"] == "destroyed" else f"slot {slot}"
+
+
+def _notes(key: Key, generation: Generation) -> list[str]:
     left, notes = generation.get("drain_left_s"), []
+    if key.get("rotation_due") and generation["state"] == "active":
+        notes.append("rotation due")
+    if slot := _in_slot(generation):
+        notes.append(slot)
     if left is not None:
         until = output.after(left)
         notes.append(f"until {until if left < _DATE_FROM_S else output.day(until)}")
@@ -71,7 +91,7 @@ def policy(key: Key) -> list[str]:
             f"{key['key']}: {key['alg']} in the store {key['store']}",
             f"  origins     {', '.join(key['origins']) or 'any'}",
             f"  sign-proof  {'allowed' if key['allow_sign_proof'] else 'not allowed'}",
-            f"  rotation    {rotation}",
+            f"  rotation    {rotation}{', and due' if key.get('rotation_due') else ''}",
             f"  drain       {drain} without use, {at_most} at most",
         )
     ]
@@ -96,6 +116,10 @@ def _generation(key: Key, generation: Generation) -> list[str]:
     ]
     if generation["jkt"]:
         lines.append(f"  protection  {', '.join(_protection(generation))}")
+    if slot := _in_slot(generation):
+        lines.append(f"  slot        {slot.removeprefix('slot ')}")
+    if generation.get("touch"):
+        lines.append(f"  touch       {generation['touch']}")
     if generation.get("missing"):
         lines.append("  missing     its store doesn't have it now")
     if generation.get("shared"):

@@ -51,7 +51,7 @@ def _unlock(args: Namespace) -> int:
     for name in names:
         result = calls.admin_call("unlock", {"store": name})
         if result["pin_socket"] is not None:
-            _send_pin(name, result["pin_socket"])
+            send_secret(result["pin_socket"], f"PIN of the store {name}: ", what="PIN")
         opened.append({"store": name, "state": "ready"})
         if not args.json:
             print(output.plain(f"the store {name} is open"))
@@ -67,21 +67,24 @@ def _locked() -> list[str]:
         return [s["store"] for s in agent.status()["stores"] if s["state"] == "locked"]
 
 
-def _send_pin(store: str, path: str) -> None:
-    """Ask for the PIN, send it to the signer at `path`, and raise what it says."""
+def send_secret(path: str, prompt: str, *, what: str, may_be_empty: bool = False) -> bool:
+    """Ask for it, send it to the signer at `path`, and raise what that says.
+
+    Returns whether something was typed.
+    """
     import json
 
     from dpop_agent.client.connection import connect
 
     sock = connect(path)
     if sock is None:
-        raise SignerFailed("the signer takes no PIN now", hint="try again")
+        raise SignerFailed(f"the signer takes no {what} now", hint="try again")
     with sock:
-        pin = _ask(f"PIN of the store {store}: ")
+        secret = _ask(prompt, what, may_be_empty=may_be_empty)
         sock.settimeout(LOGIN_TIMEOUT_S)
         answer = bytearray()
         try:
-            sock.sendall(pin.encode() + b"\n")
+            sock.sendall(secret.encode() + b"\n")
             while not answer.endswith(b"\n") and len(answer) <= MAX_ANSWER:
                 data = sock.recv(4096)
                 if not data:
@@ -94,23 +97,25 @@ def _send_pin(store: str, path: str) -> None:
     said: dict[str, Any] = json.loads(answer)
     if "error" in said:
         raise from_wire(said["error"])
+    return secret != ""
 
 
-def _ask(prompt: str) -> str:
-    """A PIN, from the terminal, or from a pinentry where there is a display alone."""
+def _ask(prompt: str, what: str, *, may_be_empty: bool) -> str:
+    """A secret, from the terminal, or from a pinentry where there is a display alone."""
     if sys.stdin.isatty():
         from getpass import getpass
 
-        pin = getpass(prompt)
+        secret = getpass(prompt)
     elif os.environ.get("WAYLAND_DISPLAY") or os.environ.get("DISPLAY"):
         from dpop_agent.cli import pinentry
 
-        pin = pinentry.ask(prompt)
+        secret = pinentry.ask(prompt)
     else:
         raise ConfigurationError(
-            "there is neither a terminal nor a display to ask for the PIN at",
-            hint="run it in a terminal, or choose a file or a credential as pin_source",
+            f"there is neither a terminal nor a display to ask for the {what} at",
+            hint="run it in a terminal"
+            + (", or choose a file or a credential as pin_source" if what == "PIN" else ""),
         )
-    if not pin or "\n" in pin:
-        raise Cancelled("no PIN was given")
-    return pin
+    if "\n" in secret or not (secret or may_be_empty):
+        raise Cancelled(f"no {what} was given")
+    return secret

@@ -67,6 +67,10 @@ def _lines(status: dict[str, Any], path: str) -> list[str]:
     if stores:
         lines += ["", *output.table(("STORE", "STATE", "PLACE"), [*map(_store, stores)])]
         lines += [output.plain(line) for store in stores for line in _trouble(store)]
+        lines += [
+            output.plain(f"rotation due: {name}; dpop-agent key rotate {name}")
+            for name in get("rotations_due") or []
+        ]
         lines += [line for store in stores for line in _unknown(store)]
     origins = get("origins") or []
     if origins:
@@ -76,7 +80,9 @@ def _lines(status: dict[str, Any], path: str) -> list[str]:
 
 def _store(store: dict[str, Any]) -> tuple[object, ...]:
     serial = store.get("serial")
+    slots = store.get("slots")
     known = [store.get("label"), serial and f"serial {serial}", store.get("model")]
+    known.append(slots and f"{slots['free']} of {slots['total']} slots free")
     return store["store"], store["state"], ", ".join(filter(None, known)) or store.get("module")
 
 

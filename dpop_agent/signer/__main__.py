@@ -24,7 +24,7 @@ from dpop_agent.errors import DPoPAgentError, SignerFailed
 from dpop_agent.hardening import die_with_parent, harden
 from dpop_agent.jose import b64url
 from dpop_agent.signer import pin
-from dpop_agent.signer.store import Store
+from dpop_agent.signer.store import Slot, Store
 
 GRACE_S = 1.5
 """Seconds that a signer has to finish what it does when the agent has gone."""
@@ -110,6 +110,9 @@ class _Signer:
 
     def _do(self, request: dict[str, Any]) -> dict[str, Any]:
         op = request["op"]
+        if op == "authorize":
+            authority = self._opened().authority
+            return {"path": authority and authority.listen(request["folder"])}
         if op == "listen":
             self._asked = pin.PinSocket(request["folder"])
             return {"path": self._asked.path}
@@ -130,15 +133,33 @@ class _Signer:
             )
             return {"signature": b64url(signature)}
         operations: dict[str, Callable[[], dict[str, Any]]] = {
-            "reserve": lambda: {"ref": store.reserve(request["alg"])},
+            "reserve": lambda: self._reserve(store, request),
             "generate": lambda: store.generate(
-                request["ref"], request["alg"], request["label"]
+                request["ref"],
+                request["alg"],
+                request["label"],
+                overwrites=request["overwrites"],
             ).to_frame(),
             "find": lambda: self._find(store, request),
             "destroy": lambda: self._destroy(store, request),
-            "objects": lambda: {"objects": store.objects()},
+            "objects": lambda: {"objects": store.objects(), "slots": store.slots()},
+            "attestation": lambda: {
+                "certificates": store.attestation(request["ref"], request["jkt"])
+            },
         }
         return operations[op]()
+
+    @staticmethod
+    def _reserve(store: Store, request: dict[str, Any]) -> dict[str, Any]:
+        wanted = Slot(request["slot"], request["overwrites"], frozenset(request["taken"]))
+        ref, slot = store.reserve_slot(request["alg"], wanted)
+        return {"ref": ref, "slot": slot}
+
+    @property
+    def authority(self) -> pin.Authority | None:
+        """Where a management key may come in, or go out of date, between two frames."""
+        authority = None if self._store is None else self._store.authority
+        return None if authority is None or authority.left_s() is None else authority
 
     @staticmethod
     def _find(store: Store, request: dict[str, Any]) -> dict[str, Any]:
@@ -172,10 +193,19 @@ class _Signer:
         return self._store
 
 
-def _serve(channel: socket.socket) -> None:
+def _serve(channel: socket.socket, signer: _Signer) -> None:
     """Answer frames until the agent closes the channel or the store is broken."""
-    frames, signer = Frames(), _Signer()
-    while data := channel.recv(65536):
+    frames = Frames()
+    while True:
+        while (authority := signer.authority) is not None:
+            waiting = [channel, *authority.waits_for()]
+            readable, _, _ = select.select(waiting, [], [], authority.left_s())
+            authority.serve(readable)
+            if channel in readable:
+                break
+        data = channel.recv(65536)
+        if not data:
+            return
         for request in frames.feed(data):
             channel.sendall(signer.answer(request))
             if signer.broken:
@@ -203,10 +233,13 @@ def _run(descriptor: int) -> int:
             code = _watch(child, channel)
             return code if code >= 0 else 128 - code
         die_with_parent(signal.SIGKILL)
+    signer = _Signer()
     try:
-        _serve(channel)
+        _serve(channel, signer)
     except (ConnectionError, Malformed):
         pass
+    if signer.authority is not None:
+        signer.authority.forget()
     # Not through the interpreter's end: a vendor module's destructors may hang or crash there.
     sys.stderr.flush()
     os._exit(0)

@@ -203,7 +203,7 @@ class KeychainStore(Store):
         self._keychain.look()
         return secrets.token_hex(REF_BYTES)
 
-    def generate(self, ref: str, alg: str, label: str) -> KeyInfo:  # noqa: ARG002
+    def generate(self, ref: str, alg: str, label: str, *, overwrites: str | None = None) -> KeyInfo:  # noqa: ARG002
         """Make a key and write it once; `label` has no place in a keyring's item."""
         if self._keychain.get(_service(ref), ref) is not None:
             raise SignerFailed(f"the keychain has an item with the ref {ref} already")

@@ -18,35 +18,51 @@ from dataclasses import dataclass
 from typing import Any
 
 import pkcs11
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass, TokenFlag
 from pkcs11.constants import DEFAULT, SlotFlag
 from pkcs11.exceptions import (
+    ArgumentsBad,
     AttributeReadOnly,
     AttributeTypeInvalid,
     AttributeValueInvalid,
+    DeviceError,
+    DeviceRemoved,
     FunctionRejected,
     MechanismInvalid,
     PinIncorrect,
+    PinInvalid,
     PinLenRange,
     PinLocked,
     PKCS11Error,
     TemplateInconsistent,
+    TokenNotPresent,
+    UserNotLoggedIn,
 )
 
 from dpop_agent.config import TokenUri
 from dpop_agent.errors import (
     AlgorithmUnsupported,
+    AttestationUnavailable,
+    AuthorizationRefused,
+    DPoPAgentError,
+    InvalidParams,
     InvalidProof,
     KeyMissing,
     Locked,
+    NoSlot,
     PinRefused,
     SignerFailed,
+    SlotTaken,
     StoreAbsent,
+    StoreInUse,
+    Timeout,
 )
 from dpop_agent.jose import ALGORITHMS, RSA_BITS, Algorithm, ec_jwk, okp_jwk, rsa_jwk, thumbprint
-from dpop_agent.signer import vendors
-from dpop_agent.signer.pin import PinSource
-from dpop_agent.signer.store import KeyInfo, Store
+from dpop_agent.signer import pcsc, vendors
+from dpop_agent.signer.pin import Authority, PinSource
+from dpop_agent.signer.store import KeyInfo, Slot, Store
 from dpop_agent.verify import check_signature
 
 ID_BYTES = 16
@@ -54,6 +70,9 @@ ID_BYTES = 16
 
 MAX_LABEL = 64
 """Characters shown of an object's label."""
+
+TOUCH_S = 1.0
+"""Seconds after which a refused signature is taken for one that nobody touched the card for."""
 
 FRESH_S = 5.0
 """Seconds after opening in which what is found, or isn't, counts as really so."""
@@ -116,6 +135,11 @@ _TEMPLATE_REFUSED = (
 )
 
 
+_PIN_REFUSED = (PinIncorrect, PinInvalid, PinLenRange)
+_LOGIN_REFUSED = (*_PIN_REFUSED, ArgumentsBad)  # ykcs11: a PIN that is too short or too long
+_GONE = (DeviceError, DeviceRemoved, TokenNotPresent)
+
+
 class _OddKey(SignerFailed):
     """The object isn't what the agent put there. Another process would see the same."""
 
@@ -126,6 +150,7 @@ class _Open:
 
     private: Any
     info: KeyInfo
+    asks_pin: bool  # for each signature: PKCS#11 3.0 section 4.9, CKA_ALWAYS_AUTHENTICATE
     verified: bool = False
 
 
@@ -192,6 +217,9 @@ class Pkcs11Store(Store):
         self._uri = uri
         self._pin = pin
         self._accepted: str | None = None
+        self._serial: str | None = None
+        self._slots: vendors.Slots | None = None
+        self._session: Any = None
         self._keys: dict[str, _Open] = {}
 
     def open(self) -> dict[str, Any]:
@@ -202,6 +230,9 @@ class Pkcs11Store(Store):
         )
         self._mechanisms = set(self._token.slot.get_mechanisms())
         library = pkcs11.lib(self._module)
+        self._slots = vendors.slots(library.manufacturer_id)
+        if self._slots is not None and self.authority is None:
+            self.authority = Authority(default=self._slots.default_authority)
         self._faulty = vendors.faulty_algorithms(library.manufacturer_id, library.library_version)
         self._session = self._login()
         self._opened = time.monotonic()
@@ -224,6 +255,12 @@ class Pkcs11Store(Store):
             )
         ]
         if not found:
+            slots = vendors.slots(pkcs11.lib(self._module).manufacturer_id)
+            if slots is not None and pcsc.held_by_another(slots.readers):
+                raise StoreInUse(
+                    "another program holds the card for itself alone (a sharing violation)",
+                    hint="end it; if it is GnuPG's: gpgconf --kill scdaemon",
+                )
             raise StoreAbsent(
                 f"no PKCS#11 token {self._uri} is there",
                 hint="plug it in, or correct uri in the configuration",
@@ -248,33 +285,44 @@ class Pkcs11Store(Store):
             )
         if flags & TokenFlag.PROTECTED_AUTHENTICATION_PATH:
             return self._login_with(pkcs11.PROTECTED_AUTH)  # PKCS#11 3.0 section 5.6.8
-        pin = self._pin.get() if self._accepted is None else self._accepted
+        serial = _text(self._token.serial)
+        pin = self._accepted
+        if pin is None or serial != self._serial:  # not one card's PIN for another card
+            pin = self._pin.get()
         session = self._login_with(pin)
-        self._accepted = pin
+        self._accepted, self._serial = pin, serial
         self._pin.accepted(pin)
         return session
 
     def _login_with(self, pin: Any) -> Any:
         try:
             return self._token.open(rw=True, user_pin=pin)
-        except (PinIncorrect, PinLenRange) as e:
-            self._accepted = None
-            self._pin.refused()
-            raise PinRefused(
-                f"the PKCS#11 token {self._uri} refused its PIN{self._tries_left()}",
-                hint=self._pin.after_refusal,
-            ) from e
+        except _LOGIN_REFUSED as e:
+            raise self._pin_refused() from e
         except PinLocked as e:
             raise PinRefused(
                 "the PKCS#11 token's PIN is locked", hint="unblock it with its PUK"
             ) from e
+        except _GONE as e:
+            raise StoreAbsent(
+                f"the PKCS#11 token {self._uri} went away", hint="plug it in again"
+            ) from e
         except PKCS11Error as e:
             raise Locked(f"logging in to the PKCS#11 token failed ({_said(e)})") from e
+
+    def _pin_refused(self) -> PinRefused:
+        self._accepted = None
+        self._pin.refused()
+        return PinRefused(
+            f"the PKCS#11 token {self._uri} refused its PIN{self._tries_left()}",
+            hint=self._pin.after_refusal,
+        )
 
     def release(self) -> None:
         self._keys.clear()
         with self._guard("releasing the PKCS#11 token"):
             self._session.close()
+            self._session = None
             pkcs11.unload(self._module)
 
     def _tries_left(self) -> str:
@@ -289,15 +337,86 @@ class Pkcs11Store(Store):
         return ""
 
     def reserve(self, alg: str) -> str:
+        self._require(alg)
+        return secrets.token_hex(ID_BYTES)
+
+    def _require(self, alg: str) -> None:
         needed = {_GENERATE[ALGORITHMS[alg].kty], self._mechanism(alg)}
         if alg in self._faulty or not needed <= self._mechanisms:
             raise AlgorithmUnsupported(
                 f"the PKCS#11 token {self._uri} can't make keys for {alg}",
                 hint="ES256 is the one that every server accepts",
             )
-        return secrets.token_hex(ID_BYTES)
 
-    def generate(self, ref: str, alg: str, label: str) -> KeyInfo:
+    def reserve_slot(self, alg: str, wanted: Slot) -> tuple[str, str | None]:
+        slots = self._slots
+        if slots is None:
+            return super().reserve_slot(alg, wanted)
+        self._require(alg)
+        if wanted.name is not None and wanted.name not in slots.refs:
+            raise InvalidParams(
+                f"the PKCS#11 token {self._uri} has no slot {wanted.name} for keys",
+                hint=f"there are: {', '.join(slots.refs)}",
+            )
+        self._look_anew()
+        with self._guard("looking for a free slot"):
+            occupied = self._occupied()
+            if wanted.name is None:
+                free = set(slots.refs.values()) - occupied - wanted.taken
+                name = next((name for name in slots.chosen if slots.refs[name] in free), None)
+                if name is None:
+                    raise NoSlot(
+                        f"the PKCS#11 token {self._uri} has no free slot among "
+                        f"{slots.chosen[0]} to {slots.chosen[-1]}",
+                        details={"free": [n for n, ref in slots.refs.items() if ref in free]},
+                    )
+            else:
+                name = wanted.name
+                if slots.refs[name] in occupied | wanted.taken:
+                    self._require_overwritable(name, wanted.overwrites)
+        assert self.authority is not None
+        self.authority.require()
+        return slots.refs[name], name
+
+    def _occupied(self) -> set[str]:
+        """The ids of whatever is there; an attestation is there only with its key."""
+        kinds = (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY, ObjectClass.CERTIFICATE)
+        return {
+            (_read(found, Attribute.ID) or b"").hex()
+            for kind in kinds
+            for found in list(self._session.get_objects({Attribute.CLASS: kind}))
+        }
+
+    def _require_overwritable(self, name: str, jkt: str | None) -> None:
+        """Let pass a slot whose key has that thumbprint.
+
+        Raises:
+            SlotTaken
+        """
+        assert self._slots is not None
+        if jkt is None:
+            raise SlotTaken(
+                f"slot {name} isn't free, and isn't overwritten", hint="take another slot, or none"
+            )
+        public = self._objects_with(self._slots.refs[name], ObjectClass.PUBLIC_KEY)
+        if [thumbprint(_public_jwk(key)) for key in public] != [jkt]:
+            raise SlotTaken(
+                f"slot {name} has another key than the agent's, and isn't overwritten",
+                hint="take another slot, or none",
+            )
+
+    def _look_anew(self) -> None:
+        """See the token as it is now; modules go on showing what they saw when they opened it."""
+        try:
+            self.release()
+            self.open()
+        except DPoPAgentError:
+            self.broken = True
+            raise
+
+    def generate(self, ref: str, alg: str, label: str, *, overwrites: str | None = None) -> KeyInfo:
+        if self._slots is not None:
+            return self._generate_in_slot(ref, alg, label, overwrites)
         with self._guard("generating a key"):
             if self._objects_with(ref, ObjectClass.PRIVATE_KEY):
                 raise SignerFailed(f"the PKCS#11 token has a key with the id {ref} already")
@@ -316,6 +435,59 @@ class Pkcs11Store(Store):
                 hint="use another PKCS#11 token",
             )
         return info
+
+    def _generate_in_slot(self, ref: str, alg: str, label: str, overwrites: str | None) -> KeyInfo:
+        """As whoever has the management key, who has to be alone; then log in again.
+
+        Generating overwrites without a word, so nothing lies between the look and it but a
+        program that does the same at the same instant.
+        """
+        assert self._slots is not None
+        assert self.authority is not None
+        name = self._slots.name(ref)
+        if name is None:
+            raise InvalidParams(f"the PKCS#11 token has no slot for keys with the id {ref}")
+        self.authority.require()
+        self.release()
+        try:
+            with self._guard("generating a key"):
+                self._session = self._managed(self.authority.take())
+                if ref in self._occupied():
+                    self._require_overwritable(name, overwrites)
+                self._generate_pair(bytes.fromhex(ref), ALGORITHMS[alg], label)
+        finally:
+            self._log_in_again()
+        info = self.find(ref, alg, self_test=True)
+        if info is None:
+            raise SignerFailed("the key that was just made isn't on the PKCS#11 token")
+        if info.exportable:
+            raise SignerFailed(
+                "the PKCS#11 token made a key that could leave it", hint="use another PKCS#11 token"
+            )
+        return info
+
+    def _managed(self, key: str) -> Any:
+        """A session of whoever manages the token.
+
+        Raises:
+            AuthorizationRefused
+        """
+        try:
+            return self._find_token().open(rw=True, so_pin=key)
+        except _LOGIN_REFUSED as e:
+            raise AuthorizationRefused(
+                f"the PKCS#11 token {self._uri} refused its management key", hint="try again"
+            ) from e
+
+    def _log_in_again(self) -> None:
+        """Whatever became of the management session: no error hides what it was used for."""
+        try:
+            if self._session is not None:
+                self._session.close()
+            pkcs11.unload(self._module)
+            self.open()
+        except (DPoPAgentError, PKCS11Error):
+            self.broken = True
 
     @staticmethod
     def _undo(pair: Iterable[Any]) -> None:
@@ -358,13 +530,20 @@ class Pkcs11Store(Store):
 
     def find(self, ref: str, alg: str, *, self_test: bool) -> KeyInfo | None:
         self._keys.pop(ref, None)
+        if self._slots is not None and self._slots.name(ref) is None:
+            return None  # one of the reserved places
         with self._guard("looking for a key"):
             opened = self._load(ref, ALGORITHMS[alg])
+            if opened is None and self_test and self._slots is not None:
+                self._look_anew()  # its owner may just have made it with the vendor's tool
+                opened = self._load(ref, ALGORITHMS[alg])
             if opened is not None and self_test:
                 self._signature(opened, ALGORITHMS[alg], secrets.token_bytes(32))
         return None if opened is None else opened.info
 
     def half_made(self, ref: str) -> str | None:
+        if self._slots is not None:
+            return None  # a slot's public key is somebody's certificate
         with self._guard("looking for a key"):
             private = self._objects_with(ref, ObjectClass.PRIVATE_KEY)
             public = self._objects_with(ref, ObjectClass.PUBLIC_KEY)
@@ -386,8 +565,7 @@ class Pkcs11Store(Store):
             time.monotonic() - self._opened > FRESH_S
         ):
             # Modules show an object list from before a card was pulled: look anew.
-            self.release()
-            self.open()
+            self._look_anew()
             opened = self._load(ref, alg)
         if opened is None:
             raise KeyMissing(f"the PKCS#11 token {self._uri} has no key with the id {ref}")
@@ -414,10 +592,28 @@ class Pkcs11Store(Store):
     def objects(self) -> list[dict[str, Any]]:
         with self._guard("listing keys"):
             found = list(self._session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY}))
-            return [
+            listed = [
                 {"ref": (_read(key, Attribute.ID) or b"").hex(), "label": _label(key)}
                 for key in found
             ]
+            if self._slots is None:
+                return listed
+            return [
+                item | {"jkt": self._jkt_of(item["ref"])}
+                for item in listed
+                if item["ref"] not in self._slots.reserved
+            ]
+
+    def _jkt_of(self, ref: str) -> str | None:
+        public = self._objects_with(ref, ObjectClass.PUBLIC_KEY)
+        return thumbprint(_public_jwk(public[0])) if len(public) == 1 else None
+
+    def slots(self) -> dict[str, int] | None:
+        if self._slots is None:
+            return None
+        with self._guard("counting free slots"):
+            free = set(self._slots.refs.values()) - self._occupied()
+            return {"total": len(self._slots.refs), "free": len(free)}
 
     def _objects_with(self, ref: str, kind: ObjectClass) -> list[Any]:
         return list(
@@ -438,7 +634,10 @@ class Pkcs11Store(Store):
             )
         jwk = _public_jwk(public[0])
         if alg is not None and (jwk["kty"], jwk.get("crv")) != (alg.kty, alg.crv):
+            if self._slots is not None:
+                return None  # another key has the slot
             raise _OddKey(f"the key with the id {ref} isn't one for {alg.name}")
+        policies = self._policies(ref)
         info = KeyInfo(
             ref=ref,
             jwk=jwk,
@@ -446,9 +645,45 @@ class Pkcs11Store(Store):
             exportable=not _never_left(private[0]),
             protection=self._protection,
             local=_read(private[0], Attribute.LOCAL),
+            slot=None if self._slots is None else self._slots.name(ref),
+            touch=vendors.TOUCH.get(policies[1]),
         )
-        opened = self._keys[ref] = _Open(private[0], info)
+        asks_pin = (
+            _read(private[0], Attribute.ALWAYS_AUTHENTICATE) is True
+            or policies[0] == vendors.PIN_ALWAYS
+        )
+        opened = self._keys[ref] = _Open(private[0], info, asks_pin)
         return opened
+
+    def _policies(self, ref: str) -> tuple[int, int]:
+        """The numbers of its PIN's and its touch's policy, by its attestation; 0 for unknown."""
+        attestation = None if self._slots is None else self._attested(ref)
+        if self._slots is None or attestation is None:
+            return 0, 0
+        return vendors.policies(attestation, self._slots)
+
+    def _attested(self, ref: str) -> bytes | None:
+        """The attestation of the key in a slot: a certificate that only the module makes up."""
+        for found in self._objects_with(ref, ObjectClass.CERTIFICATE):
+            if _read(found, Attribute.TOKEN) is False:
+                return bytes(found[Attribute.VALUE])
+        return None
+
+    def attestation(self, ref: str, jkt: str) -> list[str]:
+        if self._slots is None:
+            return super().attestation(ref, jkt)
+        with self._guard("reading an attestation"):
+            opened = self._load(ref, None)
+            if opened is None or opened.info.jkt != jkt:
+                raise KeyMissing("what has that key's slot now isn't that key")
+            own = self._attested(ref)
+            above = self._objects_with(self._slots.attestation, ObjectClass.CERTIFICATE)
+            if own is None or not above:
+                raise AttestationUnavailable(
+                    "the card attests no key in that slot",
+                    hint="it attests only what was made there, from firmware 4.3 on",
+                )
+            return [_pem(der) for der in (own, bytes(above[0][Attribute.VALUE]))]
 
     def _mechanism(self, alg: str) -> Mechanism:
         # With the bare one tpm2-pkcs11 signs by decrypting, which these keys mustn't do.
@@ -459,29 +694,61 @@ class Pkcs11Store(Store):
     def _signature(self, key: _Open, alg: Algorithm, data: bytes) -> bytes:
         mechanism = self._mechanism(alg.name)
         if alg.name == "PS256":
-            signature = key.private.sign(
-                hashlib.sha256(data).digest(), mechanism=mechanism, mechanism_param=_PSS
-            )
+            digest = hashlib.sha256(data).digest()
+            signature = self._signed(key, digest, mechanism=mechanism, mechanism_param=_PSS)
         elif mechanism == Mechanism.RSA_PKCS:
-            signature = key.private.sign(
-                _SHA256_DIGEST_INFO + hashlib.sha256(data).digest(), mechanism=mechanism
-            )
+            digest = _SHA256_DIGEST_INFO + hashlib.sha256(data).digest()
+            signature = self._signed(key, digest, mechanism=mechanism)
         elif alg.kty == "EC":
-            signature = key.private.sign(
-                hashlib.new(alg.digest, data).digest(), mechanism=mechanism
-            )
+            digest = hashlib.new(alg.digest, data).digest()
+            signature = self._signed(key, digest, mechanism=mechanism)
         else:
-            signature = key.private.sign(data, mechanism=mechanism)
+            signature = self._signed(key, data, mechanism=mechanism)
         if len(signature) != alg.signature_size:
             raise SignerFailed(f"the PKCS#11 token's signature has {len(signature)} bytes")
-        if not key.verified:
-            # Once for each key and process: a module that signs with another key is found out.
+        if not key.verified or self._slots is not None:
+            # Once for each key and process: a module that signs with another key is found out. A
+            # slot may have another key by now, and a card is slower than this.
             try:
                 check_signature(alg.name, key.info.jwk, data, signature)
             except InvalidProof as e:
                 raise SignerFailed("the PKCS#11 token's signature isn't its public key's") from e
             key.verified = True
         return bytes(signature)
+
+    def _signed(self, key: _Open, data: bytes, **how: Any) -> Any:
+        """The bare operation, with the PIN for this very signature where the key wants that."""
+        if key.asks_pin and self._accepted is not None:
+            return self._signed_with_pin(key, data, how)
+        began = time.monotonic()
+        try:
+            return key.private.sign(data, **how)
+        except UserNotLoggedIn as e:
+            if time.monotonic() - began > TOUCH_S:
+                raise self._untouched() from e
+            if self._slots is None or self._accepted is None:
+                raise
+        # A key made with the PIN policy "always" doesn't say so: once more, with the user's PIN.
+        signature = self._signed_with_pin(key, data, how)
+        key.asks_pin = True
+        return signature
+
+    def _signed_with_pin(self, key: _Open, data: bytes, how: dict[str, Any]) -> Any:
+        began = time.monotonic()
+        try:
+            return key.private.sign(data, pin=self._accepted, **how)
+        except _PIN_REFUSED as e:
+            self.broken = True
+            raise self._pin_refused() from e
+        except UserNotLoggedIn as e:
+            if time.monotonic() - began > TOUCH_S:
+                raise self._untouched() from e
+            raise
+
+    def _untouched(self) -> Timeout:
+        return Timeout(
+            "nobody touched the card in time", hint="try again, and touch it", retry="no"
+        )
 
     def _view_is_old(self) -> bool:
         return time.monotonic() - self._opened > FRESH_S
@@ -510,6 +777,10 @@ def _read(key: Any, attribute: Attribute) -> Any:
         return key[attribute]
     except (AttributeTypeInvalid, pkcs11.exceptions.AttributeSensitive):
         return None
+
+
+def _pem(der: bytes) -> str:
+    return x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM).decode("ascii")
 
 
 def _label(key: Any) -> str:

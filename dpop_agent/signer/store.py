@@ -6,6 +6,9 @@ from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dpop_agent.errors import AttestationUnavailable, InvalidParams
+from dpop_agent.signer.pin import Authority
+
 
 @dataclass(frozen=True, slots=True)
 class KeyInfo:
@@ -19,6 +22,9 @@ class KeyInfo:
             were read back and say so (PKCS#11 3.0 section 4.9).
         protection: `hardware`, `software-token` or `keychain`.
         local: CKA_LOCAL, the key was made inside the token; None where the store doesn't tell.
+        slot: the name of its place, where keys have fixed places.
+        touch: `never`, `always` or `cached`, when it wants a touch; None where the store doesn't
+            tell.
     """
 
     ref: str
@@ -27,10 +33,27 @@ class KeyInfo:
     exportable: bool
     protection: str
     local: bool | None
+    slot: str | None = None
+    touch: str | None = None
 
     def to_frame(self) -> dict[str, Any]:
         """The members of a frame."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Which place a new key is to have.
+
+    Attributes:
+        name: the one that was asked for, or None.
+        overwrites: the jkt of the key that may be there.
+        taken: the refs of places that aren't chosen, whatever the store sees there.
+    """
+
+    name: str | None = None
+    overwrites: str | None = None
+    taken: frozenset[str] = frozenset()
 
 
 class Store(ABC):
@@ -41,6 +64,8 @@ class Store(ABC):
     """
 
     broken: bool = False
+    authority: Authority | None = None
+    """The management key, where keys are made with one."""
 
     @abstractmethod
     def open(self) -> dict[str, Any]:
@@ -63,9 +88,26 @@ class Store(ABC):
             AlgorithmUnsupported
         """
 
+    def reserve_slot(self, alg: str, wanted: Slot) -> tuple[str, str | None]:
+        """A ref as `reserve` gives it, and its place's name where keys have fixed places.
+
+        Raises:
+            AlgorithmUnsupported, SlotTaken, NoSlot, AuthorizationRequired
+            InvalidParams: a place was asked for, and there are none here.
+        """
+        if wanted.name is not None:
+            raise InvalidParams("the store has no slots", hint="leave slot out")
+        return self.reserve(alg), None
+
     @abstractmethod
-    def generate(self, ref: str, alg: str, label: str) -> KeyInfo:
-        """Make a key pair under a reserved ref, non-exportable where the store can; check it."""
+    def generate(self, ref: str, alg: str, label: str, *, overwrites: str | None = None) -> KeyInfo:
+        """Make a key pair under a reserved ref, non-exportable where the store can; check it.
+
+        `overwrites` is the jkt of the key that may be there; any other is left alone.
+
+        Raises:
+            SlotTaken, AuthorizationRequired
+        """
 
     @abstractmethod
     def find(self, ref: str, alg: str, *, self_test: bool) -> KeyInfo | None:
@@ -92,4 +134,19 @@ class Store(ABC):
 
     @abstractmethod
     def objects(self) -> list[dict[str, Any]]:
-        """Every private key of the place: `ref`, `label`, the agent's or not."""
+        """Every private key of the place: `ref`, `label`, the agent's or not.
+
+        With `jkt` where a ref can come to name another key.
+        """
+
+    def slots(self) -> dict[str, int] | None:
+        """How many places for keys there are, `total`, and how many are `free`; None for no end."""
+        return None
+
+    def attestation(self, ref: str, jkt: str) -> list[str]:  # noqa: ARG002
+        """Certificates (PEM) that say where the key was made, its own first.
+
+        Raises:
+            AttestationUnavailable, KeyMissing
+        """
+        raise AttestationUnavailable("the store attests no keys")

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cryptography import x509
+
+_YUBICO = "Yubico"
 _SOFTWARE_MANUFACTURERS = ("SoftHSM", "Mozilla", "NSS")
 
 
@@ -19,8 +25,76 @@ def protection(manufacturer: str, *, hardware_slot: bool) -> str:
 def faulty_algorithms(library: str, version: tuple[int, int]) -> frozenset[str]:
     """Algorithms that a module offers and can't do, by its CK_INFO (PKCS#11 3.0 section 3.1).
 
-    tpm2-pkcs11 1.9 gives P-521's points in broken DER and has no room for its signatures.
+    tpm2-pkcs11 1.9 gives P-521's points in broken DER and has no room for its signatures. PIV has
+    no P-521 (NIST SP 800-78-4 table 3-1).
     """
-    if library.startswith("tpm2-software") and version <= (1, 9):
+    if (library.startswith("tpm2-software") and version <= (1, 9)) or library.startswith(_YUBICO):
         return frozenset({"ES512"})
     return frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """A card whose keys have fixed places, where `C_DestroyObject` doesn't delete a private key.
+
+    Attributes:
+        refs: the CKA_ID of each place for keys, in hex, by the place's name.
+        chosen: the names of those that are taken where none is asked for, in this order.
+        reserved: the CKA_IDs of places that are never used.
+        attestation: the CKA_ID of the certificate that signs the others' attestations.
+        policies: the attestation's extension with the PIN's and the touch's policy.
+        default_authority: the management key that cards come with.
+        readers: how the names of readers begin that the module looks at.
+    """
+
+    refs: Mapping[str, str]
+    chosen: tuple[str, ...]
+    reserved: frozenset[str]
+    attestation: str
+    policies: str
+    default_authority: str
+    readers: str
+
+    def name(self, ref: str) -> str | None:
+        """The place with that CKA_ID."""
+        return next((name for name, found in self.refs.items() if found == ref), None)
+
+
+_RETIRED = tuple(f"{slot:02x}" for slot in range(0x82, 0x96))
+
+# Slots of PIV: NIST SP 800-73-4 part 1 table 4b. Which CKA_ID is which, and what an attestation
+# says: Yubico's ykcs11 and "PIV attestation".
+_PIV = Slots(
+    refs={
+        name: f"{number:02x}" for number, name in enumerate(("9a", "9c", "9d", "9e", *_RETIRED), 1)
+    },
+    chosen=_RETIRED,
+    reserved=frozenset({"19"}),
+    attestation="19",
+    policies="1.3.6.1.4.1.41482.3.8",
+    default_authority="0102030405060708" * 3,
+    readers="Yubico",
+)
+
+TOUCH = {1: "never", 2: "always", 3: "cached"}
+"""Touch policies as an attestation numbers them; the same word for a PIN is 1 never, 2 once, 3
+always.
+"""
+
+PIN_ALWAYS = 3
+
+
+def policies(attestation: bytes, card: Slots) -> tuple[int, int]:
+    """The numbers of the PIN's and the touch's policy in an attestation (DER); 0 for unknown."""
+    wanted = x509.ObjectIdentifier(card.policies)
+    try:
+        value = x509.load_der_x509_certificate(attestation).extensions
+        pin, touch = value.get_extension_for_oid(wanted).value.public_bytes()
+    except (ValueError, x509.ExtensionNotFound):
+        return 0, 0
+    return pin, touch
+
+
+def slots(library: str) -> Slots | None:
+    """The places of the cards that a module is for, by its CK_INFO; None for those without."""
+    return _PIV if library.startswith(_YUBICO) else None

@@ -48,6 +48,19 @@ class Wire:
 
     def line(self) -> dict[str, Any] | None:
         """The next answer; None at the end of file."""
+        answer = self._line()
+        if answer is not None:
+            assert answer.keys() in ({"jsonrpc", "id", "result"}, {"jsonrpc", "id", "error"})
+        return answer
+
+    def event(self) -> dict[str, Any]:
+        """The next line, which answers nothing; there has to be one."""
+        event = self._line()
+        assert event is not None, "the agent closed the connection"
+        assert event.keys() == {"jsonrpc", "method", "params"}
+        return event
+
+    def _line(self) -> dict[str, Any] | None:
         while b"\n" not in self._rest:
             try:
                 data = self.sock.recv(65536)
@@ -59,7 +72,6 @@ class Wire:
             self._rest += data
         line, _, self._rest = self._rest.partition(b"\n")
         answer: dict[str, Any] = json.loads(line)
-        assert answer.keys() in ({"jsonrpc", "id", "result"}, {"jsonrpc", "id", "error"})
         assert answer["jsonrpc"] == "2.0"
         return answer
 

@@ -76,8 +76,8 @@ class DictStore:
         self._fate.step()
         return answer
 
-    def _reserve(self, alg: str) -> dict[str, Any]:
-        return {"ref": f"{next(self._refs):032x}"}
+    def _reserve(self, alg: str, **_rest: Any) -> dict[str, Any]:
+        return {"ref": f"{next(self._refs):032x}", "slot": None}
 
     def _generate(self, ref: str, **_rest: Any) -> dict[str, Any]:
         assert ref not in self.objects
@@ -92,6 +92,8 @@ class DictStore:
             "exportable": False,
             "protection": "software-token",
             "local": True,
+            "slot": None,
+            "touch": None,
         }
 
     def _find(self, ref: str, **_rest: Any) -> dict[str, Any]:
@@ -103,7 +105,7 @@ class DictStore:
         return {}
 
     def _objects(self) -> dict[str, Any]:
-        return {"objects": [{"ref": ref, "label": ""} for ref in self.objects]}
+        return {"objects": [{"ref": ref, "label": ""} for ref in self.objects], "slots": None}
 
 
 class FatefulLedger(Ledger):

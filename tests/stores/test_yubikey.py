@@ -4,19 +4,45 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from tests.emulators import YubiKey, file_of
+import pytest
+from cryptography import x509
+
+from dpop_agent.verify import verify
+from tests.agent.places import store, until, until_open
+from tests.agent.wire import Wire, request
+from tests.emulators import YUBIKEY, YubiKey, file_of, need
 from tests.emulators import yubikey as new_yubikey
-from tests.piv_card import PIN_TRIES
+from tests.piv_card import PIN_TRIES, PinPolicy, TouchPolicy
 from tests.processes import Agent
+from tests.stores.conformance import (
+    HTM,
+    HTU,
+    TARGET,
+    AwayConformance,
+    PinConformance,
+    StoreConformance,
+)
 
 OPEN_S = 5.0
 """Seconds in which a signer finds the card and logs in."""
+
+BACK_S = 2.0
+"""Seconds after which a card that is back signs again."""
+
+SLOTS = (0x9A, 0x9C, 0x9D, 0x9E, *range(0x82, 0x96))
+"""In the order of their CKA_IDs, from 1 on."""
+
+FACTORY_KEY = "0102030405060708" * 3
 
 
 def tokens(yubikey: YubiKey) -> list[dict[str, Any]]:
@@ -37,6 +63,171 @@ def serials(yubikey: YubiKey) -> list[str]:
     return [token["serial"] for token in tokens(yubikey)]
 
 
+def send_key(path: str, line: str) -> dict[str, Any]:
+    """What a signer says to a management key at its socket."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(10)
+        sock.connect(path)
+        sock.sendall(line.encode() + b"\n")
+        said: dict[str, Any] = json.loads(sock.recv(4096))
+        return said
+
+
+def authorize(wire: Wire, yubikey: YubiKey) -> None:
+    path = wire.result("store.authorize", store="yubikey")["socket"]
+    assert send_key(path, yubikey.card.management_key.hex()) == {"ok": True}
+
+
+class Authorizing(Wire):
+    """A connection that gives the management key where it is wanted."""
+
+    def __init__(self, path: str, yubikey: YubiKey) -> None:
+        super().__init__(path, timeout=60)
+        self._yubikey = yubikey
+
+    def ask(self, method: str, **params: Any) -> dict[str, Any]:
+        answer = super().ask(method, **params)
+        if answer.get("error", {}).get("data", {}).get("type") == "authorization_required":
+            authorize(self, self._yubikey)
+            answer = super().ask(method, **params)
+        return answer
+
+    def make(self, name: str, **params: Any) -> dict[str, Any]:
+        """A new key's generation."""
+        (key,) = self.result("key.create", key=name, **params)["keys"]
+        (generation,) = key["generations"]
+        return dict(generation)
+
+
+@pytest.fixture(scope="module")
+def reader() -> Iterator[YubiKey]:
+    """A card in a reader, for one test after the other: pcscd takes half a second to find it."""
+    need(*YUBIKEY)
+    with new_yubikey() as found:
+        yield found
+
+
+@pytest.fixture
+def yubikey(reader: YubiKey) -> Iterator[YubiKey]:
+    """The card as good as new, in its reader."""
+    pin, card = reader.token.pin_file.read_text(), reader.card
+    yield reader
+    if reader.card is not card or not card.plugged:
+        reader.pull()
+        reader.card = card
+        reader.plug()
+    reader.token.pin_file.write_text(pin)
+    card.pin = pin.strip()
+    card.forget_keys()
+
+
+@pytest.fixture
+def agent(yubikey: YubiKey, make_agent: Callable[..., Agent]) -> Agent:
+    agent = make_agent(yubikey.token.config).start()
+    until_open(agent)
+    return agent
+
+
+@pytest.fixture
+def wire(agent: Agent, yubikey: YubiKey) -> Iterator[Authorizing]:
+    with Authorizing(agent.admin_socket, yubikey) as wire:
+        yield wire
+
+
+def prove(wire: Wire, **params: Any) -> str:
+    """The jkt of a proof that is right."""
+    result = wire.result("proof", **TARGET, nonce="n-1", **params)
+    return verify(result["proof"], htm=HTM, htu=HTU, nonce="n-1").jkt
+
+
+def listed(wire: Wire, name: str) -> list[dict[str, Any]]:
+    """A key's generations, the destroyed ones too."""
+    (key,) = wire.result("key.list", key=name, include_destroyed=True)["keys"]
+    generations: list[dict[str, Any]] = key["generations"]
+    return generations
+
+
+def free(agent: Agent) -> int:
+    """How many slots `status` says are free."""
+    until(lambda: store(agent)["slots"])  # counted soon after it was opened
+    slots = store(agent)["slots"]
+    assert slots["total"] == len(SLOTS)
+    return int(slots["free"])
+
+
+class TestYubiKey(StoreConformance, PinConformance, AwayConformance):
+    ALGS = ("ES256", "ES384", "RS256", "PS256")
+    PROTECTION = "hardware"
+
+    @pytest.fixture
+    def agent(self, agent: Agent) -> Agent:
+        return agent
+
+    @pytest.fixture
+    def wire(self, wire: Authorizing) -> Authorizing:
+        return wire
+
+    @pytest.fixture
+    def held(self, yubikey: YubiKey) -> Callable[[], list[str]]:
+        return lambda: [f"{n:02x}" for n, slot in enumerate(SLOTS, 1) if slot in yubikey.card.keys]
+
+    @pytest.fixture
+    def delete(self, yubikey: YubiKey) -> Callable[[str], None]:
+        def delete(ref: str) -> None:
+            slot = SLOTS[int(ref, 16) - 1]
+            del yubikey.card.keys[slot]
+            yubikey.card.objects.pop(bytes([0x5F, 0xC1, slot - 0x82 + 0x0D]))
+
+        return delete
+
+    @pytest.fixture
+    def wrong_pin(self, yubikey: YubiKey) -> Callable[[], AbstractContextManager[None]]:
+        @contextmanager
+        def wrong() -> Iterator[None]:
+            with other_pin(yubikey):
+                yield
+            assert yubikey.card.tries == PIN_TRIES - 1
+
+        return wrong
+
+    @pytest.fixture
+    def taken_away(self, yubikey: YubiKey) -> Callable[[], AbstractContextManager[None]]:
+        @contextmanager
+        def away() -> Iterator[None]:
+            yubikey.pull()
+            yield
+            yubikey.plug()
+
+        return away
+
+    def test_a_destroyed_key_is_gone_from_the_store_and_the_others_stay(
+        self, wire: Wire, held: Callable[[], list[str]]
+    ) -> None:
+        """Signs no more; PKCS#11 can't delete it from its slot, and the agent says so."""
+        self.create(wire, "first")
+        made = self.create(wire, "second")
+        before = held()
+        wire.result("key.destroy", key="second", generation=1)
+        assert held() == before
+        (gone,) = listed(wire, "second")
+        assert (gone["state"], gone["object_left"], gone["slot"]) == ("destroyed", True, "83")
+        error = wire.error("proof", **TARGET, jkt=made["jkt"])
+        assert (error["type"], error["retry"]) == ("key_destroyed", "no")
+        self.prove(wire, "first")
+
+
+@contextmanager
+def other_pin(yubikey: YubiKey) -> Iterator[None]:
+    """The agent's source has another PIN than the card."""
+    right = yubikey.token.pin_file.read_text()
+    yubikey.token.pin_file.write_text(f"{(int(right) + 1) % 10**6:06}\n")
+    yield
+    yubikey.token.pin_file.write_text(right)
+
+
+# The emulated card
+
+
 def test_yubicos_module_shows_the_card_and_listing_it_asks_for_no_pin(yubikey: YubiKey) -> None:
     serial = str(yubikey.card.serial)
     assert serials(yubikey) == [serial]
@@ -47,48 +238,484 @@ def test_yubicos_module_shows_the_card_and_listing_it_asks_for_no_pin(yubikey: Y
     assert yubikey.card.pins == 0
 
 
-def test_a_card_is_gone_when_pulled_and_back_when_put_in_again(yubikey: YubiKey) -> None:
-    serial = str(yubikey.card.serial)
-    assert serials(yubikey) == [serial]
-    yubikey.pull()
-    assert tokens(yubikey) == []
-    yubikey.plug()
-    assert serials(yubikey) == [serial]
-
-
-def test_a_card_is_back_after_pcscd_was_restarted(yubikey: YubiKey) -> None:
-    serial = str(yubikey.card.serial)
-    assert serials(yubikey) == [serial]
-    yubikey.stop_pcscd()
-    yubikey.start_pcscd()
-    assert serials(yubikey) == [serial]
-
-
-def test_each_emulated_card_is_seen_in_its_own_reader_alone(yubikey: YubiKey) -> None:
-    with new_yubikey() as other:
-        assert other.card.serial != yubikey.card.serial
-        assert serials(yubikey) == [str(yubikey.card.serial)]
-        assert serials(other) == [str(other.card.serial)]
-
-
-def test_a_card_that_another_program_holds_is_not_shown_until_it_lets_go(
-    yubikey: YubiKey,
-) -> None:
-    assert serials(yubikey) == [str(yubikey.card.serial)]
-    with yubikey.held():
-        assert tokens(yubikey) == []
-    assert serials(yubikey) == [str(yubikey.card.serial)]
-
-
-def test_an_agent_logs_in_to_the_card_with_one_pin(
-    yubikey: YubiKey, make_agent: Callable[..., Agent]
-) -> None:
-    agent = make_agent(yubikey.token.config).start()
-    deadline = time.monotonic() + OPEN_S
-    with agent.client() as client:
-        while (store := client.status()["stores"][0])["state"] == "starting":
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-    assert store["state"] == "ready"
-    assert store["serial"] == str(yubikey.card.serial)
+def test_an_agent_logs_in_to_the_card_with_one_pin(agent: Agent, yubikey: YubiKey) -> None:
+    assert store(agent)["serial"] == str(yubikey.card.serial)
     assert (yubikey.card.pins, yubikey.card.tries) == (1, PIN_TRIES)
+
+
+# Slots
+
+
+def test_a_key_has_the_slot_that_was_asked_for_else_the_first_free_retired_one(
+    agent: Agent, wire: Authorizing, yubikey: YubiKey
+) -> None:
+    assert free(agent) == 24
+    assert wire.make("first")["slot"] == "82"
+    assert wire.make("named", slot="9a")["slot"] == "9a"
+    assert wire.make("far", slot="84")["slot"] == "84"
+    assert [wire.make(name)["slot"] for name in ("next", "last")] == ["83", "85"]
+    assert free(agent) == 19
+    assert set(yubikey.card.keys) == {0x82, 0x9A, 0x84, 0x83, 0x85, 0xF9}
+    for name in ("first", "named", "far", "next", "last"):
+        assert prove(wire, key=name) == listed(wire, name)[0]["jkt"]
+
+
+def test_an_occupied_slot_is_never_overwritten(
+    agent: Agent, wire: Authorizing, yubikey: YubiKey
+) -> None:
+    wire.make("mine", slot="9a")
+    mine = yubikey.card.keys[0x9A].private
+    for params in ({"slot": "9a"}, {"slot": "9a", "reuse_slot": True}):
+        assert wire.error("key.create", key="other", **params)["type"] == "slot_taken"
+    # Somebody else's, made while the agent runs: a key, or a certificate alone.
+    yubikey.card.keys[0x82] = yubikey.card.keys[0xF9]
+    yubikey.card.objects[bytes.fromhex("5fc10e")] = next(iter(yubikey.card.objects.values()))
+    for slot in ("82", "83"):
+        for more in ({}, {"reuse_slot": True}):
+            error = wire.error("key.create", key="other", slot=slot, **more)
+            assert (error["type"], error["retry"]) == ("slot_taken", "no"), slot
+    assert wire.make("other")["slot"] == "84"
+    assert yubikey.card.keys[0x9A].private is mine
+    assert yubikey.card.keys[0x82] is yubikey.card.keys[0xF9]
+
+
+def test_the_attestation_key_is_neither_listed_nor_taken_in_nor_overwritten(
+    agent: Agent, wire: Authorizing, yubikey: YubiKey
+) -> None:
+    there = yubikey.card.keys[0xF9]
+    assert store(agent)["unknown"] == []
+    assert wire.error("key.adopt", key="f9", ref="19")["type"] == "key_missing"
+    assert wire.error("key.create", key="f9", slot="f9")["type"] == "invalid_params"
+    assert yubikey.card.keys[0xF9] is there
+
+
+def test_a_rotation_takes_another_slot_and_the_old_key_signs_on(wire: Authorizing) -> None:
+    old = wire.make("shop")
+    new = wire.result("key.rotate", key="shop")["new"]
+    assert (new["slot"], new["state"]) == ("83", "active")
+    assert prove(wire, key="shop") == new["jkt"]
+    assert prove(wire, jkt=old["jkt"]) == old["jkt"]
+
+
+def test_a_card_without_a_free_slot_says_which_can_be_used_again(
+    agent: Agent, wire: Authorizing, yubikey: YubiKey
+) -> None:
+    wire.make("old")
+    wire.result("key.destroy", key="old", generation=1)
+    for slot in SLOTS[5:]:
+        yubikey.card.keys[slot] = yubikey.card.keys[0xF9]
+    error = wire.error("key.create", key="shop")
+    assert (error["type"], error["retry"]) == ("no_slot", "no")
+    assert error["free"] == ["9a", "9c", "9d", "9e"]
+    assert error["reusable"] == ["82"]
+    assert "82 (old@1, destroyed)" in error["hint"]
+    assert "--reuse-slot" in error["hint"]
+    # Such a slot is used again by explicit command alone.
+    assert wire.error("key.create", key="shop", slot="82")["type"] == "slot_taken"
+    made = wire.make("shop", slot="82", reuse_slot=True)
+    assert prove(wire, key="shop") == made["jkt"]
+    (gone,) = listed(wire, "old")
+    assert (gone["state"], gone["object_left"]) == ("destroyed", False)
+    assert free(agent) == 4
+
+
+def test_a_retired_generation_is_overwritten_by_explicit_command_and_destroyed_then(
+    agent: Agent, wire: Authorizing
+) -> None:
+    old = wire.make("shop", drain_s=0)
+    wire.result("key.rotate", key="shop")
+    until(lambda: listed(wire, "shop")[0]["state"] == "retired")
+    assert "key still in slot 82" in agent.run("key", "list").stdout
+    error = wire.error("key.rotate", key="shop", slot="83", reuse_slot=True)
+    assert "shop@2, which is active" in error["message"]
+    new = wire.result("key.rotate", key="shop", slot="82", reuse_slot=True)["new"]
+    assert new["slot"] == "82"
+    assert listed(wire, "shop")[0]["state"] == "destroyed"
+    assert prove(wire, key="shop") == new["jkt"]
+    assert wire.error("proof", **TARGET, jkt=old["jkt"])["type"] == "key_destroyed"
+
+
+def test_a_destroyed_generation_is_left_in_its_slot_and_the_slot_is_free_once_it_is_emptied(
+    agent: Agent, wire: Authorizing, yubikey: YubiKey
+) -> None:
+    wire.make("shop")
+    assert "stays in slot 82" in agent.run("key", "destroy", "shop@1", "--yes").stdout
+    agent.stop()
+    before = len(agent.log.read_text())
+    agent.start()
+    until(lambda: free(agent) == 23)
+    after = agent.log.read_text()[before:]
+    assert "WARNING" not in after
+    assert "aren't the agent's" not in after
+    assert agent.run("key", "list", "--all").stdout.count("key still in slot 82") == 1
+    agent.stop()
+    yubikey.card.keys.pop(0x82)
+    yubikey.card.objects.pop(bytes.fromhex("5fc10d"))
+    agent.start()
+    until(lambda: free(agent) == 24)
+    with Authorizing(agent.admin_socket, yubikey) as again:
+        assert not listed(again, "shop")[0]["object_left"]
+        assert again.make("next")["slot"] == "82"
+
+
+def test_a_slot_whose_reuse_was_cut_short_has_the_old_key_or_the_new_one(
+    agent: Agent, wire: Authorizing, yubikey: YubiKey
+) -> None:
+    old = wire.make("shop", drain_s=0)
+    wire.result("key.rotate", key="shop")
+    until(lambda: listed(wire, "shop")[0]["state"] == "retired")
+
+    def killed_with_an_intent() -> list[str]:
+        """The states after a start of an agent that wrote its intent and no more."""
+        agent.stop()
+        ledger = agent.state / "ledger.json"
+        contents = json.loads(ledger.read_text())
+        intent = contents["keys"][0]["generations"][0] | {"generation": 3, "state": "pending"}
+        contents["keys"][0]["generations"].append(intent | {"jkt": "", "jwk": {}})
+        ledger.write_text(json.dumps(contents))
+        agent.start()
+        with Wire(agent.socket) as again:
+            until(lambda: "pending" not in [g["state"] for g in listed(again, "shop")])
+            assert listed(again, "shop")[0]["jkt"] == old["jkt"]
+            return [g["state"] for g in listed(again, "shop")]
+
+    assert killed_with_an_intent() == ["retired", "active"]
+    yubikey.card.make_key(0x82)
+    assert killed_with_an_intent() == ["destroyed", "active", "staged"]
+
+
+# The management key
+
+
+def at_a_terminal(agent: Agent, *words: str, prompt: str, typed: str) -> tuple[int, str]:
+    """`dpop-agent WORDS…` where somebody types; its status, and all that it showed."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "dpop_agent", *words],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=agent.env,
+        start_new_session=True,
+        preexec_fn=lambda: os.close(os.open(os.ttyname(theirs), os.O_RDWR)),
+    ) as process:
+        os.close(theirs)
+        shown, sent = b"", False
+        while True:
+            try:
+                shown += os.read(ours, 1024)
+            except OSError:
+                break
+            if prompt.encode() in shown and not sent:
+                os.write(ours, typed.encode() + b"\n")
+                sent = True
+        status = process.wait()
+    os.close(ours)
+    return status, shown.decode()
+
+
+def test_the_management_key_is_asked_for_once_and_kept_for_one_key_alone(
+    agent: Agent, wire: Authorizing, yubikey: YubiKey
+) -> None:
+    key = yubikey.card.management_key.hex()
+    create = ("key", "create", "shop")
+    status, shown = at_a_terminal(agent, *create, prompt="Management key of", typed=key)
+    assert status == 0, shown
+    assert key not in shown
+    assert "slot 82" in shown
+    assert Wire.ask(wire, "key.rotate", key="shop")["error"]["data"] == {
+        "type": "authorization_required",
+        "hint": "dpop-agent key create and key rotate ask for it in a terminal",
+        "retry": "no",
+        "store": "yubikey",
+    }
+    status, shown = at_a_terminal(agent, "key", "rotate", "shop", prompt="Management", typed=key)
+    assert status == 0, shown
+    assert "shop@2 is active" in shown
+    for file in [agent.log, *agent.state.iterdir()]:
+        assert key not in file.read_text()
+    assert not list(agent.runtime.glob("key-*"))
+
+
+def test_an_empty_line_means_the_management_key_that_cards_come_with(
+    agent: Agent, yubikey: YubiKey
+) -> None:
+    yubikey.card.management_key = bytes.fromhex(FACTORY_KEY)
+    create = ("key", "create", "shop")
+    status, shown = at_a_terminal(agent, *create, prompt="Management key of", typed="")
+    assert status == 0, shown
+    assert "that cards come with is tried" in shown
+
+
+def test_a_wrong_management_key_is_refused_and_nothing_is_made(
+    agent: Agent, wire: Authorizing, yubikey: YubiKey
+) -> None:
+    create = ("key", "create", "shop")
+    for typed, says in (("zz", "isn't a management key"), ("00" * 24, "refused its management")):
+        status, shown = at_a_terminal(agent, *create, prompt="Management key of", typed=typed)
+        assert status == 1
+        assert says in shown
+        assert "Traceback" not in shown
+    assert wire.result("key.list")["keys"] == []
+    assert set(yubikey.card.keys) == {0xF9}
+    assert store(agent)["state"] == "ready"
+    assert wire.make("shop")["slot"] == "82"
+
+
+def test_the_card_signs_while_somebody_types_the_management_key(
+    wire: Authorizing, yubikey: YubiKey
+) -> None:
+    made = wire.make("shop")
+    path = wire.result("store.authorize", store="yubikey")["socket"]
+    with socket.socket(socket.AF_UNIX) as sock:
+        assert prove(wire, key="shop") == made["jkt"]
+        sock.connect(path)
+        assert prove(wire, key="shop") == made["jkt"]
+        sock.sendall(yubikey.card.management_key.hex()[:10].encode())
+        assert prove(wire, key="shop") == made["jkt"]
+        sock.sendall(yubikey.card.management_key.hex()[10:].encode() + b"\n")
+        assert json.loads(sock.recv(4096)) == {"ok": True}
+    assert Wire.result(wire, "key.rotate", key="shop")["new"]["state"] == "active"
+
+
+def test_a_schedule_is_a_notice_where_keys_need_the_management_key(
+    agent: Agent, wire: Authorizing, yubikey: YubiKey
+) -> None:
+    made = wire.make("shop", rotate_every_s=1)
+    until(lambda: wire.result("status")["rotations_due"] == ["shop"])
+    until(lambda: "the rotation of shop is due" in agent.log.read_text())
+    assert "rotation due" in agent.run("key", "list").stdout
+    assert "rotation due: shop" in agent.run("status").stdout
+    assert agent.log.read_text().count("the rotation of shop is due") == 1
+    assert [g["state"] for g in listed(wire, "shop")] == ["active"]
+    assert prove(wire, key="shop") == made["jkt"]
+
+
+# PIN policies and touches
+
+
+def test_a_key_that_wants_the_pin_each_time_gets_it(wire: Authorizing, yubikey: YubiKey) -> None:
+    always = wire.make("always", slot="9c")
+    unsaid = wire.make("unsaid")
+    other = wire.make("other")
+    yubikey.card.keys[0x82].pin = PinPolicy.ALWAYS
+    for _ in range(3):
+        assert prove(wire, key="always") == always["jkt"]
+        assert prove(wire, key="unsaid") == unsaid["jkt"]
+        assert prove(wire, key="other") == other["jkt"]
+    assert yubikey.card.tries == PIN_TRIES
+
+
+def test_a_pin_that_was_changed_meanwhile_is_tried_once(
+    agent: Agent, wire: Authorizing, yubikey: YubiKey
+) -> None:
+    wire.make("always", slot="9c")
+    wire.result("proof", **TARGET, key="always")
+    yubikey.card.pin = "94949494"
+    for _ in range(10):
+        error = wire.error("proof", **TARGET, key="always")
+        assert (error["type"], error["retry"]) == ("pin_refused", "no")
+    assert yubikey.card.tries == PIN_TRIES - 1
+    yubikey.token.pin_file.write_text("94949494\n")
+    wire.result("reload")
+    until_open(agent)
+    wire.result("proof", **TARGET, key="always")
+
+
+def test_a_touch_that_is_due_is_announced_in_the_log_and_to_whoever_asked_for_that(
+    agent: Agent, wire: Authorizing, yubikey: YubiKey
+) -> None:
+    quick = wire.make("quick")
+    # Made by its owner with Yubico's tool: PKCS#11 can't ask for a touch policy there.
+    yubikey.card.make_key(0x83, touch=TouchPolicy.ALWAYS)
+    (key,) = wire.result("key.adopt", key="shop", ref="06")["keys"]
+    (made,) = key["generations"]
+    assert made["touch"] == "always"
+    wire.result("key.activate", key="shop", generation=1)
+    yubikey.card.touch_s = 2.2
+    with Wire(agent.socket, timeout=60) as one, Wire(agent.socket, timeout=60) as other:
+        one.result("subscribe", events=["touch"])
+        other.result("observe", seen=[])
+        began = time.monotonic()
+        one.send(request("proof", {**TARGET, "key": "shop"}, number="waits"))
+        event = one.event()
+        assert 0.3 <= time.monotonic() - began < 1
+        assert event == {
+            "jsonrpc": "2.0",
+            "method": "touch",
+            "params": {"id": "waits", "key": "shop", "jkt": made["jkt"], "store": "yubikey"},
+        }
+        assert one.next()["result"]["jkt"] == made["jkt"]
+        # Once, though it is older than proofs usually get: nobody touches twice for one.
+        assert 2.2 <= time.monotonic() - began < 3.5
+        assert other.result("proof", **TARGET, key="quick")["jkt"] == quick["jkt"]
+    assert agent.log.read_text().count("waits for a touch") == 1
+
+
+def test_a_touch_policy_is_read_from_the_attestation_and_can_be_said_by_the_user(
+    agent: Agent, wire: Authorizing, yubikey: YubiKey
+) -> None:
+    wire.make("shop")
+    assert listed(wire, "shop")[0]["touch"] == "never"
+    agent.run("key", "set", "shop", "--touch", "yes", check=True)
+    assert wire.result("key.list", key="shop")["keys"][0]["touch"] is True
+    yubikey.card.sign_s = 0.5
+    wire.result("proof", **TARGET, key="shop")
+    assert "shop@1 waits for a touch" in agent.log.read_text()
+
+
+def test_the_attestation_is_printed_as_pem_and_says_where_the_key_was_made(
+    agent: Agent, wire: Authorizing, yubikey: YubiKey
+) -> None:
+    made = wire.make("shop")
+    shown = agent.run("key", "show", "shop", "--attestation", check=True).stdout
+    own, above = x509.load_pem_x509_certificates(shown.encode())
+    own.verify_directly_issued_by(above)
+    assert own.public_key() == yubikey.card.keys[0x82].private.public_key()
+    (generation,) = listed(wire, "shop")
+    assert generation["jkt"] == made["jkt"]
+
+
+# Comings and goings
+
+
+def test_a_pulled_card_is_told_at_once_and_signs_again_when_it_is_back(
+    agent: Agent, wire: Authorizing, yubikey: YubiKey
+) -> None:
+    pull_and_replug(agent, wire, yubikey, cycles=3)
+
+
+@pytest.mark.long
+def test_a_card_that_is_pulled_a_hundred_times_signs_again_each_time(
+    agent: Agent, wire: Authorizing, yubikey: YubiKey
+) -> None:
+    pull_and_replug(agent, wire, yubikey, cycles=100)
+
+
+def pull_and_replug(agent: Agent, wire: Authorizing, yubikey: YubiKey, *, cycles: int) -> None:
+    """Pull and put back under load; each proof is right, each refusal has its type and is quick."""
+    jkt = wire.make("shop")["jkt"]
+    ended = threading.Event()
+    proofs, refusals, odd, slowest = [0], set(), [], [0.0]
+
+    def load() -> None:
+        with Wire(agent.socket, timeout=60) as own:
+            while not ended.is_set():
+                asked = time.monotonic()
+                answer = own.ask("proof", **TARGET, nonce="n-1", key="shop")
+                slowest[0] = max(slowest[0], time.monotonic() - asked)
+                if "error" in answer:
+                    refusals.add(answer["error"]["data"]["type"])
+                    time.sleep(0.01)
+                elif verify(answer["result"]["proof"], htm=HTM, htu=HTU, nonce="n-1").jkt != jkt:
+                    odd.append(answer)
+                else:
+                    proofs[0] += 1
+
+    threads = [threading.Thread(target=load) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    back = []
+    try:
+        for _ in range(cycles):
+            before = proofs[0]
+            until(lambda before=before: proofs[0] > before)  # type: ignore[misc]
+            yubikey.pull()
+            time.sleep(0.3)
+            yubikey.plug()
+            began, before = time.monotonic(), proofs[0]
+            until(lambda before=before: proofs[0] > before)  # type: ignore[misc]
+            back.append(time.monotonic() - began)
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+    print(f"back after {max(back):.2f} s, slowest answer {slowest[0]:.2f} s, {refusals}")
+    assert odd == []
+    assert max(back) < BACK_S
+    assert slowest[0] < BACK_S
+    assert refusals <= {"store_absent", "signer_failed"}
+    assert yubikey.card.tries == PIN_TRIES
+    assert agent.process.poll() is None
+
+
+def test_a_restarted_pcscd_is_used_again(agent: Agent, wire: Authorizing, yubikey: YubiKey) -> None:
+    jkt = wire.make("shop")["jkt"]
+    yubikey.stop_pcscd()
+    error = wire.error("proof", **TARGET, key="shop")
+    assert error["type"] in ("store_absent", "signer_failed")
+    assert error["retry"] in ("later", "now")
+    yubikey.start_pcscd()
+    began = time.monotonic()
+    until(lambda: "result" in wire.ask("proof", **TARGET, key="shop"))
+    assert time.monotonic() - began < BACK_S
+    assert prove(wire, key="shop") == jkt
+    assert yubikey.card.tries == PIN_TRIES
+
+
+def test_a_card_that_another_program_holds_is_named_as_such_and_used_when_it_lets_go(
+    agent: Agent, wire: Authorizing, yubikey: YubiKey
+) -> None:
+    jkt = wire.make("shop")["jkt"]
+    agent.stop()
+    with yubikey.held():
+        agent.start()
+        with Wire(agent.socket, timeout=60) as own:
+            error = own.error("proof", **TARGET, key="shop")
+        assert (error["type"], error["retry"]) == ("store_in_use", "later")
+        assert "another program holds the card" in error["message"]
+        assert store(agent)["state"] == "absent"
+    with Wire(agent.socket, timeout=60) as own:
+        began = time.monotonic()
+        until(lambda: "result" in own.ask("proof", **TARGET, key="shop"))
+        assert time.monotonic() - began < BACK_S
+        assert prove(own, key="shop") == jkt
+
+
+def test_a_wrong_pin_with_a_thousand_requests_waiting_costs_one_try(
+    agent: Agent, wire: Authorizing, yubikey: YubiKey
+) -> None:
+    wire.make("shop")
+    agent.stop()
+    with other_pin(yubikey):
+        agent.start(wait=False)
+        agent.wait_until_it_answers()
+        wires = [Wire(agent.socket, timeout=60) for _ in range(20)]
+        for own in wires:
+            own.send(
+                b"".join(request("proof", {**TARGET, "key": "shop"}, number=n) for n in range(50))
+            )
+        kinds = [line["error"]["data"]["type"] for own in wires for line in own.lines(50)]
+        for own in wires:
+            own.close()
+    assert kinds == ["pin_refused"] * 1000
+    assert yubikey.card.tries == PIN_TRIES - 1
+
+
+def test_another_card_in_the_reader_gets_no_pin_and_signs_nothing(
+    agent: Agent, wire: Authorizing, yubikey: YubiKey
+) -> None:
+    jkt = wire.make("shop", slot="9c")["jkt"]
+    assert prove(wire, key="shop") == jkt
+    own = yubikey.card
+    with new_yubikey() as spare:
+        assert serials(spare) == [str(spare.card.serial)]
+        spare.card.pull()
+        other = spare.card
+        other.keys[0x9C] = spare.card.keys[0xF9]
+        other.keys[0x9C].pin = PinPolicy.ALWAYS
+        yubikey.pull()
+        yubikey.card = other
+        yubikey.plug()
+        for _ in range(5):
+            assert wire.error("proof", **TARGET, key="shop")["type"] in (
+                "store_absent",
+                "signer_failed",
+            )
+        yubikey.pull()
+        assert (other.pins, other.tries) == (0, PIN_TRIES)
+        yubikey.card = own
+        yubikey.plug()
+    until(lambda: "result" in wire.ask("proof", **TARGET, key="shop"))
+    assert prove(wire, key="shop") == jkt
+    assert own.tries == PIN_TRIES

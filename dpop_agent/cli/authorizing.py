@@ -1,0 +1,42 @@
+"""Making keys in stores that want their management key for it, which is asked for here."""
+
+from __future__ import annotations
+
+import sys
+
+from dpop_agent.cli import calls
+from dpop_agent.errors import AuthorizationRefused, AuthorizationRequired
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from typing import Any
+
+
+def slot_params(args: Namespace) -> dict[str, Any]:
+    """What was said of the slot."""
+    params: dict[str, Any] = {} if args.slot is None else {"slot": args.slot}
+    return params | ({"reuse_slot": True} if args.reuse_slot else {})
+
+
+def make(method: str, params: dict[str, Any]) -> dict[str, Any]:
+    """The result of `key.create` or `key.rotate`; asks for a management key where one is wanted."""
+    try:
+        return calls.admin(method, params)
+    except AuthorizationRequired as e:
+        if isinstance(e, AuthorizationRefused):
+            raise
+        store = e.details.get("store", "")
+    _authorize(str(store))
+    return calls.admin(method, params)
+
+
+def _authorize(store: str) -> None:
+    from dpop_agent.cli import locking
+
+    path = calls.admin_call("store.authorize", {"store": store})["socket"]
+    if path is None:
+        return
+    prompt = f"Management key of the store {store} (hex; empty: the one that cards come with): "
+    if not locking.send_secret(path, prompt, what="management key", may_be_empty=True):
+        print("the management key that cards come with is tried", file=sys.stderr)
