@@ -10,7 +10,7 @@ import stat
 from typing import Any
 
 from dpop_agent.config import default_backend
-from dpop_agent.errors import DPoPAgentError, Locked, PinRefused, UnsafeSocket
+from dpop_agent.errors import DPoPAgentError, Locked, PinRefused, StoreUnusable, UnsafeSocket
 from dpop_agent.peer import peer_of, require_own_uid
 
 MAX_PIN = 255
@@ -78,11 +78,12 @@ class PinFile(PinSource):
             os.unlink(self._memory)
 
     def refused(self) -> None:
-        descriptor = os.open(
-            self._memory, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
-        )
-        with open(descriptor, "w", encoding="ascii") as file:
-            file.write(self._identity)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        try:
+            with open(os.open(self._memory, flags, 0o600), "w", encoding="ascii") as file:
+                file.write(self._identity)
+        except OSError:
+            pass  # the agent remembers it too, as long as it runs
 
 
 class PinKeychain(PinSource):
@@ -116,7 +117,10 @@ class PinKeychain(PinSource):
 
     def refused(self) -> None:
         if self._asked is None:
-            self._keychain.delete(KEYCHAIN_SERVICE, self._store)
+            try:
+                self._keychain.delete(KEYCHAIN_SERVICE, self._store)
+            except StoreUnusable:
+                pass  # the agent remembers it, as long as it runs
 
 
 class PinSocket(PinSource):
@@ -128,7 +132,7 @@ class PinSocket(PinSource):
 
     def __init__(self, folder: str) -> None:
         self.typed = True
-        self.path = os.path.join(folder, f"pin-{secrets.token_hex(8)}.sock")
+        self.path = os.path.join(folder, f"pin-{secrets.token_hex(3)}")
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._connection: socket.socket | None = None
         umask = os.umask(0o177)
@@ -157,6 +161,8 @@ class PinSocket(PinSource):
         finally:
             self._listener.close()
             os.unlink(self.path)
+        if not line.rstrip(b"\r\n"):
+            raise Locked("the store wants its PIN", hint="dpop-agent unlock")
         return _text(bytes(line), "what was typed")
 
     def tell(self, error: DPoPAgentError | None) -> None:

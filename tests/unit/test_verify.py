@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from typing import Any
@@ -252,6 +253,7 @@ def der(signing_input: bytes) -> bytes:
         b"\x00" * 32 + jose.b64url_decode(SIGNATURE)[32:],
         der(f"{HEAD}.{BODY}".encode()),
     ],
+    ids=itertools.count(),
 )
 def test_check_6_takes_raw_ecdsa_signatures_of_one_width_alone(signature: bytes) -> None:
     assert failure(f"{HEAD}.{BODY}.{jose.b64url(signature)}").check == 6
