@@ -343,7 +343,11 @@ def encode_event(event: str, params: Mapping[str, Any]) -> bytes:
 
 def encode_error(request_id: str | int | None, error: DPoPAgentError) -> bytes:
     """An error's line."""
-    return _line({"jsonrpc": "2.0", "id": request_id, "error": error.to_wire()}, error)
+    try:
+        return _line({"jsonrpc": "2.0", "id": request_id, "error": error.to_wire()}, error)
+    except DPoPAgentError:
+        short = ProtocolError("the error doesn't fit a line", hint="see the agent's status")
+        return _line({"jsonrpc": "2.0", "id": request_id, "error": short.to_wire()}, short)
 
 
 def _line(message: Mapping[str, Any], too_long: DPoPAgentError) -> bytes:

@@ -50,6 +50,14 @@ def _no_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
         report.longrepr = f"--require-all: {report.longrepr}"
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests measured, with `record_property("measured", …)`."""
+    for report in terminalreporter.getreports("passed"):
+        for name, text in report.user_properties:
+            if name == "measured":
+                terminalreporter.write_line(str(text))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def private_places() -> Iterator[Path]:
     """HOME and all that is found from there: nothing of the user's own is read or touched."""

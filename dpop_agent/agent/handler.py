@@ -119,7 +119,7 @@ class Handler:
         self._stores = stores
         self._nonces = Nonces()
         self._loop = asyncio.get_running_loop()
-        self._headers: dict[str, str] = {}
+        self._headers: dict[tuple[str, str], str] = {}
         self._listings: OrderedDict[int, Keys] = OrderedDict()
         self._moments = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -171,6 +171,9 @@ class Handler:
                 self._in_a_task(self._later[request.method](request.params), respond)
         except DPoPAgentError as e:
             respond(e)
+        except Exception:
+            log.exception("a request failed in a way that nobody thought of")
+            respond(ProtocolError("the agent failed inside"))
 
     def gone(self, owner: Hashable) -> None:
         """A connection closed: what it waits for needn't be done any more."""
@@ -391,9 +394,9 @@ class Handler:
         return where
 
     def _header(self, alg: str, generation: Generation) -> str:
-        encoded = self._headers.get(generation.jkt)
+        encoded = self._headers.get((alg, generation.jkt))
         if encoded is None:
-            encoded = self._headers[generation.jkt] = header(alg, generation.jwk)
+            encoded = self._headers[alg, generation.jkt] = header(alg, generation.jwk)
         return encoded
 
     @staticmethod

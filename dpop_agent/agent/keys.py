@@ -73,6 +73,9 @@ MAX_DRAIN_S = 90 * DAY_S
 RETIRED_S = 7 * DAY_S
 """Seconds that a retired generation's object is kept, should somebody need it after all."""
 
+MAX_CHOICES = 64
+"""Thumbprints that an error lists, the newest."""
+
 MAX_ORIGINS_USED = 32
 """Origins remembered of one generation: the ones used last."""
 
@@ -100,6 +103,7 @@ class Generation:
         shared: another agent may use it too: no schedule destroys it.
         object_left: destroyed here, but its object is still to be deleted from the store; or stays
             in its slot until another key is made there.
+        compromised: it was, whatever became of it since.
         observed_s: seconds in its state that the agent was there to see; no wall clock counts here.
         idle_s: those since it last signed.
         drain_s: what `rotate` was told instead of the key's own.
@@ -123,6 +127,7 @@ class Generation:
     object_left: bool = False
     slot: str | None = None
     touch: str | None = None
+    compromised: bool = False
     observed_s: int = 0
     idle_s: int = 0
     drain_s: int | None = None
@@ -137,6 +142,8 @@ class Generation:
             raise IllegalTransition(
                 f"generation {self.generation} is {self.state} and can't become {state}"
             )
+        if state is State.COMPROMISED:
+            changes["compromised"] = True
         return replace(self, state=state, changed=now, observed_s=0, idle_s=0, **changes)
 
     def used(self, at: str, origins: Iterable[str]) -> Generation:
@@ -268,7 +275,13 @@ class Keys(Mapping[str, Key]):
     @cached_property
     def by_jkt(self) -> Mapping[str, tuple[Key, Generation]]:
         """Where each thumbprint belongs."""
-        return {g.jkt: (key, g) for key in self._by_name.values() for g in key.generations if g.jkt}
+        found: dict[str, tuple[Key, Generation]] = {}
+        for key in self._by_name.values():
+            for g in key.generations:
+                # An object that was adopted again is another generation than its tombstone.
+                if g.jkt and (g.jkt not in found or g.state is not State.DESTROYED):
+                    found[g.jkt] = (key, g)
+        return found
 
     def with_(self, key: Key) -> Keys:
         """These keys with one replaced or added."""
@@ -357,14 +370,14 @@ class Keys(Mapping[str, Key]):
         if presents_access_token and len(owner.signing) > 1:
             raise JktRequired(
                 f"several generations of {owner.name} sign, and the access token is bound to one",
-                details={"choices": [g.jkt for g in owner.signing]},
+                details={"choices": [g.jkt for g in owner.signing[-MAX_CHOICES:]]},
             )
         return owner, active
 
     @staticmethod
     def _no_active(key: Key) -> KeyUnusable:
         live = [g for g in key.generations if g.state is not State.DESTROYED]
-        states = ", ".join(f"{key.name}@{g.generation} is {g.state}" for g in live)
+        states = ", ".join(f"{key.name}@{g.generation} is {g.state}" for g in live[-4:])
         return NoActive(
             f"the key {key.name} has no active generation ({states or 'all are destroyed'})"
         )

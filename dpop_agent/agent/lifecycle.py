@@ -26,6 +26,7 @@ from dpop_agent.errors import (
     DPoPAgentError,
     IllegalTransition,
     InvalidParams,
+    KeyCompromised,
     KeyExists,
     KeyMissing,
     KeyPending,
@@ -170,8 +171,6 @@ class Lifecycle:
         # No lock before the block: a rotation that waits for a card must not delay it.
         name = params["key"]
         key = self.keys.named(name)
-        if self._records.repeated("key.compromise", params):
-            return key
         if "generation" in params:
             chosen = [key.generation(params["generation"])]
             if chosen[0].state is not State.COMPROMISED:
@@ -181,6 +180,8 @@ class Lifecycle:
         self._records.block(g.jkt for g in chosen)
         for g in chosen:
             log.warning("%s@%d is compromised, jkt %s", name, g.generation, g.jkt)
+        if self._records.repeated("key.compromise", params):
+            return self.keys.named(name)
         try:
             await self._records.write(lambda keys: keys, asked=("key.compromise", params))
         except NotDurable as e:
@@ -242,15 +243,13 @@ class Lifecycle:
                     f"the store {key.store} has no private key with the id {ref}",
                     hint="see what it has: dpop-agent status",
                 )
-            if found["jkt"] in self.keys.by_jkt:
-                owner, there = self.keys.by_jkt[found["jkt"]]
-                if there.state is not State.DESTROYED or there.object_left:
-                    raise KeyExists(f"that object is {owner.name}@{there.generation} already")
             adopted = replace(_staged(_pending(key, ref, None), found), shared=True)
-            await self._records.write(
-                lambda keys: keys.with_(keys.get(name, key).with_(adopted)),
-                asked=("key.adopt", params),
-            )
+
+            def add(keys: Keys) -> Keys:
+                _require_nobodys(keys, key.store, adopted)
+                return keys.with_(keys.get(name, key).with_(adopted))
+
+            await self._records.write(add, asked=("key.adopt", params))
             self._forget_unknown(key.store, ref)
             log.info("%s@%d is adopted, jkt %s", name, adopted.generation, adopted.jkt)
             return self.keys.named(name)
@@ -271,8 +270,11 @@ class Lifecycle:
             key = self.keys.named(name)
             if self._records.repeated(method, params):
                 return key
-            changed = change(key, params, now_text())
-            await self._records.write(lambda keys: keys.with_(changed), asked=(method, params))
+            now = now_text()
+            await self._records.write(
+                lambda keys: keys.with_(change(keys.named(name), params, now)),
+                asked=(method, params),
+            )
             return self.keys.named(name)
 
     def _new_key(self, params: Mapping[str, Any], default_store: str, *, alg: str) -> Key:
@@ -564,7 +566,7 @@ class Lifecycle:
                     if generation.state not in (State.PENDING, State.DESTROYED):
                         await self._quietly(name, self._find(key, generation))
         await self._quietly(store, self._list_unknown(store))
-        await self.do_what_is_due()
+        await self._unbroken(self.do_what_is_due())
 
     async def _finish(self, name: str) -> None:
         """Whatever of a key is half done."""
@@ -632,7 +634,7 @@ class Lifecycle:
             if await self._changed_within(seconds) and loop.time() < save_at:
                 tried = False
                 continue
-            await self.do_what_is_due()
+            await self._unbroken(self.do_what_is_due())
             tried = True
             if loop.time() >= save_at:
                 save_at, tried = loop.time() + SAVE_S, False
@@ -684,9 +686,11 @@ class Lifecycle:
             await self._activate(name, key.staged.generation, None)
 
     async def _destroy_if_there(self, key: Key, generation: Generation) -> None:
-        current = self.keys.named(key.name).generation(generation.generation)
-        if current.state is State.RETIRED and await self._find(key, current):
-            await self._destroy(key, current)
+        current = self.keys.named(key.name)
+        due = [g for _, g in drains.to_destroy(Keys([current]))]
+        for g in due:
+            if g.generation == generation.generation and await self._find(current, g):
+                await self._destroy(current, g)
 
     async def _quietly(self, what: str, work: Awaitable[object]) -> None:
         """Work that nobody waits for: its error goes to the log, once as long as it stays."""
@@ -699,6 +703,14 @@ class Lifecycle:
         else:
             self._said.pop(what, None)
 
+    @staticmethod
+    async def _unbroken(work: Awaitable[object]) -> None:
+        """Work that has to go on another time, whatever comes of it this time."""
+        try:
+            await work
+        except Exception:
+            log.exception("keys weren't looked after, in a way that nobody thought of")
+
     async def _write_blocks(self) -> None:
         while not self._records.durable:
             await asyncio.sleep(BLOCK_AGAIN_S)
@@ -708,6 +720,23 @@ class Lifecycle:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _require_nobodys(keys: Keys, store: str, adopted: Generation) -> None:
+    """Refuse an object that a generation is about, or that was compromised once.
+
+    Raises:
+        KeyExists, KeyCompromised
+    """
+    for key in keys.values():
+        for g in key.generations:
+            # A slot's id is used again; what is in it is told by its jkt alone.
+            there = g.slot is None and key.store == store and g.ref == adopted.ref
+            same = there or g.jkt == adopted.jkt
+            if same and g.compromised:
+                raise KeyCompromised(f"that object was {key.name}@{g.generation}, compromised")
+            if same and (g.state is not State.DESTROYED or g.object_left):
+                raise KeyExists(f"that object is {key.name}@{g.generation} already")
 
 
 def _pending(key: Key, ref: str, slot: str | None) -> Generation:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from dpop_agent.agent import drains
-from dpop_agent.agent.keys import Generation, Keys, State
+from dpop_agent.agent.keys import MAX_ORIGINS_USED, Generation, Keys, State
 from dpop_agent.agent.ledger import Contents, Ledger
 from dpop_agent.errors import RequestIdReused
 
@@ -78,7 +78,10 @@ class Records:
         at, origins = now_text(), {}
         if jkt in self._uses:
             origins = self._uses[jkt][1]
+        origins.pop(origin, None)
         origins[origin] = None
+        if len(origins) > MAX_ORIGINS_USED:
+            del origins[next(iter(origins))]
         self._uses[jkt] = (at, origins)
 
     def current(self, generation: Generation) -> Generation:
@@ -117,9 +120,13 @@ class Records:
                     "params": _without_id(asked[1]),
                     "at": now_text(),
                 }
-            await asyncio.to_thread(self._ledger.write, Contents(keys, requests, clean=False))
-            self.keys = self._with_blocks(keys)
-            self.changed.set()
+            contents = Contents(keys, requests, clean=False)
+            try:
+                await self._write_file(contents)
+            finally:
+                if self._ledger.contents is contents:  # replaced, if perhaps not durably
+                    self.keys = self._with_blocks(keys)
+                    self.changed.set()
 
     async def observe(self) -> None:
         """Count the time since the last look, and the uses in it; in memory."""
@@ -136,7 +143,16 @@ class Records:
             self._observe()
             contents = Contents(self.keys, self._requests(), clean=clean)
             if contents != self._ledger.contents:
-                await asyncio.to_thread(self._ledger.write, contents)
+                await self._write_file(contents)
+
+    async def _write_file(self, contents: Contents) -> None:
+        """Write in a thread, and be there until that has ended, cancelled or not."""
+        writing = asyncio.ensure_future(asyncio.to_thread(self._ledger.write, contents))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait([writing])
+            raise
 
     def _observe(self) -> None:
         now = boottime()

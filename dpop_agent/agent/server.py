@@ -10,6 +10,7 @@ import select
 import signal
 import socket
 import stat
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,8 +37,9 @@ from dpop_agent.peer import peer_of, require_own_uid
 
 log = logging.getLogger("dpop_agent.server")
 
-MAX_CONNECTIONS = 512
-"""Open connections on both sockets together; half of the usual limit of descriptors."""
+MAX_CONNECTIONS, MAX_ADMIN = 512, 64
+"""Open connections on `agent.sock` and on `admin.sock`, to which clients of the first leave room;
+half of the usual limit of descriptors."""
 
 LINE_TIMEOUT_S = 5.0
 """Seconds for the rest of a line that has begun."""
@@ -53,7 +55,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, agent: Agent, methods: Mapping[str, Mapping[str, protocol.Param]]) -> None:
         self._agent = agent
-        self._methods = methods
+        self.methods = methods
         self._rest = b""
         self._under_way = 0
         self._no_more = False
@@ -74,9 +76,7 @@ class Connection(asyncio.Protocol):
             return
         if not self._agent.connected(self):
             self._fail(
-                TooManyConnections(
-                    f"{MAX_CONNECTIONS} connections are open already", hint="close some"
-                )
+                TooManyConnections("as many connections are open as can be", hint="close some")
             )
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  (asyncio's signature)
@@ -129,7 +129,7 @@ class Connection(asyncio.Protocol):
             self._fail(_too_long())
             return
         try:
-            request = protocol.decode_request(line, self._methods)
+            request = protocol.decode_request(line, self.methods)
         except ProtocolError as e:
             self._write(protocol.encode_error(e.request_id, e))
             return
@@ -215,7 +215,9 @@ class Agent:
         self.signers: dict[str, Signer] = {}
         self._config = config
         self._agent_socket = agent_socket
-        self._starting = asyncio.Lock()
+        self._starting: defaultdict[str | None, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._reloading = asyncio.Lock()
+        self._ended = asyncio.Event()
         self._connections: set[Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._servers: list[asyncio.Server] = []
@@ -242,8 +244,9 @@ class Agent:
         }
 
     def connected(self, connection: Connection) -> bool:
-        """Count a connection in, if there is room."""
-        if len(self._connections) >= MAX_CONNECTIONS:
+        """Count a connection in, if there is room on its socket."""
+        same = sum(c.methods is connection.methods for c in self._connections)
+        if same >= (MAX_CONNECTIONS if connection.methods is protocol.AGENT_METHODS else MAX_ADMIN):
             return False
         self._connections.add(connection)
         return True
@@ -257,9 +260,8 @@ class Agent:
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT; SIGHUP reads the configuration again."""
         loop = asyncio.get_running_loop()
-        ended = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, ended.set)
+            loop.add_signal_handler(number, self._ended.set)
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         admin_socket = paths.admin_socket(self._agent_socket)
         with Listener(self._agent_socket) as agent_sock, Listener(admin_socket) as admin_sock:
@@ -281,9 +283,10 @@ class Agent:
                 loop.create_task(self._lifecycle.watch_time()),
                 loop.create_task(self._watch_idle()),
             ]
-            await ended.wait()
+            await self._ended.wait()
             for task in watching:
                 task.cancel()
+            await asyncio.wait(watching)
             await self._close()
 
     def _open_stores(self) -> None:
@@ -294,7 +297,7 @@ class Agent:
                     lock_file=os.path.join(
                         os.path.dirname(self._records.path), f"signer-{name}.lock"
                     ),
-                    starting=self._starting,
+                    starting=self._starting[store.module],
                     on_ready=self._reconcile,
                 )
             self.signers[name].start()
@@ -310,6 +313,11 @@ class Agent:
         Raises:
             ConfigurationError: it can't be right; the old one stays.
         """
+        async with self._reloading:
+            if not self._ended.is_set():
+                await self._reload()
+
+    async def _reload(self) -> None:
         config = load(self._config.path)
         for name, signer in list(self.signers.items()):
             if config.stores.get(name) != signer.config:
@@ -352,8 +360,9 @@ class Agent:
             server.close()
         for connection in list(self._connections):
             connection.close()
-        for signer in self.signers.values():
-            await signer.close()
+        async with self._reloading:
+            for signer in self.signers.values():
+                await signer.close()
         await self._save(clean=True)
 
 

@@ -15,9 +15,9 @@ import subprocess
 import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
-from contextlib import nullcontext
 from typing import Any
 
+from dpop_agent import __version__
 from dpop_agent.channel import Frames, Malformed, frame, outcome
 from dpop_agent.config import StoreConfig
 from dpop_agent.errors import (
@@ -211,7 +211,8 @@ class Signer:
         Args:
             config: the store.
             lock_file: keeps two signers of one store apart, those of a killed agent included.
-            starting: shared by all; modules initialised by two processes at once miss tokens.
+            starting: shared by the stores of one module: initialised by two processes at once,
+                it can miss tokens.
             on_ready: called whenever the store was opened.
         """
         self.config = config
@@ -232,6 +233,7 @@ class Signer:
         self._failures = 0
         self._retry_at = 0.0
         self._opened_at = 0.0
+        self._pin_path: str | None = None
         self._tick: asyncio.TimerHandle | None = None
         self._closed = False
         self._idle_since = self._loop.time()
@@ -262,7 +264,10 @@ class Signer:
 
     def submit(self, job: Job) -> None:
         """Queue a job; its `done` is called in any case, an error at once where nothing helps."""
-        if len(self._queue) >= MAX_QUEUE:
+        if self._closed:
+            job.finish(SignerFailed(f"the store {self.config.name} was closed", hint="try again"))
+            return
+        if len(self._queue) >= MAX_QUEUE and job.owner is not self:
             job.finish(Busy(f"{MAX_QUEUE} requests wait for the store {self.config.name}"))
             return
         if not self._ready and self._start is None:
@@ -380,7 +385,13 @@ class Signer:
             await asyncio.wait([self._start])
             self._start = None
         process, self._process, self._ready = self._process, None, False
+        self._lost = False
+        lost = list(self._sent.values())
         self._sent.clear()
+        for job in lost:
+            job.finish(self.error or SignerFailed(f"the store {self.config.name} was closed"))
+        if self._pin_path is not None:
+            self._unlink_pin_socket()
         if process is not None:
             process.transport.close()
             await asyncio.to_thread(self._reap, process)
@@ -464,7 +475,7 @@ class Signer:
             self._opened_at = self._loop.time()
             self._idle_since = self._loop.time()
             log.info(
-                "store %s is open: %s, serial %s",
+                "store %s is open: %r, serial %r",
                 self.config.name,
                 place.get("label"),
                 place.get("serial"),
@@ -475,15 +486,27 @@ class Signer:
     async def _opened(
         self, pin_folder: str | None, path: asyncio.Future[str] | None
     ) -> dict[str, Any]:
-        # A stuck keychain mustn't keep a PKCS#11 token waiting.
-        async with self._starting if self.config.type == "pkcs11" else nullcontext():
+        async with self._starting:
             await self._spawn()
             if path is None:
                 return await self._first(START_TIMEOUT_S, **self._open_frame())
         # A person types now: other stores needn't wait.
         listening = await self._first(START_TIMEOUT_S, op="listen", folder=pin_folder)
+        self._pin_path = listening["path"]
         path.set_result(listening["path"])
-        return await self._first(UNLOCK_TIMEOUT_S, **self._open_frame())
+        try:
+            return await self._first(UNLOCK_TIMEOUT_S, **self._open_frame())
+        finally:
+            self._unlink_pin_socket()
+
+    def _unlink_pin_socket(self) -> None:
+        """The signer does so itself, if it lives to."""
+        path, self._pin_path = self._pin_path, None
+        if path is not None:
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                pass
 
     async def _spawn(self) -> None:
         ours, theirs = socket.socketpair()
@@ -512,7 +535,7 @@ class Signer:
             "pin_argument": pin and pin.argument,
             "refused_file": self._lock_file + ".refused",
         }
-        return {"op": "open", "lock": self._lock_file, "store": settings}
+        return {"op": "open", "version": __version__, "lock": self._lock_file, "store": settings}
 
     async def _first(self, limit_s: float, **members: Any) -> dict[str, Any]:
         """One of the operations that make a signer ready; nothing else is under way."""
@@ -633,7 +656,11 @@ class Signer:
         job = self._sent.pop(answer.get("id", 0), None)
         if job is None:
             raise Malformed("a frame answers nothing")
-        what = outcome(answer)
+        try:
+            what = outcome(answer)
+        except Malformed:
+            job.finish(SignerFailed(f"the signer of the store {self.config.name} isn't understood"))
+            raise
         took_s = self._loop.time() - job.sent
         if self._sent:
             next(iter(self._sent.values())).sent = self._loop.time()  # its turn begins now

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from dpop_agent import __version__
 from dpop_agent.channel import Frames, Malformed, frame
 from dpop_agent.errors import DPoPAgentError, SignerFailed
 from dpop_agent.hardening import die_with_parent, harden
@@ -117,6 +118,11 @@ class _Signer:
             self._asked = pin.PinSocket(request["folder"])
             return {"path": self._asked.path}
         if op == "open":
+            if request["version"] != __version__:
+                raise SignerFailed(
+                    f"the agent is of version {request['version']}, its signers of {__version__}",
+                    hint="end the agent and start it again",
+                )
             self._lock_descriptor = _lock(request["lock"])
             return self._open(request["store"]) | {"pid": os.getpid()}
         store = self._opened()

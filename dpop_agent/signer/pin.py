@@ -22,6 +22,7 @@ from dpop_agent.errors import (
     DPoPAgentError,
     Locked,
     PinRefused,
+    StoreUnusable,
     UnsafeSocket,
 )
 from dpop_agent.peer import peer_of, require_own_uid
@@ -94,11 +95,12 @@ class PinFile(PinSource):
             os.unlink(self._memory)
 
     def refused(self) -> None:
-        descriptor = os.open(
-            self._memory, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
-        )
-        with open(descriptor, "w", encoding="ascii") as file:
-            file.write(self._identity)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        try:
+            with open(os.open(self._memory, flags, 0o600), "w", encoding="ascii") as file:
+                file.write(self._identity)
+        except OSError:
+            pass  # the agent remembers it too, as long as it runs
 
 
 class PinKeychain(PinSource):
@@ -132,7 +134,10 @@ class PinKeychain(PinSource):
 
     def refused(self) -> None:
         if self._asked is None:
-            self._keychain.delete(KEYCHAIN_SERVICE, self._store)
+            try:
+                self._keychain.delete(KEYCHAIN_SERVICE, self._store)
+            except StoreUnusable:
+                pass  # the agent remembers it, as long as it runs
 
 
 class PinSocket(PinSource):
@@ -166,6 +171,8 @@ class PinSocket(PinSource):
         finally:
             self._listener.close()
             os.unlink(self.path)
+        if not line.rstrip(b"\r\n"):
+            raise Locked("the store wants its PIN", hint="dpop-agent unlock")
         return _text(bytes(line), "what was typed")
 
     def tell(self, error: DPoPAgentError | None) -> None:
@@ -312,7 +319,8 @@ _KEY_DIGITS = (32, 48, 64)  # AES-128, 3DES and AES-192, AES-256
 
 def _listen(folder: str, name: str) -> tuple[socket.socket, str]:
     """A socket for one secret in a folder that is the user's alone, and its path."""
-    path = os.path.join(folder, f"{name}-{secrets.token_hex(8)}.sock")
+    # No longer than admin.sock, which fits a socket's path.
+    path = os.path.join(folder, f"{name}-{secrets.token_hex(3)}")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     umask = os.umask(0o177)
     try:

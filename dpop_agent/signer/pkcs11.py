@@ -798,6 +798,13 @@ def _never_left(private: Any) -> bool:
 
 
 def _public_jwk(public: Any) -> dict[str, str]:
+    try:
+        return _read_jwk(public)
+    except PKCS11Error as e:  # such as an object that its module was killed over
+        raise _OddKey(f"a public key on the PKCS#11 token can't be read ({_said(e)})") from e
+
+
+def _read_jwk(public: Any) -> dict[str, str]:
     kind = _read(public, Attribute.KEY_TYPE)
     if kind == KeyType.RSA:
         return rsa_jwk(

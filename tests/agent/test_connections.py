@@ -195,10 +195,8 @@ def test_connections_have_a_limit_that_is_told_and_room_is_room_again(agent: Age
         open_now = Wire(agent.socket)
         already = open_now.result("status")["connections"]
         open_now.close()
-        wires = []
-        for n in range(MAX_CONNECTIONS - already + 1):
-            path = agent.admin_socket if n % 2 else agent.socket
-            wires.append(stack.enter_context(Wire(path)))
+        room = range(MAX_CONNECTIONS - already + 1)
+        wires = [stack.enter_context(Wire(agent.socket)) for _ in room]
         until(lambda: wires[0].result("status")["connections"] == MAX_CONNECTIONS)
         with Wire(agent.socket) as one_more:
             answer = one_more.next()
@@ -206,6 +204,8 @@ def test_connections_have_a_limit_that_is_told_and_room_is_room_again(agent: Age
             error = refusal(answer)
             assert (error["type"], error["retry"]) == ("too_many_connections", "later")
             assert one_more.line() is None
+        with Wire(agent.admin_socket) as owner:  # whom no client of the other socket keeps out
+            assert "stores" in owner.result("status")
         wires.pop().close()
         until(lambda: wires[0].result("status")["connections"] < MAX_CONNECTIONS)
         with Wire(agent.socket) as again:

@@ -143,7 +143,10 @@ def test_a_signer_that_died_with_a_typed_pin_is_locked_again(
 def test_no_socket_for_a_pin_is_left_behind(prompting: Agent, token: Token) -> None:
     unlock(prompting, "99999999")
     unlock(prompting, token.pin)
-    assert sorted(p.name for p in prompting.runtime.glob("*.sock")) == ["admin.sock", "agent.sock"]
+    assert sorted(p.name for p in prompting.runtime.iterdir() if p.is_socket()) == [
+        "admin.sock",
+        "agent.sock",
+    ]
 
 
 def test_a_locked_store_signs_nothing_before_unlock(agent: Agent) -> None:

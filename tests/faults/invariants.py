@@ -84,10 +84,10 @@ def check(agent: Agent, token: Token, *, had_active: set[str], strangers: Sequen
         for g in key["generations"]
         if g["state"] != "destroyed"
     }
-    there = objects_on(token)
-    assert set(there["private"]) == listed | set(strangers)
-    assert there["public"] == there["private"]
+    there = {kind: set(found) for kind, found in objects_on(token).items()}
     with AgentClient(agent.socket, timeout=10) as client:
+        assert there["private"] == listed | set(strangers), (there, agent.log.read_text())
+        assert there["public"] == there["private"], (there, agent.log.read_text())
         keys = client.keys()
         for key in keys:
             active = [g for g in key["generations"] if g["state"] == "active"]

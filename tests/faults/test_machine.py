@@ -63,14 +63,14 @@ class DictStore:
         self.config = SimpleNamespace(name="dict")
         self.state = "ready"
         self.objects: dict[str, str] = {}
-        self.fails = False
+        self.fails = self.keeps = False
         self._fate = fate
         self._refs = itertools.count(1)
 
     async def ask(self, op: str, **members: Any) -> dict[str, Any]:
         self._fate.step()
         await asyncio.sleep(0)
-        if self.fails:
+        if self.fails or (self.keeps and op == "destroy"):
             raise SignerFailed("the store fails")
         answer: dict[str, Any] = getattr(self, f"_{op}")(**members)
         self._fate.step()

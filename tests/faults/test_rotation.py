@@ -16,6 +16,8 @@ from dpop_agent.errors import KeyCompromised, NotDurable
 from tests.faults.invariants import HTU
 from tests.processes import Agent, Token
 
+BLOCKED = '"state": "compromised"'
+
 ROTATIONS = """
 import sys
 from dpop_agent.client import AgentClient
@@ -155,10 +157,10 @@ def test_compromise_blocks_at_once_though_the_ledger_cant_be_written(disk: Small
     jkt = key["generations"][0]["jkt"]
     with pytest.raises(KeyCompromised):
         disk.agent.client().proof("GET", HTU, jkt=jkt)
-    assert '"compromised"' not in (disk._seen / "ledger.json").read_text()
+    assert BLOCKED not in (disk._seen / "ledger.json").read_text()
     disk.free()
     for _ in range(100):
-        if '"compromised"' in (disk._seen / "ledger.json").read_text():
+        if BLOCKED in (disk._seen / "ledger.json").read_text():
             break
         threading.Event().wait(0.1)
-    assert '"compromised"' in (disk._seen / "ledger.json").read_text()
+    assert BLOCKED in (disk._seen / "ledger.json").read_text()

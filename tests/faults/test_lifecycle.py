@@ -1,0 +1,141 @@
+"""What must not be lost between a look and a write; the store is a dictionary."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from dpop_agent.agent import records
+from dpop_agent.agent.keys import State
+from dpop_agent.agent.ledger import Contents, Ledger
+from dpop_agent.agent.lifecycle import Lifecycle
+from dpop_agent.agent.records import Records
+from dpop_agent.agent.signers import Signer
+from dpop_agent.errors import KeyCompromised, KeyExists
+from tests.faults.test_machine import DictStore, Fate
+
+HOUR = 3600
+
+
+class Place:
+    """A ledger and a store, and the clock that the lifecycle sees."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.boot = 0.0
+        monkeypatch.setattr(records, "boottime", lambda: self.boot)
+        self.store = DictStore(Fate())
+        self.ledger = Ledger(str(folder))
+        self.open()
+
+    def open(self) -> None:
+        self.records = Records(self.ledger)
+        self.lifecycle = Lifecycle(self.records, {"dict": cast("Signer", self.store)})
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run(work)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    place = Place(tmp_path, monkeypatch)
+    yield place
+    place.ledger.close()
+
+
+def test_a_setting_that_changes_takes_back_no_use(place: Place) -> None:
+    async def story() -> None:
+        await place.lifecycle.create({"key": "a"}, "dict")
+        _, old = await place.lifecycle.rotate({"key": "a"})
+        assert old is not None
+        place.boot += 7 * 24 * HOUR - 60
+        await place.records.observe()
+        place.records.used(old.jkt, "https://api.example.com")
+        await place.lifecycle.set({"key": "a", "allow_sign_proof": True})
+        _, now = place.records.keys.by_jkt[old.jkt]
+        assert (now.idle_s, list(now.origins_used)) == (0, ["https://api.example.com"])
+
+    place.run(story())
+
+
+def test_a_save_that_is_cancelled_is_over_before_the_next_begins(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing, go_on, at_once = 0, threading.Event(), []
+    real = Ledger.write
+
+    def slow(ledger: Ledger, contents: Contents) -> None:
+        nonlocal writing
+        writing += 1
+        at_once.append(writing)
+        go_on.wait(0.2)
+        real(ledger, contents)
+        writing -= 1
+
+    async def story() -> None:
+        await place.lifecycle.create({"key": "a"}, "dict")
+        monkeypatch.setattr(Ledger, "write", slow)
+        first = asyncio.ensure_future(place.records.save(clean=False))
+        place.boot += HOUR
+        await asyncio.sleep(0.05)
+        first.cancel()
+        await place.records.save(clean=True)
+
+    place.run(story())
+    assert set(at_once) == {1}
+
+
+def test_an_object_is_adopted_once(place: Place) -> None:
+    place.store._generate("ff" * 16)
+
+    async def story() -> None:
+        both = await asyncio.gather(
+            *(place.lifecycle.adopt({"key": name, "ref": "ff" * 16}, "dict") for name in "ab"),
+            return_exceptions=True,
+        )
+        assert sorted(type(one).__name__ for one in both) == ["Key", "KeyExists"]
+
+    place.run(story())
+
+
+def test_an_object_that_is_to_be_deleted_is_not_adopted(place: Place) -> None:
+    async def story() -> None:
+        await place.lifecycle.create({"key": "a"}, "dict")
+        ref = place.records.keys["a"].generations[0].ref
+        place.store.keeps = True
+        with pytest.raises(Exception, match="the store fails"):
+            await place.lifecycle.destroy({"key": "a", "generation": 1})
+        with pytest.raises(KeyExists):
+            await place.lifecycle.adopt({"key": "b", "ref": ref}, "dict")
+
+    place.run(story())
+
+
+def test_what_was_compromised_once_never_comes_back_by_adoption(place: Place) -> None:
+    async def story() -> None:
+        await place.lifecycle.create({"key": "a"}, "dict")
+        (generation,) = place.records.keys["a"].generations
+        await place.lifecycle.compromise({"key": "a"})
+        await place.lifecycle.destroy({"key": "a", "generation": 1})
+        place.store.objects[generation.ref] = generation.jkt  # from a backup
+        with pytest.raises(KeyCompromised):
+            await place.lifecycle.adopt({"key": "b", "ref": generation.ref}, "dict")
+
+    place.run(story())
+
+
+def test_a_compromise_holds_against_a_change_that_is_under_way(place: Place) -> None:
+    async def story() -> None:
+        await place.lifecycle.create({"key": "a"}, "dict")
+        rotating = asyncio.ensure_future(place.lifecycle.rotate({"key": "a"}))
+        await asyncio.sleep(0)
+        await place.lifecycle.compromise({"key": "a", "generation": 1})
+        await asyncio.gather(rotating, return_exceptions=True)
+        assert place.records.keys["a"].generation(1).state is State.COMPROMISED
+        assert place.ledger.contents.keys["a"].generation(1).state is State.COMPROMISED
+
+    place.run(story())
