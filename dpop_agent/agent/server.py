@@ -325,8 +325,11 @@ class Agent:
                 await signer.close()
         self._config = config
         self._open_stores()
-        for signer in list(self.signers.values()):
+        for name, signer in list(self.signers.items()):
+            was_open = signer.state == "ready"  # one that is opened now is looked into by itself
             await signer.started()
+            if was_open:
+                await self._lifecycle.reconcile(name)
 
     def _hang_up(self) -> None:
         async def reload() -> None:

@@ -24,6 +24,7 @@ _VERBS = {
     "proof": "print a proof for one request",
     "verify": "check a proof by RFC 9449 section 4.3",
     "status": "the agent, its stores and the servers' nonces",
+    "reload": "read the configuration again, look anew into the stores",
     "lock": "forget PINs and close stores",
     "unlock": "open stores that are locked, asking for their PINs",
     "config": "show, check or find the configuration",
@@ -105,7 +106,7 @@ def _parser(verb: str) -> ArgumentParser:
         from dpop_agent.cli import keys
 
         return keys.parser(verb)
-    if verb in ("status", "env"):
+    if verb in ("status", "reload", "env"):
         from dpop_agent.cli import status
 
         return status.parser(verb)

@@ -1,4 +1,4 @@
-"""`status` and `env`."""
+"""`status`, `reload` and `env`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ if TYPE_CHECKING:
 
 
 def parser(verb: str) -> arguments.Parser:
-    """The parser of one of the two verbs."""
+    """The parser of one of the three verbs."""
     if verb == "env":
         found = arguments.verb(
             "env", 'Print the line that sets DPOP_AGENT_SOCK, for eval "$(dpop-agent env)".'
         )
         found.set_defaults(run=_env)
+    elif verb == "reload":
+        found = arguments.verb(
+            "reload", "Have the agent read its configuration again and look anew into its stores."
+        )
+        found.set_defaults(run=_reload)
     else:
         found = arguments.verb("status", "The agent, its stores and the servers' nonces.")
         found.set_defaults(run=_status)
@@ -49,6 +54,17 @@ def _status(args: Namespace) -> int:
     return 0
 
 
+def _reload(args: Namespace) -> int:
+    from dpop_agent.cli import calls
+
+    result = calls.admin_call("reload", {})
+    if args.json:
+        output.print_json(result)
+    else:
+        print("\n".join(_store_lines(result["stores"])))
+    return 0
+
+
 def _lines(status: dict[str, Any], path: str) -> list[str]:
     get = status.get
     connections = get("connections")
@@ -65,8 +81,7 @@ def _lines(status: dict[str, Any], path: str) -> list[str]:
     ]
     stores = get("stores") or []
     if stores:
-        lines += ["", *output.table(("STORE", "STATE", "PLACE"), [*map(_store, stores)])]
-        lines += [output.plain(line) for store in stores for line in _trouble(store)]
+        lines += ["", *_store_lines(stores)]
         lines += [
             output.plain(f"rotation due: {name}; dpop-agent key rotate {name}")
             for name in get("rotations_due") or []
@@ -76,6 +91,13 @@ def _lines(status: dict[str, Any], path: str) -> list[str]:
     if origins:
         lines += ["", *output.table(("NONCE", "CLOCK", "ORIGIN"), [*map(_origin, origins)])]
     return lines
+
+
+def _store_lines(stores: list[dict[str, Any]]) -> list[str]:
+    return [
+        *output.table(("STORE", "STATE", "PLACE"), [*map(_store, stores)]),
+        *(output.plain(line) for store in stores for line in _trouble(store)),
+    ]
 
 
 def _store(store: dict[str, Any]) -> tuple[object, ...]:

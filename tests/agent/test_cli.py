@@ -259,3 +259,16 @@ def test_a_proof_costs_at_most_three_and_a_half_starts_of_the_interpreter(
     )
     record_property("measured", says)
     assert ratio <= MAX_RATIO, says
+
+
+def test_reload_looks_anew_which_keys_there_are(
+    token: Token, make_agent: Callable[..., Agent]
+) -> None:
+    agent = make_agent(token.config).start()
+    agent.create_key("default")
+    on_token.make_stranger(token, key_id="0badcafe")
+    out = agent.run("reload", check=True).stdout
+    assert "softhsm" in out
+    assert "ready" in out
+    (store,) = agent.client().status()["stores"]
+    assert [found["ref"] for found in store["unknown"]] == ["0badcafe"]
