@@ -25,7 +25,9 @@ from tests.stores.conformance import (
 
 @pytest.fixture
 def agent(make_agent: Callable[..., Agent], tpm: Tpm) -> Agent:
-    return make_agent(tpm.token.config).start()
+    agent = make_agent(tpm.token.config).start()
+    until_open(agent)  # two programs that open tpm2-pkcs11's database at once lock each other out
+    return agent
 
 
 class TestTpm(StoreConformance, PinConformance, AwayConformance):
