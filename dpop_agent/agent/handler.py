@@ -235,11 +235,8 @@ class Handler:
 
         def done(what: dict[str, Any] | DPoPAgentError) -> None:
             nonlocal anew
-            if isinstance(what, DPoPAgentError):
-                respond(self._seen_missing(what, generation))
-                return
             try:
-                state = self._still_signing(generation)
+                state, signature = self._signed(what, generation)
             except DPoPAgentError as e:
                 respond(e)
                 return
@@ -247,12 +244,10 @@ class Handler:
                 anew = False
                 submit()
                 return
-            self._proofs += 1
-            self._records.used(generation.jkt, where.origin)
-            self._lifecycle.missing.discard(generation.jkt)
+            self._count(generation, where)
             respond(
                 {
-                    "proof": f"{made}.{what['signature']}",
+                    "proof": f"{made}.{signature}",
                     "key": key.name,
                     "jkt": generation.jkt,
                     "state": state,
@@ -274,6 +269,24 @@ class Handler:
             )
 
         submit()
+
+    def _signed(
+        self, what: dict[str, Any] | DPoPAgentError, generation: Generation
+    ) -> tuple[State, str]:
+        """The generation's state now, and the signature, if it may still be given out.
+
+        Raises:
+            DPoPAgentError: the signer's, or KeyUnusable.
+        """
+        if isinstance(what, DPoPAgentError):
+            raise self._seen_missing(what, generation)
+        return self._still_signing(generation), what["signature"]
+
+    def _count(self, generation: Generation, where: Target) -> None:
+        """A proof is given out."""
+        self._proofs += 1
+        self._records.used(generation.jkt, where.origin)
+        self._lifecycle.missing.discard(generation.jkt)
 
     def _announcing(
         self, key: Key, generation: Generation, request: Request, owner: Peer
@@ -317,18 +330,13 @@ class Handler:
             return self._sign_frame(key, generation, text)
 
         def done(what: dict[str, Any] | DPoPAgentError) -> None:
-            if isinstance(what, DPoPAgentError):
-                respond(self._seen_missing(what, generation))
-                return
             try:
-                self._still_signing(generation)
+                _, signature = self._signed(what, generation)
             except DPoPAgentError as e:
                 respond(e)
                 return
-            self._proofs += 1
-            self._records.used(jkt, where.origin)
-            self._lifecycle.missing.discard(generation.jkt)
-            respond({"signature": what["signature"]})
+            self._count(generation, where)
+            respond({"signature": signature})
 
         signer.submit(
             Job(
