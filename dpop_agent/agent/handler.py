@@ -534,11 +534,12 @@ class Handler:
             self._listings.popitem(last=False)
         return moment
 
-    @staticmethod
-    def _key_members(key: Key) -> dict[str, Any]:
+    def _key_members(self, key: Key) -> dict[str, Any]:
+        signer = self._stores.signers.get(key.store)
         return {
             "key": key.name,
             "store": key.store,
+            "store_state": None if signer is None else signer.state,
             "alg": key.alg,
             "origins": list(key.origins),
             "allow_sign_proof": key.allow_sign_proof,

@@ -64,6 +64,8 @@ def _in_slot(generation: Generation) -> str | None:
 
 def _notes(key: Key, generation: Generation) -> list[str]:
     left, notes = generation.get("drain_left_s"), []
+    if generation["state"] != "destroyed" and (store := _store_trouble(key)):
+        notes.append(f"store {store}")
     if key.get("rotation_due") and generation["state"] == "active":
         notes.append("rotation due")
     if slot := _in_slot(generation):
@@ -80,15 +82,23 @@ def _notes(key: Key, generation: Generation) -> list[str]:
     return notes
 
 
+def _store_trouble(key: Key) -> str | None:
+    """Why its store signs nothing now, if that is so."""
+    state = key.get("store_state", "ready")
+    return None if state == "ready" else state or "not in the configuration"
+
+
 def policy(key: Key) -> list[str]:
     """What a key may be used for, and when it rotates."""
     every = key.get("rotate_every_s")
     rotation = "by command alone" if every is None else f"every {output.duration(every)}"
     drain, at_most = map(output.duration, (key.get("drain_s"), key.get("max_drain_s")))
+    trouble = _store_trouble(key)
     return [
         output.plain(line)
         for line in (
-            f"{key['key']}: {key['alg']} in the store {key['store']}",
+            f"{key['key']}: {key['alg']} in the store {key['store']}"
+            + (f", which is {trouble}" if trouble else ""),
             f"  origins     {', '.join(key['origins']) or 'any'}",
             f"  sign-proof  {'allowed' if key['allow_sign_proof'] else 'not allowed'}",
             f"  rotation    {rotation}{', and due' if key.get('rotation_due') else ''}",

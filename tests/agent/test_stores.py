@@ -1,0 +1,105 @@
+"""Several stores at once: each has its own state, and none holds up another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dpop_agent.errors import Locked, StoreAbsent
+from dpop_agent.verify import verify
+from tests.agent.places import until
+from tests.processes import Agent, Token
+from tests.stores.on_token import MODULE
+
+HTU = "https://api.example.com/v1/me"
+
+
+def configure(file: Path, tokens: dict[str, Token]) -> Path:
+    """A configuration with a store for each of these PKCS#11 tokens, the first the default."""
+    text = f'[agent]\ndefault_store = "{next(iter(tokens))}"\n'
+    for name, token in tokens.items():
+        text += f"""
+[stores.{name}]
+type = "pkcs11"
+module = "{MODULE}"
+uri = "pkcs11:token={token.label}"
+pin_source = "file:{token.pin_file}"
+env = {{ SOFTHSM2_CONF = {json.dumps(str(token.softhsm_conf))} }}
+"""
+    file.write_text(text)
+    file.chmod(0o600)
+    return file
+
+
+def states(agent: Agent) -> dict[str, str]:
+    """Each store's, as `status` has it."""
+    return {s["store"]: s["state"] for s in agent.client().status()["stores"]}
+
+
+@pytest.fixture
+def tokens(make_token: Callable[..., Token]) -> dict[str, Token]:
+    return {name: make_token(name) for name in ("work", "home", "spare")}
+
+
+@pytest.fixture
+def agent(tmp_path: Path, tokens: dict[str, Token], make_agent: Callable[..., Agent]) -> Agent:
+    """An agent with three stores, and a key named after each."""
+    agent = make_agent(configure(tmp_path / "config.toml", tokens)).start()
+    for name in tokens:
+        agent.create_key(name, store=name)
+    return agent
+
+
+def test_each_store_signs_with_its_own_keys(agent: Agent) -> None:
+    for name in ("work", "home", "spare"):
+        (key,) = agent.client().keys(name)
+        assert (key["store"], key["store_state"]) == (name, "ready")
+        proof = agent.client().proof("GET", HTU, key=name)
+        assert proof.jkt == key["generations"][0]["jkt"]
+        verify(str(proof), htm="GET", htu=HTU, jkt=proof.jkt)
+
+
+def test_status_and_key_list_show_each_stores_state(agent: Agent) -> None:
+    assert states(agent) == {"work": "ready", "home": "ready", "spare": "ready"}
+    assert "store " not in agent.run("key", "list", check=True).stdout
+    agent.run("lock", "home", check=True)
+    text = agent.config.read_text()
+    agent.config.write_text(text[: text.index("[stores.spare]")])
+    agent.run("reload", check=True)
+    assert states(agent) == {"work": "ready", "home": "locked"}
+
+    listed = agent.run("key", "list", check=True).stdout.splitlines()
+    (home,), (spare,), (work,) = (
+        [line for line in listed if line.startswith(name)] for name in ("home", "spare", "work")
+    )
+    assert "store locked" in home
+    assert "store not in the configuration" in spare
+    assert "store" not in work
+    assert "store home, which is locked" in agent.run("key", "show", "home").stdout
+    found = json.loads(agent.run("key", "list", "--json", check=True).stdout)["keys"]
+    assert {key["key"]: key["store_state"] for key in found} == {
+        "work": "ready",
+        "home": "locked",
+        "spare": None,
+    }
+
+
+def test_a_store_that_is_locked_or_absent_holds_up_no_other(
+    agent: Agent, tokens: dict[str, Token]
+) -> None:
+    agent.stop()
+    (tokens["spare"].folder / "tokens").rename(tokens["spare"].folder / "elsewhere")
+    (tokens["spare"].folder / "tokens").mkdir()
+    tokens["home"].pin_file.unlink()
+    agent.start()
+    until(lambda: states(agent) == {"work": "ready", "home": "locked", "spare": "absent"})
+    client = agent.client()
+    for _ in range(3):
+        with pytest.raises(Locked):
+            client.proof("GET", HTU, key="home")
+        with pytest.raises(StoreAbsent):
+            client.proof("GET", HTU, key="spare")
+        assert client.proof("GET", HTU, key="work").key == "work"
