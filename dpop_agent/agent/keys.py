@@ -103,7 +103,7 @@ class Generation:
         shared: another agent may use it too: no schedule destroys it.
         object_left: destroyed here, but its object is still to be deleted from the store; or stays
             in its slot until another key is made there.
-        compromised: it was, whatever became of it since.
+        compromised: it was, whatever became of it since; a pending one will be, once it is made.
         observed_s: seconds in its state that the agent was there to see; no wall clock counts here.
         idle_s: those since it last signed.
         drain_s: what `rotate` was told instead of the key's own.

@@ -176,10 +176,12 @@ class Lifecycle:
             if chosen[0].state is not State.COMPROMISED:
                 chosen[0].become(State.COMPROMISED, "")
         else:
-            chosen = [g for g in key.generations if g.jkt and g.state is not State.DESTROYED]
-        self._records.block(g.jkt for g in chosen)
+            chosen = [g for g in key.generations if g.state is not State.DESTROYED]
+        self._records.block(name, chosen)
         for g in chosen:
-            log.warning("%s@%d is compromised, jkt %s", name, g.generation, g.jkt)
+            log.warning(
+                "%s@%d is compromised, jkt %s", name, g.generation, g.jkt or "not known yet"
+            )
         if self._records.repeated("key.compromise", params):
             return self.keys.named(name)
         try:
@@ -354,6 +356,8 @@ class Lifecycle:
         await self._made(name, number, info, asked=asked, stage=stage)
         if key.store in self.slots:
             await self._quietly(key.store, self._list_unknown(key.store))
+        if self.keys.named(name).generation(number).state is State.COMPROMISED:
+            raise KeyCompromised(f"{name} was marked as compromised while {name}@{number} was made")
 
     def _to_overwrite(self, store: str, params: Mapping[str, Any]) -> Generation | None:
         """The generation whose slot may be used again, where that is asked for.
@@ -406,7 +410,10 @@ class Lifecycle:
             key = keys.named(name)
             made = _staged(key.generation(number), info)
             keys = keys.overwritten(key.store, made.ref, made.jkt, now)
-            key = keys.named(name).with_(made)
+            key = keys.named(name)
+            if made.compromised:
+                return keys.with_(key.with_(made.become(State.COMPROMISED, now)))
+            key = key.with_(made)
             return keys.with_(key if stage else key.activate(number, now, drain_s=drain_s))
 
         await self._records.write(change, asked=asked)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -49,6 +50,7 @@ class Records:
         self._ledger = ledger
         self._writing = asyncio.Lock()
         self._blocked: set[str] = set()
+        self._doomed: set[tuple[str, str, str]] = set()
         self._uses: dict[str, tuple[str, dict[str, None]]] = {}
         self._observed = boottime()
         self.changed = asyncio.Event()
@@ -68,9 +70,15 @@ class Records:
             durable[jkt][1].state in (State.COMPROMISED, State.DESTROYED) for jkt in self._blocked
         )
 
-    def block(self, jkts: Iterable[str]) -> None:
-        """Compromised from now on, whether or not that can be written."""
-        self._blocked |= set(jkts)
+    def block(self, name: str, generations: Iterable[Generation]) -> None:
+        """Compromised from now on, a pending one once it is made, whether or not that can be
+        written.
+        """
+        for generation in generations:
+            if generation.state is State.PENDING:
+                self._doomed.add((name, generation.ref, generation.created))
+            else:
+                self._blocked.add(generation.jkt)
         self.keys = self._with_blocks(self.keys)
 
     def used(self, jkt: str, origin: str) -> None:
@@ -171,12 +179,21 @@ class Records:
         return {i: asked for i, asked in known.items() if asked["at"] > oldest}
 
     def _with_blocks(self, keys: Keys) -> Keys:
-        for jkt in self._blocked:
-            key, generation = keys.by_jkt[jkt]
-            if generation.state not in (State.COMPROMISED, State.DESTROYED):
-                blocked = generation.become(State.COMPROMISED, now_text())
-                keys = keys.with_(key.with_(blocked))
+        if not self._blocked and not self._doomed:
+            return keys
+        for key in list(keys.values()):
+            for g in key.generations:
+                if g.jkt in self._blocked or (key.name, g.ref, g.created) in self._doomed:
+                    keys = keys.with_(keys.named(key.name).with_(_compromised(g)))
         return keys
+
+
+def _compromised(generation: Generation) -> Generation:
+    if generation.state is State.PENDING:
+        return replace(generation, compromised=True)
+    if generation.state in (State.COMPROMISED, State.DESTROYED):
+        return generation
+    return generation.become(State.COMPROMISED, now_text())
 
 
 def _without_id(params: Mapping[str, Any]) -> dict[str, Any]:

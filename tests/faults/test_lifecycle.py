@@ -139,3 +139,37 @@ def test_a_compromise_holds_against_a_change_that_is_under_way(place: Place) -> 
         assert place.ledger.contents.keys["a"].generation(1).state is State.COMPROMISED
 
     place.run(story())
+
+
+def test_compromising_a_key_means_the_generation_that_is_being_made_too(place: Place) -> None:
+    async def story() -> None:
+        await place.lifecycle.create({"key": "a"}, "dict")
+        rotating = asyncio.ensure_future(place.lifecycle.rotate({"key": "a"}))
+        while len(place.records.keys["a"].generations) == 1:
+            await asyncio.sleep(0)
+        await place.lifecycle.compromise({"key": "a"})
+        with pytest.raises(KeyCompromised):
+            await rotating
+        for key in (place.records.keys["a"], place.ledger.contents.keys["a"]):
+            assert [g.state for g in key.generations] == [State.COMPROMISED] * 2
+
+    place.run(story())
+
+
+def test_a_generation_that_was_compromised_before_it_was_made_stays_so_after_a_kill(
+    place: Place,
+) -> None:
+    async def story() -> None:
+        await place.lifecycle.create({"key": "a"}, "dict")
+        rotating = asyncio.ensure_future(place.lifecycle.rotate({"key": "a"}))
+        while len(place.store.objects) == 1:
+            await asyncio.sleep(0)
+        await place.lifecycle.compromise({"key": "a"})
+        rotating.cancel()
+        await asyncio.gather(rotating, return_exceptions=True)
+        place.open()
+        await place.lifecycle.rotate({"key": "a"})
+        states = [g.state for g in place.records.keys["a"].generations]
+        assert states == [State.COMPROMISED, State.COMPROMISED, State.ACTIVE]
+
+    place.run(story())

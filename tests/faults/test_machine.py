@@ -156,6 +156,7 @@ class Machine(RuleBasedStateMachine):
         """A new agent over what the last one left."""
         self.fate.left = None
         if self.ledger is not None:
+            self.follow(self.ledger.contents.keys)  # what the last one did before it died
             self.ledger.close()
         self.idle_days.clear()  # an unclean stop counts as use; a clean one saved what was seen
         self.ledger = FatefulLedger(self.folder.name)
@@ -310,7 +311,11 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def terminal_states_are_terminal(self) -> None:
-        for key in self.keys.values():
+        self.follow(self.keys)
+
+    def follow(self, keys: Keys) -> None:
+        """Hold states against those that were seen before."""
+        for key in keys.values():
             for g in key.generations:
                 if not g.jkt:
                     continue
