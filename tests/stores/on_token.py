@@ -39,7 +39,7 @@ def delete(token: Token, key_id: str, *, label: str | None = None) -> None:
 
 
 def _run(token: Token, *words: str) -> str:
-    place = [token.module, str(token.pin_file), token.label]
+    place = [token.module, token.module_args, str(token.pin_file), token.label]
     return subprocess.run(
         [sys.executable, "-m", "tests.stores.on_token", *place, *words],
         cwd=ROOT,
@@ -51,11 +51,15 @@ def _run(token: Token, *words: str) -> str:
     ).stdout
 
 
-def _main(module: str, pin_file: str, token_label: str, what: str, *words: str) -> None:
+def _main(
+    module: str, module_args: str, pin_file: str, token_label: str, what: str, *words: str
+) -> None:
     import pkcs11
     from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass
     from pkcs11.constants import DEFAULT
     from pkcs11.util.ec import encode_named_curve_parameters
+
+    from dpop_agent.signer.module import Module
 
     def value(item: Any, name: str) -> Any:
         try:
@@ -72,7 +76,7 @@ def _main(module: str, pin_file: str, token_label: str, what: str, *words: str) 
             **{name: value(item, name) for name in _OTHERS},
         }
 
-    token = pkcs11.lib(module).get_token(token_label=token_label)
+    token = Module(module, module_args).library.get_token(token_label=token_label)
     pin = Path(pin_file).read_text().strip()
     with token.open(rw=True, user_pin=pin) as session:
         if what == "list":

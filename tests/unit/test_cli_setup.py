@@ -27,7 +27,7 @@ def token(label: str = "work", serial: str = "0a1b", **changes: Any) -> dict[str
         "manufacturer": "SoftHSM project",
         "model": "SoftHSM v2",
         "initialized": True,
-        "pin_initialized": True,
+        "has_pin": True,
     } | changes
 
 
@@ -223,7 +223,7 @@ class TestInit:
     def test_a_pkcs11_token_without_a_pin_is_refused(
         self, machine: Machine, capsys: Capture
     ) -> None:
-        machine.softhsm(token(pin_initialized=False))
+        machine.softhsm(token(has_pin=False))
         assert init(machine) == 1
         assert "no user PIN" in error_of(capsys)
 
@@ -418,7 +418,7 @@ type = "keychain"
         capsys.readouterr()
         assert main(["config", "show"]) == 0
         shown = capsys.readouterr().out
-        assert f"backend     {config.default_backend()}" in shown
+        assert f"backend      {config.default_backend()}" in shown
         assert "exportable" in shown
         assert main(["config", "show", "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["stores"] == [
