@@ -279,8 +279,7 @@ def certutil(token: Token, *words: str | Path) -> str:
         ["certutil", "-d", f"sql:{token.folder / 'db'}", "-f", token.pin_file, *words],
         check=True,
         timeout=START_S,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
     ).stdout
 

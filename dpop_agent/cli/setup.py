@@ -296,7 +296,9 @@ def _tokens(module: str, module_args: str) -> list[_Token]:
     """What the module shows, asked in a process of its own: it may crash or hang."""
     what = f"the PKCS#11 module {module}"
     words = ["dpop_agent.signer", "--tokens", module, *filter(None, [module_args])]
-    shown = _asked(words, what, f"{'correct --module-args, or ' * bool(module_args)}give another --module")
+    shown = _asked(
+        words, what, f"{'correct --module-args, or ' * bool(module_args)}give another --module"
+    )
     try:
         return [_Token(module, module_args, one) for one in shown]
     except (TypeError, AttributeError) as e:

@@ -64,7 +64,7 @@ class Module:
         if self._library is None:
             initialize = self._initialize
 
-            class Library(lib):  # type: ignore[misc]
+            class Library(lib):
                 def initialize(self) -> None:  # called when it is loaded
                     initialize()
 

@@ -76,11 +76,15 @@ def _main(
             **{name: value(item, name) for name in _OTHERS},
         }
 
+    def every(session: Any) -> list[Any]:
+        # One kind after the other: python-pkcs11 stumbles over a vendor's own kinds.
+        return [o for k in ObjectClass for o in list(session.get_objects({Attribute.CLASS: k}))]
+
     token = Module(module, module_args).library.get_token(token_label=token_label)
     pin = Path(pin_file).read_text().strip()
     with token.open(rw=True, user_pin=pin) as session:
         if what == "list":
-            print(json.dumps([described(item) for item in list(session.get_objects())]))
+            print(json.dumps([described(item) for item in every(session)]))
         elif what == "make":
             key_id, label = words
             session.create_domain_parameters(
