@@ -28,9 +28,11 @@ def private_ids(token: Token) -> list[str]:
     return sorted(o["id"] for o in objects(token) if o["class"] == "PRIVATE_KEY")
 
 
-def make_stranger(token: Token, *, key_id: str, label: str = "somebody else's") -> None:
-    """A key pair that isn't the agent's."""
-    _run(token, "make", key_id, label)
+def make_stranger(
+    token: Token, *, key_id: str, label: str = "somebody else's", was_extractable: bool = False
+) -> None:
+    """A key pair that isn't the agent's; it isn't extractable, or not any more."""
+    _run(token, "make", key_id, label, *["was extractable"] * was_extractable)
 
 
 def delete(token: Token, key_id: str, *, label: str | None = None) -> None:
@@ -86,8 +88,8 @@ def _main(
         if what == "list":
             print(json.dumps([described(item) for item in every(session)]))
         elif what == "make":
-            key_id, label = words
-            session.create_domain_parameters(
+            key_id, label, *was_extractable = words
+            _, private = session.create_domain_parameters(
                 KeyType.EC,
                 {Attribute.EC_PARAMS: encode_named_curve_parameters("secp256r1")},
                 local=True,
@@ -98,7 +100,10 @@ def _main(
                 mechanism=Mechanism.EC_KEY_PAIR_GEN,
                 capabilities=MechanismFlag.SIGN,
                 public_template={Attribute.VERIFY: DEFAULT, Attribute.ENCRYPT: DEFAULT},
+                private_template={Attribute.EXTRACTABLE: bool(was_extractable)},
             )
+            if was_extractable:
+                private[Attribute.EXTRACTABLE] = False
         else:
             wanted: dict[Any, Any] = {Attribute.ID: bytes.fromhex(words[0])}
             if len(words) > 1:

@@ -125,6 +125,13 @@ def test_a_key_that_certutil_made_is_shown_as_exportable_and_stays(
     assert "own" in certutil(token, "-K")
 
 
+def test_a_key_that_could_leave_before_is_shown_as_exportable(agent: Agent, token: Token) -> None:
+    on_token.make_stranger(token, key_id="aa" * 16, was_extractable=True)
+    with Wire(agent.admin_socket, timeout=60) as wire:
+        (key,) = wire.result("key.adopt", key="own", ref="aa" * 16, alg="ES256")["keys"]
+    assert key["generations"][0]["exportable"] is True
+
+
 def test_what_certutil_does_meanwhile_disturbs_nothing(agent: Agent, token: Token) -> None:
     jkt = agent.create_key("default")["jkt"]
     for number in range(3):
