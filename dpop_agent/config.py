@@ -9,6 +9,7 @@ module = "/usr/lib/softhsm/libsofthsm2.so"
 uri = "pkcs11:token=work"              # RFC 7512
 pin_source = "file:~/.config/dpop-agent/work.pin"
 env = {}                               # environment of the signer process
+module_args = ""                       # for C_Initialize, where the module wants some (NSS)
 
 [stores.keychain]
 type = "keychain"                      # of the operating system: exportable by the user's programs
@@ -42,7 +43,7 @@ _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _TOP = ("agent", "stores")
 _AGENT = ("default_store",)
 _SETTINGS = {
-    "pkcs11": ("type", "module", "uri", "pin_source", "env"),
+    "pkcs11": ("type", "module", "module_args", "uri", "pin_source", "env"),
     "keychain": ("type", "backend", "env"),
 }
 
@@ -134,14 +135,15 @@ class PinSource:
 class StoreConfig:
     """One `[stores.NAME]`; paths are absolute.
 
-    `module`, `uri` and `pin_source` are a PKCS#11 token's, `backend` (one of `BACKENDS`) is a
-    keychain's.
+    `module`, `module_args`, `uri` and `pin_source` are a PKCS#11 token's, `backend` (one of
+    `BACKENDS`) is a keychain's.
     """
 
     name: str
     type: str
     env: Mapping[str, str]
     module: str | None = None
+    module_args: str = ""
     uri: TokenUri | None = None
     pin_source: PinSource | None = None
     backend: str | None = None
@@ -372,6 +374,7 @@ class _Reader:
             type=kind,
             env=self._env(f"{where}.env", table.get("env", {})),
             module=module,
+            module_args=self._c_text(f"{where}.module_args", table.get("module_args", "")),
             uri=uri,
             pin_source=self._pin_source(
                 f"{where}.pin_source", self._must(where, table, "pin_source")
@@ -410,8 +413,7 @@ class _Reader:
                     f"{where} has {name[:80]!r}, which isn't the name of a variable",
                     "use letters, digits and underscore",
                 )
-            if "\0" in self._text(f"{where}.{name}", text):
-                self._refuse(f"{where}.{name} has a zero byte", "leave it out")
+            self._c_text(f"{where}.{name}", text)
         return MappingProxyType(env)
 
     def _file(self, where: str, value: str, hint: str) -> str:
@@ -441,6 +443,12 @@ class _Reader:
         if not isinstance(value, str):
             self._refuse(f"{where} has to be text, not {_kind(value)}", 'write it in "…"')
         return value
+
+    def _c_text(self, where: str, value: object) -> str:
+        """Text that C takes."""
+        if "\0" in (text := self._text(where, value)):
+            self._refuse(f"{where} has a zero byte", "leave it out")
+        return text
 
     def _table(self, where: str, value: object) -> dict[str, Any]:
         if not isinstance(value, dict):

@@ -28,6 +28,7 @@ import pytest
 from tests.piv_card import Card
 from tests.processes import ROOT, START_S, Token, end
 
+NSS = ("libnss3", "libnss3-tools")
 KEYRING = ("dbus-daemon", "gnome-keyring", "libsecret-tools")
 TPM = (
     *("dbus-daemon", "libtpm2-pkcs11-1", "libtpm2-pkcs11-tools", "libtss2-tcti-swtpm0"),
@@ -222,7 +223,15 @@ def keyring() -> Iterator[Keyring]:
 
 
 def _token(
-    folder: Path, label: str, *, store: str, module: str, uri: str, pin: str, env: dict[str, str]
+    folder: Path,
+    label: str,
+    *,
+    store: str,
+    module: str,
+    module_args: str = "",
+    uri: str,
+    pin: str,
+    env: dict[str, str],
 ) -> Token:
     """Its PIN in a file, and the configuration that names both."""
     token = Token(folder, label)
@@ -237,12 +246,42 @@ default_store = "{store}"
 [stores.{store}]
 type = "pkcs11"
 module = {json.dumps(module)}
+module_args = {json.dumps(module_args)}
 uri = {json.dumps(uri)}
 pin_source = {json.dumps(f"file:{token.pin_file}")}
 env = {{ {variables} }}
 """
     )
     return token
+
+
+def nss(folder: Path) -> Token:
+    """A new database of NSS, `folder/db`, which its softoken makes a PKCS#11 token of."""
+    label, database = "NSS Certificate DB", folder / "db"
+    database.mkdir(parents=True)
+    token = _token(
+        folder,
+        label,
+        store="nss",
+        module=file_of("libnss3"),
+        module_args=f"configdir='sql:{database}'",
+        uri=f"pkcs11:token={label.replace(' ', '%20')}",
+        pin=secrets.token_hex(8),
+        env={},
+    )
+    certutil(token, "-N")
+    return token
+
+
+def certutil(token: Token, *words: str | Path) -> str:
+    """What NSS's own tool says of its database."""
+    return subprocess.run(
+        ["certutil", "-d", f"sql:{token.folder / 'db'}", "-f", token.pin_file, *words],
+        check=True,
+        timeout=START_S,
+        capture_output=True,
+        text=True,
+    ).stdout
 
 
 class Tpm:

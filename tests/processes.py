@@ -49,6 +49,11 @@ class Token:
         return str(self._store["module"])
 
     @property
+    def module_args(self) -> str:
+        """What its C_Initialize needs."""
+        return str(self._store.get("module_args", ""))
+
+    @property
     def env(self) -> dict[str, str]:
         """The variables that the module needs."""
         return {str(name): str(value) for name, value in self._store["env"].items()}

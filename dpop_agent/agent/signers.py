@@ -530,6 +530,7 @@ class Signer:
             "type": self.config.type,
             "backend": self.config.backend,
             "module": self.config.module,
+            "module_args": self.config.module_args,
             "uri": str(self.config.uri),
             "pin_kind": pin and pin.kind,
             "pin_argument": pin and pin.argument,
@@ -588,7 +589,9 @@ class Signer:
         self._sent.clear()
         error: DPoPAgentError = SignerFailed(
             f"the signer of the store {self.config.name} ended in the middle of its work",
-            hint="see the agent's log, and: dpop-agent status",
+            hint="see the agent's log, and: dpop-agent status"
+            if was_ready
+            else "its module may have crashed: see the store's module, module_args and env",
             retry="now",
         )
         if was_ready and not self._closed:

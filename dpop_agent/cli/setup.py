@@ -58,6 +58,12 @@ def _init_parser() -> arguments.Parser:
         "where no PKCS#11 token is found",
     )
     found.add_argument(
+        "--module-args",
+        metavar="TEXT",
+        default="",
+        help="what C_Initialize gets, for a module that wants it: NSS",
+    )
+    found.add_argument(
         "--token",
         metavar="LABEL",
         help="the PKCS#11 token's label or RFC 7512 URI, where there are several",
@@ -91,14 +97,15 @@ def _config_parser() -> arguments.Parser:
 class _Token:
     """A PKCS#11 token that a module shows."""
 
-    def __init__(self, module: str, shown: dict[str, Any]) -> None:
+    def __init__(self, module: str, module_args: str, shown: dict[str, Any]) -> None:
         self.module = module
+        self.module_args = module_args
         self.label, self.serial, self.manufacturer, self.model = (
             str(shown.get(name) or "").rstrip(" \0")
             for name in ("label", "serial", "manufacturer", "model")
         )
         self.usable = shown.get("initialized") is True
-        self.has_pin = shown.get("pin_initialized") is not False
+        self.has_pin = shown.get("has_pin") is not False
 
     @property
     def uri(self) -> config.TokenUri:
@@ -145,6 +152,10 @@ def _init(args: Namespace) -> int:
 
 def _found(args: Namespace) -> tuple[str, str, bool]:
     """The configuration, what it says in words, and whether its keys are exportable."""
+    if args.module_args and args.module is None:
+        raise ConfigurationError(
+            "--module-args is for a module that is named", hint="give its path with --module"
+        )
     if args.keychain:
         if args.token is not None or args.pin_file is not None:
             raise ConfigurationError(
@@ -200,7 +211,7 @@ def _with_token(args: Namespace) -> tuple[str, str, bool]:
     wanted: config.TokenUri | str | None = args.token
     if args.token is not None and args.token.lower().startswith("pkcs11:"):
         wanted = config.parse_token_uri(args.token)
-    store, token = _choose(_look(args.module), wanted, args)
+    store, token = _choose(_look(args.module, args.module_args), wanted, args)
     if not token.has_pin:
         raise ConfigurationError(
             f"the PKCS#11 token {token.label!r} has no user PIN yet",
@@ -222,7 +233,7 @@ def _exists(path: str) -> ConfigurationError:
     )
 
 
-def _look(module: str | None) -> list[tuple[str, _Token]]:
+def _look(module: str | None, module_args: str) -> list[tuple[str, _Token]]:
     """The store's name and PKCS#11 token, for each initialised one here."""
     if module is not None:
         module = os.path.abspath(os.path.expanduser(module))
@@ -243,7 +254,7 @@ def _look(module: str | None) -> list[tuple[str, _Token]]:
     silent: list[ConfigurationError] = []
     for store, path in modules:
         try:
-            found += [(store, token) for token in _tokens(path) if token.usable]
+            found += [(store, token) for token in _tokens(path, module_args) if token.usable]
         except ConfigurationError as e:
             silent.append(e)
     if found:
@@ -281,12 +292,15 @@ def _store_name(module: str) -> str:
     return stem[:64] if config.STORE_NAME.fullmatch(stem[:64]) else "pkcs11"
 
 
-def _tokens(module: str) -> list[_Token]:
+def _tokens(module: str, module_args: str) -> list[_Token]:
     """What the module shows, asked in a process of its own: it may crash or hang."""
     what = f"the PKCS#11 module {module}"
-    shown = _asked(["dpop_agent.signer", "--tokens", module], what, "give another --module")
+    words = ["dpop_agent.signer", "--tokens", module, *filter(None, [module_args])]
+    shown = _asked(
+        words, what, f"{'correct --module-args, or ' * bool(module_args)}give another --module"
+    )
     try:
-        return [_Token(module, one) for one in shown]
+        return [_Token(module, module_args, one) for one in shown]
     except (TypeError, AttributeError) as e:
         raise ConfigurationError(
             f"{what} shows its tokens in a form that isn't one", hint="give another --module"
@@ -338,6 +352,8 @@ def _choose(
     found: list[tuple[str, _Token]], wanted: config.TokenUri | str | None, args: Namespace
 ) -> tuple[str, _Token]:
     fitting = [(store, token) for store, token in found if token.fits(wanted)]
+    # One without a PIN, such as NSS's for computing alone, is chosen by nobody.
+    fitting = [(store, token) for store, token in fitting if token.has_pin] or fitting
     if len(fitting) == 1:
         return fitting[0]
     shown = [{"uri": str(t.uri), "model": t.model, "module": t.module} for _, t in fitting or found]
@@ -368,6 +384,7 @@ def _toml(store: str, token: _Token, pin_source: config.PinSource) -> str:
         f"[stores.{store}]",
         'type = "pkcs11"',
         f"module = {_quoted(token.module)}",
+        *([f"module_args = {_quoted(token.module_args)}"] if token.module_args else []),
         f"uri = {_quoted(str(token.uri))}",
         f"pin_source = {_quoted(str(pin_source))}",
     ]
@@ -432,11 +449,11 @@ def _show(args: Namespace) -> int:
         lines += [
             "",
             f"store {store.name} ({store.type})",
-            *(f"  {name:10}  {value}" for name, value in _settings(store).items()),
-            *(f"  env         {name}={value}" for name, value in store.env.items()),
+            *(f"  {name:11}  {value}" for name, value in _settings(store).items()),
+            *(f"  env          {name}={value}" for name, value in store.env.items()),
         ]
         if store.type == _KEYCHAIN:
-            lines.append(f"  note        {_EXPORTABLE}")
+            lines.append(f"  note         {_EXPORTABLE}")
     print("\n".join(map(output.plain, lines)))
     return 0
 
@@ -445,8 +462,8 @@ def _settings(store: config.StoreConfig) -> dict[str, str]:
     """What the store's type has beyond name and environment."""
     return {
         name: str(value)
-        for name in ("module", "uri", "pin_source", "backend")
-        if (value := getattr(store, name)) is not None
+        for name in ("module", "module_args", "uri", "pin_source", "backend")
+        if (value := getattr(store, name))
     }
 
 

@@ -3,7 +3,7 @@
 The process that was started keeps no secret. It closes itself to debuggers, forks, and only its
 child, whose memory nobody can have opened before, loads the module and reads the PIN. The parent
 stays to end a child that hangs in its module when the agent has gone.
-`--tokens MODULE` lists a module's PKCS#11 tokens as JSON instead.
+`--tokens MODULE [ARGUMENTS]` lists a module's PKCS#11 tokens as JSON instead.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ def _make_store(settings: dict[str, Any], asked: pin.PinSocket | None) -> Store:
 
         return KeychainStore(backend=settings["backend"])
     from dpop_agent.config import parse_token_uri
+    from dpop_agent.signer.module import Module
     from dpop_agent.signer.pkcs11 import Pkcs11Store
 
     return Pkcs11Store(
-        module=settings["module"],
+        module=Module(settings["module"], settings["module_args"]),
         uri=parse_token_uri(settings["uri"]),
         pin=_pin_source(settings, asked),
     )
@@ -251,11 +252,12 @@ def _run(descriptor: int) -> int:
     os._exit(0)
 
 
-def _list_tokens(module: str) -> int:
+def _list_tokens(*module: str) -> int:
+    from dpop_agent.signer.module import Module
     from dpop_agent.signer.pkcs11 import tokens
 
     try:
-        print(json.dumps(tokens(module)), flush=True)
+        print(json.dumps(tokens(Module(*module))), flush=True)
     except DPoPAgentError as e:
         print(e, file=sys.stderr)
         return 1
@@ -264,5 +266,5 @@ def _list_tokens(module: str) -> int:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--tokens":
-        sys.exit(_list_tokens(sys.argv[2]))
+        sys.exit(_list_tokens(*sys.argv[2:]))
     sys.exit(_run(int(sys.argv[1])))

@@ -61,6 +61,7 @@ from dpop_agent.errors import (
 )
 from dpop_agent.jose import ALGORITHMS, RSA_BITS, Algorithm, ec_jwk, okp_jwk, rsa_jwk, thumbprint
 from dpop_agent.signer import pcsc, vendors
+from dpop_agent.signer.module import Module
 from dpop_agent.signer.pin import Authority, PinSource
 from dpop_agent.signer.store import KeyInfo, Slot, Store
 from dpop_agent.verify import check_signature
@@ -154,11 +155,11 @@ class _Open:
     verified: bool = False
 
 
-def tokens(module: str) -> list[dict[str, Any]]:
+def tokens(module: Module) -> list[dict[str, Any]]:
     """The PKCS#11 tokens of a module, for `init`; nobody logs in.
 
     Raises:
-        StoreAbsent: the module can't be loaded.
+        StoreAbsent: the module can't be loaded, or refuses its arguments.
     """
     return [
         {
@@ -167,7 +168,7 @@ def tokens(module: str) -> list[dict[str, Any]]:
             "manufacturer": _text(token.manufacturer_id),
             "model": _text(token.model),
             "initialized": bool(token.flags & TokenFlag.TOKEN_INITIALIZED),
-            "pin_initialized": bool(token.flags & TokenFlag.USER_PIN_INITIALIZED),
+            "has_pin": _has_pin(token.flags),
         }
         for token in _present(module)
     ]
@@ -177,16 +178,26 @@ def _text(value: bytes | str) -> str:
     return (value.decode("utf-8", "replace") if isinstance(value, bytes) else value).strip("\0 ")
 
 
-def _present(module: str) -> list[Any]:
-    if not os.path.exists(module):
+def _has_pin(flags: TokenFlag) -> bool:
+    """Without one there is nothing to log in with: NSS refuses any (PKCS#11 3.0 section 3.2)."""
+    return bool(flags & TokenFlag.USER_PIN_INITIALIZED and flags & TokenFlag.LOGIN_REQUIRED)
+
+
+def _present(module: Module) -> list[Any]:
+    if not os.path.exists(module.path):
         raise StoreAbsent(
-            f"there is no PKCS#11 module {module}", hint="correct module in the configuration"
+            f"there is no PKCS#11 module {module.path}", hint="correct module in the configuration"
         )
     try:
-        slots = pkcs11.lib(module).get_slots(token_present=True)
+        slots = module.library.get_slots(token_present=True)
+    except ArgumentsBad as e:
+        raise StoreAbsent(
+            f"the PKCS#11 module {module.path} wants arguments (CKR_ARGUMENTS_BAD)",
+            hint="give them as module_args in the configuration, or as init's --module-args",
+        ) from e
     except PKCS11Error as e:
         raise StoreAbsent(
-            f"the PKCS#11 module {module} doesn't work ({_said(e)})",
+            f"the PKCS#11 module {module.path} doesn't work ({_said(e)})",
             hint="see what its vendor asks for, such as pcscd or a setting in env",
         ) from e
     found = []
@@ -207,12 +218,12 @@ class Pkcs11Store(Store):
     """One PKCS#11 token.
 
     Args:
-        module: full path of the vendor's shared object.
+        module: the vendor's.
         uri: names it (RFC 7512).
         pin: where the user PIN comes from; asked once, and an accepted one is kept.
     """
 
-    def __init__(self, *, module: str, uri: TokenUri, pin: PinSource) -> None:
+    def __init__(self, *, module: Module, uri: TokenUri, pin: PinSource) -> None:
         self._module = module
         self._uri = uri
         self._pin = pin
@@ -229,7 +240,7 @@ class Pkcs11Store(Store):
             hardware_slot=bool(self._token.slot.flags & SlotFlag.HW_SLOT),
         )
         self._mechanisms = set(self._token.slot.get_mechanisms())
-        library = pkcs11.lib(self._module)
+        library = self._module.library
         self._slots = vendors.slots(library.manufacturer_id)
         if self._slots is not None and self.authority is None:
             self.authority = Authority(default=self._slots.default_authority)
@@ -255,7 +266,7 @@ class Pkcs11Store(Store):
             )
         ]
         if not found:
-            slots = vendors.slots(pkcs11.lib(self._module).manufacturer_id)
+            slots = vendors.slots(self._module.library.manufacturer_id)
             if slots is not None and pcsc.held_by_another(slots.readers):
                 raise StoreInUse(
                     "another program holds the card for itself alone (a sharing violation)",
@@ -276,6 +287,12 @@ class Pkcs11Store(Store):
 
     def _login(self) -> Any:
         flags = self._token.flags
+        if not _has_pin(flags):
+            raise StoreAbsent(
+                f"the PKCS#11 token {self._uri} has no user PIN",
+                hint="set one with the tool that came with its module, then: dpop-agent reload",
+                retry="no",
+            )
         if flags & TokenFlag.USER_PIN_LOCKED:
             raise PinRefused("the PKCS#11 token's PIN is locked", hint="unblock it with its PUK")
         if flags & TokenFlag.USER_PIN_FINAL_TRY and not self._pin.typed:
@@ -323,7 +340,7 @@ class Pkcs11Store(Store):
         with self._guard("releasing the PKCS#11 token"):
             self._session.close()
             self._session = None
-            pkcs11.unload(self._module)
+            self._module.unload()
 
     def _tries_left(self) -> str:
         try:
@@ -484,7 +501,7 @@ class Pkcs11Store(Store):
         try:
             if self._session is not None:
                 self._session.close()
-            pkcs11.unload(self._module)
+            self._module.unload()
             self.open()
         except (DPoPAgentError, PKCS11Error):
             self.broken = True

@@ -58,6 +58,11 @@ def until_open(agent: Agent) -> dict[str, Any]:
     return store(agent)
 
 
+def serve_with(*words: str) -> list[str]:
+    """Before `python -m dpop_agent serve`: the same with more words after it."""
+    return ["sh", "-c", f'exec "$@" {" ".join(words)}', "sh"]
+
+
 def descendants(pid: int) -> set[int]:
     """The processes below a process that still run."""
     parents: dict[int, int] = {}

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from dpop_agent.errors import Locked, PinRefused
+from tests.agent.places import serve_with
 from tests.processes import Agent, Token
 
 HTU = "https://api.example.com/v1/me"
@@ -193,11 +194,6 @@ def test_a_systemd_credential_opens_a_store(
     without = make_agent(token.config).start()
     wait_for(without, "locked")
     assert "hsm-pin" in str(store(without)["reason"])
-
-
-def serve_with(*words: str) -> list[str]:
-    """Before `python -m dpop_agent serve`: the same with more words after it."""
-    return ["sh", "-c", f'exec "$@" {" ".join(words)}', "sh"]
 
 
 def test_a_store_that_nobody_uses_is_locked_after_a_while(

@@ -28,9 +28,11 @@ def private_ids(token: Token) -> list[str]:
     return sorted(o["id"] for o in objects(token) if o["class"] == "PRIVATE_KEY")
 
 
-def make_stranger(token: Token, *, key_id: str, label: str = "somebody else's") -> None:
-    """A key pair that isn't the agent's."""
-    _run(token, "make", key_id, label)
+def make_stranger(
+    token: Token, *, key_id: str, label: str = "somebody else's", was_extractable: bool = False
+) -> None:
+    """A key pair that isn't the agent's; it isn't extractable, or not any more."""
+    _run(token, "make", key_id, label, *["was extractable"] * was_extractable)
 
 
 def delete(token: Token, key_id: str, *, label: str | None = None) -> None:
@@ -39,7 +41,7 @@ def delete(token: Token, key_id: str, *, label: str | None = None) -> None:
 
 
 def _run(token: Token, *words: str) -> str:
-    place = [token.module, str(token.pin_file), token.label]
+    place = [token.module, token.module_args, str(token.pin_file), token.label]
     return subprocess.run(
         [sys.executable, "-m", "tests.stores.on_token", *place, *words],
         cwd=ROOT,
@@ -51,11 +53,15 @@ def _run(token: Token, *words: str) -> str:
     ).stdout
 
 
-def _main(module: str, pin_file: str, token_label: str, what: str, *words: str) -> None:
+def _main(
+    module: str, module_args: str, pin_file: str, token_label: str, what: str, *words: str
+) -> None:
     import pkcs11
     from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass
     from pkcs11.constants import DEFAULT
     from pkcs11.util.ec import encode_named_curve_parameters
+
+    from dpop_agent.signer.module import Module
 
     def value(item: Any, name: str) -> Any:
         try:
@@ -72,14 +78,18 @@ def _main(module: str, pin_file: str, token_label: str, what: str, *words: str) 
             **{name: value(item, name) for name in _OTHERS},
         }
 
-    token = pkcs11.lib(module).get_token(token_label=token_label)
+    def every(session: Any) -> list[Any]:
+        # One kind after the other: python-pkcs11 stumbles over a vendor's own kinds.
+        return [o for k in ObjectClass for o in list(session.get_objects({Attribute.CLASS: k}))]
+
+    token = Module(module, module_args).library.get_token(token_label=token_label)
     pin = Path(pin_file).read_text().strip()
     with token.open(rw=True, user_pin=pin) as session:
         if what == "list":
-            print(json.dumps([described(item) for item in list(session.get_objects())]))
+            print(json.dumps([described(item) for item in every(session)]))
         elif what == "make":
-            key_id, label = words
-            session.create_domain_parameters(
+            key_id, label, *was_extractable = words
+            _, private = session.create_domain_parameters(
                 KeyType.EC,
                 {Attribute.EC_PARAMS: encode_named_curve_parameters("secp256r1")},
                 local=True,
@@ -90,7 +100,10 @@ def _main(module: str, pin_file: str, token_label: str, what: str, *words: str) 
                 mechanism=Mechanism.EC_KEY_PAIR_GEN,
                 capabilities=MechanismFlag.SIGN,
                 public_template={Attribute.VERIFY: DEFAULT, Attribute.ENCRYPT: DEFAULT},
+                private_template={Attribute.EXTRACTABLE: bool(was_extractable)},
             )
+            if was_extractable:
+                private[Attribute.EXTRACTABLE] = False
         else:
             wanted: dict[Any, Any] = {Attribute.ID: bytes.fromhex(words[0])}
             if len(words) > 1:

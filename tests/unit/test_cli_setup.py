@@ -27,7 +27,7 @@ def token(label: str = "work", serial: str = "0a1b", **changes: Any) -> dict[str
         "manufacturer": "SoftHSM project",
         "model": "SoftHSM v2",
         "initialized": True,
-        "pin_initialized": True,
+        "has_pin": True,
     } | changes
 
 
@@ -41,7 +41,10 @@ class Machine:
         self.pin_file.write_text(PIN)
         self.pin_file.chmod(0o600)
         program = folder / "python"
-        program.write_text(f'#!/bin/sh\nfor it; do :; done\nexec "{folder}/lists/${{it##*/}}"\n')
+        program.write_text(
+            '#!/bin/sh\nfor it; do [ ! -e "$it" ] || break; done\n'
+            f'exec "{folder}/lists/${{it##*/}}" "$@"\n'
+        )
         program.chmod(0o700)
         (folder / "lists").mkdir()
         (folder / "lib" / "softhsm").mkdir(parents=True)
@@ -223,9 +226,43 @@ class TestInit:
     def test_a_pkcs11_token_without_a_pin_is_refused(
         self, machine: Machine, capsys: Capture
     ) -> None:
-        machine.softhsm(token(pin_initialized=False))
+        machine.softhsm(token(has_pin=False))
         assert init(machine) == 1
         assert "no user PIN" in error_of(capsys)
+
+    def test_one_without_a_pin_is_no_choice_beside_one_that_has_one(self, machine: Machine) -> None:
+        machine.softhsm(token("computes", has_pin=False), token("keeps"))
+        assert init(machine) == 0
+        assert config.load().stores["soft"].uri == config.TokenUri(token="keeps", serial="0a1b")
+
+    def test_a_modules_arguments_reach_it_and_the_configuration(
+        self, machine: Machine, capsys: Capture
+    ) -> None:
+        arguments = "configdir='sql:/a b' x=\"y\""
+        (machine.folder / "arguments").write_text(arguments)
+        module = machine.module(
+            "libsoftokn3.so",
+            says="#!/bin/sh\nfor it; do :; done\n"
+            f'[ "$it" = "$(cat {machine.folder}/arguments)" ] || exit 1\n'
+            f"cat <<'END'\n{json.dumps([token()])}\nEND\n",
+        )
+        assert init(machine, "--module", module, "--module-args", arguments) == 0
+        assert config.load().stores["softokn3"].module_args == arguments
+        capsys.readouterr()
+        assert main(["config", "show"]) == 0
+        assert f"module_args  {arguments}" in capsys.readouterr().out
+        assert main(["config", "show", "--json"]) == 0
+        (shown,) = json.loads(capsys.readouterr().out)["stores"]
+        assert shown["module_args"] == arguments
+
+    @pytest.mark.parametrize("where", [(), ("--keychain",)])
+    def test_arguments_without_their_module_are_refused(
+        self, machine: Machine, capsys: Capture, where: tuple[str, ...]
+    ) -> None:
+        machine.softhsm()
+        machine.keychain()
+        assert main(["init", "--module-args", "x", *where]) == 1
+        assert "give its path with --module" in error_of(capsys)
 
     def test_a_named_module_is_the_only_one_asked(self, machine: Machine) -> None:
         machine.softhsm()
@@ -418,7 +455,7 @@ type = "keychain"
         capsys.readouterr()
         assert main(["config", "show"]) == 0
         shown = capsys.readouterr().out
-        assert f"backend     {config.default_backend()}" in shown
+        assert f"backend      {config.default_backend()}" in shown
         assert "exportable" in shown
         assert main(["config", "show", "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["stores"] == [

@@ -67,6 +67,13 @@ def test_a_whole_configuration_is_read(tmp_path: Path) -> None:
     assert found.stores["other"].uri == config.TokenUri(serial="0a b")
 
 
+def test_a_modules_arguments_are_read_as_they_are_written(tmp_path: Path) -> None:
+    arguments = "configdir='sql:~/.pki/nssdb' flags=\"readOnly\""
+    written = changed("module_args", f"'''{arguments}'''")
+    assert config.load(write(tmp_path, written)).stores["work"].module_args == arguments
+    assert config.load(write(tmp_path, STORE)).stores["work"].module_args == ""
+
+
 def test_one_store_is_the_default_store(tmp_path: Path) -> None:
     assert config.load(write(tmp_path, STORE)).default_store == "work"
 
@@ -118,6 +125,9 @@ def test_a_configuration_cannot_be_changed_after_it_was_read(tmp_path: Path) -> 
         (changed("env", "{ A = 1 }"), "stores.work.env.A has to be text, not a number"),
         (changed("env", '{ "A=B" = "1" }'), "isn't the name of a variable"),
         (changed("env", '{ A = "\\u0000" }'), "stores.work.env.A has a zero byte"),
+        (changed("module_args", "['a']"), "stores.work.module_args has to be text, not a list"),
+        (changed("module_args", '"a\\u0000"'), "stores.work.module_args has a zero byte"),
+        (changed("module_arg", '"a"'), "did you mean module_args?"),
         ("x = " + "1" * 5000, "isn't TOML"),
         ("#" * (config.MAX_SIZE + 1), f"more than {config.MAX_SIZE} bytes"),
     ],

@@ -1,0 +1,95 @@
+"""A vendor's module, from C_Initialize to C_Finalize (PKCS#11 3.0 section 5.4)."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import pkcs11
+from pkcs11._pkcs11 import lib
+
+from dpop_agent.errors import StoreAbsent
+
+_CKF_OS_LOCKING_OK = 2
+
+
+class _Arguments(ctypes.Structure):
+    """CK_C_INITIALIZE_ARGS, and what NSS has after it, where it calls pReserved otherwise."""
+
+    _fields_ = (
+        ("mutexes", ctypes.c_void_p * 4),
+        ("flags", ctypes.c_ulong),
+        ("pReserved", ctypes.c_char_p),
+        ("after", ctypes.c_void_p),
+    )
+
+
+_Function = ctypes.CFUNCTYPE(ctypes.c_ulong, ctypes.c_void_p)
+
+
+class _Functions(ctypes.Structure):
+    """The beginning of CK_FUNCTION_LIST."""
+
+    _fields_ = (
+        ("version", ctypes.c_ubyte * 2),
+        ("C_Initialize", _Function),
+        ("C_Finalize", _Function),
+    )
+
+
+class Module:
+    """A module that is loaded and initialised when it is needed.
+
+    Args:
+        path: its full path.
+        arguments: what C_Initialize gets as pReserved, for modules that want some; python-pkcs11
+            can't pass them.
+    """
+
+    def __init__(self, path: str, arguments: str = "") -> None:
+        self.path = path
+        self._arguments = arguments.encode("utf-8")
+        self._library: Any = None
+
+    @property
+    def library(self) -> Any:
+        """It, as python-pkcs11 has it.
+
+        Raises:
+            PKCS11Error: it can't be loaded, or doesn't work.
+            StoreAbsent: it refuses its arguments.
+        """
+        if not self._arguments:
+            return pkcs11.lib(self.path)
+        if self._library is None:
+            initialize = self._initialize
+
+            class Library(lib):
+                def initialize(self) -> None:  # called when it is loaded
+                    initialize()
+
+            self._library = Library(self.path)
+        return self._library
+
+    def unload(self) -> None:
+        """Finalise it: whatever it held open is closed, and `library` begins anew."""
+        if not self._arguments:
+            pkcs11.unload(self.path)
+        elif self._library is not None:
+            self._library = None
+            self._functions().C_Finalize(None)
+
+    def _initialize(self) -> None:
+        arguments = _Arguments(flags=_CKF_OS_LOCKING_OK, pReserved=self._arguments)
+        code = self._functions().C_Initialize(ctypes.byref(arguments))
+        if code:
+            raise StoreAbsent(
+                f"the PKCS#11 module {self.path} doesn't work with its module_args "
+                f"(C_Initialize: {code:#x})",
+                hint="see what its vendor asks for, and whether the files they name are there",
+            )
+
+    def _functions(self) -> Any:
+        found = ctypes.POINTER(_Functions)()
+        ctypes.CDLL(self.path).C_GetFunctionList(ctypes.byref(found))
+        return found.contents
