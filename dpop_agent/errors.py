@@ -366,6 +366,12 @@ class AttestationUnavailable(DPoPAgentError):
     wire_type = "attestation_unavailable"
 
 
+class ObjectLeft(DPoPAgentError):
+    """The generation is destroyed and signs no more, but its store can't delete the key."""
+
+    wire_type = "object_left"
+
+
 class IllegalTransition(DPoPAgentError):
     """The generation's state doesn't allow this; nothing was changed."""
 

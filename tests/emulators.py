@@ -28,6 +28,7 @@ import pytest
 from tests.piv_card import Card
 from tests.processes import ROOT, START_S, Token, end
 
+OPENSC = ("opensc-pkcs11",)
 NSS = ("libnss3", "libnss3-tools")
 KEYRING = ("dbus-daemon", "gnome-keyring", "libsecret-tools")
 TPM = (

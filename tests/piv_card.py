@@ -203,6 +203,11 @@ class Card:
         """A key as its owner makes it with Yubico's tool, without a certificate."""
         self.keys[slot] = _new_key(Alg.P256, pin=pin, touch=touch)
 
+    def certify(self, slot: int, tag: str) -> None:
+        """Its own certificate for a key, in the object that a slot's certificate belongs in."""
+        certificate = self._certificate("own", "own", self.keys[slot], serial=1, extensions={})
+        self.objects[bytes.fromhex(tag)] = _certificate_object(certificate)
+
     def _serve(self, reader: socket.socket) -> None:
         try:
             while True:
@@ -391,9 +396,7 @@ class Card:
         certificate = self._certificate(
             "Yubico PIV Attestation", "Yubico PIV Attestation", key, serial=1, extensions={}
         )
-        self.objects[ATTESTATION_CERTIFICATE] = (
-            _tlv(0x70, certificate) + _tlv(0x71, b"\0") + _tlv(0xFE, b"")
-        )
+        self.objects[ATTESTATION_CERTIFICATE] = _certificate_object(certificate)
 
     def _certificate(
         self, subject: str, issuer: str, key: Key, *, serial: int, extensions: dict[str, bytes]
@@ -412,6 +415,10 @@ class Card:
             builder = builder.add_extension(x509.UnrecognizedExtension(oid, value), critical=False)
         signed = builder.sign(self.keys[ATTESTATION].private, hashes.SHA256())
         return signed.public_bytes(Encoding.DER)
+
+
+def _certificate_object(certificate: bytes) -> bytes:
+    return _tlv(0x70, certificate) + _tlv(0x71, b"\0") + _tlv(0xFE, b"")
 
 
 def _new_key(alg: int, *, pin: int, touch: int) -> Key:

@@ -29,6 +29,7 @@ from pkcs11.exceptions import (
     AttributeValueInvalid,
     DeviceError,
     DeviceRemoved,
+    FunctionNotSupported,
     FunctionRejected,
     MechanismInvalid,
     PinIncorrect,
@@ -52,6 +53,7 @@ from dpop_agent.errors import (
     KeyMissing,
     Locked,
     NoSlot,
+    ObjectLeft,
     PinRefused,
     SignerFailed,
     SlotTaken,
@@ -362,7 +364,9 @@ class Pkcs11Store(Store):
         if alg in self._faulty or not needed <= self._mechanisms:
             raise AlgorithmUnsupported(
                 f"the PKCS#11 token {self._uri} can't make keys for {alg}",
-                hint="ES256 is the one that every server accepts",
+                hint="ES256 is the one that every server accepts"
+                if alg != "ES256"
+                else "make one with its vendor's tool, then: dpop-agent key adopt",
             )
 
     def reserve_slot(self, alg: str, wanted: Slot) -> tuple[str, str | None]:
@@ -603,8 +607,14 @@ class Pkcs11Store(Store):
                     hint="delete it with the vendor's tool if it is nobody's",
                 )
             # The private key first: as long as one is there, its public key tells whose it is.
-            for key in private + public:
-                key.destroy()
+            try:
+                for key in private + public:
+                    key.destroy()
+            except FunctionNotSupported as e:  # such as OpenSC's for PIV
+                raise ObjectLeft(
+                    "the PKCS#11 module can't delete keys: this one signs no more, and stays there",
+                    hint="delete it with the vendor's tool",
+                ) from e
 
     def objects(self) -> list[dict[str, Any]]:
         with self._guard("listing keys"):

@@ -130,7 +130,11 @@ class Store(ABC):
 
     @abstractmethod
     def destroy(self, ref: str, jkt: str) -> None:
-        """Delete exactly the key with thumbprint `jkt`; one that isn't there is no error."""
+        """Delete exactly the key with thumbprint `jkt`; one that isn't there is no error.
+
+        Raises:
+            ObjectLeft: the store can't delete keys.
+        """
 
     @abstractmethod
     def objects(self) -> list[dict[str, Any]]:
