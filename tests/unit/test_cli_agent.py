@@ -63,7 +63,10 @@ def key(*generations: dict[str, Any], name: str = "default", **changes: Any) -> 
 
 
 class Agent:
-    """Answers each method with what `answers` has; `seen` are the sockets, methods, parameters."""
+    """Answers each method with what `answers` has; `seen` are the sockets, methods, parameters.
+
+    But for subscriptions, which every connection begins with.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.answers: dict[str, dict[str, Any] | errors.DPoPAgentError] = {
@@ -97,6 +100,8 @@ class Agent:
             request = protocol.decode_request(line, methods)
         except errors.ProtocolError as e:
             return protocol.encode_error(e.request_id, e)
+        if request.method == "subscribe":
+            return protocol.encode_result(request.id, {})
         self.seen.append((name, request.method, request.params))
         answer = self.answers[request.method]
         if isinstance(answer, errors.DPoPAgentError):
