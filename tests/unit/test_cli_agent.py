@@ -19,6 +19,7 @@ import pytest
 from dpop_agent import errors, protocol
 from dpop_agent.cli import output
 from dpop_agent.cli.main import main
+from dpop_agent.client import Touch
 from tests import vectors
 
 JKT = "-" * 42 + "A"
@@ -270,6 +271,18 @@ class TestVerify:
         self.give(monkeypatch, text)
         assert main([*self.WORDS, *more, "--json"]) == 1
         assert json.loads(capsys.readouterr().err)["error"]["data"]["check"] == check
+
+
+def test_a_touch_is_never_asked_for_on_standard_output(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch = Touch(key="shop", jkt=JKT, store="yubi\x1bkey")
+    output.say_touch(touch)
+    asked = "touch the card of the store yubi?key to sign with shop\n"
+    assert capsys.readouterr() == ("", asked)
+    monkeypatch.setattr(sys, "stderr", None)  # as it is where it was closed
+    output.say_touch(touch)
+    assert capsys.readouterr().out == ""
 
 
 class TestKeys:
