@@ -712,7 +712,7 @@ class Signer:
         self._tick = None
         now = self._loop.time()
         first = next(iter(self._sent.values()), None)
-        if first is not None and first.on_touch is not None:
+        if first is not None:
             self._look_for_a_touch(first, now)
         for job in self._queue.take_late(now):
             job.finish(self._late(job))
@@ -733,11 +733,11 @@ class Signer:
     @staticmethod
     def _look_for_a_touch(job: Job, now: float) -> None:
         """A signature that takes long waits for one, and has a deadline of its own."""
-        if job.untouched or now - job.sent < TOUCH_AFTER_S:
+        if job.on_touch is None or job.untouched or now - job.sent < TOUCH_AFTER_S:
             return
         job.untouched = True
         job.deadline = max(job.deadline, job.sent + job.limit_s)
-        if job.done is not None and job.on_touch is not None:
+        if job.done is not None:
             job.on_touch()
 
     def _late(self, job: Job) -> Timeout:

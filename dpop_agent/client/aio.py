@@ -79,7 +79,8 @@ class _Call:
             if self._on_touch:
                 self._on_touch(touch)
         except Exception as e:  # the caller's own
-            self.answer.set_exception(e)
+            if not self.answer.done():
+                self.answer.set_exception(e)
 
 
 class _Connection(asyncio.Protocol):

@@ -161,9 +161,10 @@ class FakeAgent:
                 encode_result(number, {}) if self.knows_subscribe else encode_error(number, unknown)
             )
             return True
-        if method == "proof" and self.touch_s is not None:
+        touch_s = self.touch_s
+        if method == "proof" and touch_s is not None:
             connection.sendall(TOUCH_DUE.data.replace(b"$ID", str(request["id"]).encode()))
-            time.sleep(self.touch_s)
+            time.sleep(touch_s)
         with self._lock:
             self.requests.append((method, params))
             step = self.script.pop(0) if self.script else self._usual(method, params)
