@@ -33,7 +33,11 @@ MAX_LINE = 60 * 1024
 """Bytes of a line in either direction, its newline included; fits a socket's buffer at once."""
 
 MAX_TIMEOUT_MS = 60_000
-"""The longest deadline that a caller can ask for: as long as a person may take to touch a key."""
+"""The longest deadline that a caller can ask for."""
+
+TOUCH_TIMEOUT_S = 60.0
+"""Seconds for a signature that waits for a touch, whatever the caller's own deadline says: people
+look for their card. Cards themselves wait 15."""
 
 MAX_SEEN = 32
 """Server answers told at once."""
@@ -357,14 +361,28 @@ def _line(message: Mapping[str, Any], too_long: DPoPAgentError) -> bytes:
     return line
 
 
-def decode_response(line: bytes) -> tuple[int | None, dict[str, Any] | DPoPAgentError]:
+class Event:
+    """What the agent tells without an answer's id: the event's name and its parameters."""
+
+    __slots__ = ("name", "params")
+
+    def __init__(self, name: str, params: dict[str, Any]) -> None:
+        self.name = name
+        self.params = params
+
+
+def decode_response(line: bytes) -> tuple[int | None, dict[str, Any] | DPoPAgentError | Event]:
     """The id and the result or error on one line; members this version doesn't know are ignored.
 
+    An event comes with the id of the request that it is about, if it is about one.
+
     Raises:
-        ProtocolError: the line isn't a response.
+        ProtocolError: the line is neither.
     """
     try:
         message = json_object(line)
+        if "method" in message:
+            return _event(message["method"], message["params"])
         request_id = message["id"]
         error = message.get("error")
         result = message["result"] if error is None else None
@@ -377,3 +395,10 @@ def decode_response(line: bytes) -> tuple[int | None, dict[str, Any] | DPoPAgent
     if not isinstance(result, dict):
         raise ProtocolError("the agent's result isn't an object")
     return request_id, result
+
+
+def _event(name: object, params: object) -> tuple[int | None, Event]:
+    if not isinstance(name, str) or not isinstance(params, dict):
+        raise ProtocolError("the agent's event isn't a JSON-RPC notification")
+    about = params.get("id")
+    return about if type(about) is int else None, Event(name, params)

@@ -30,6 +30,8 @@ PIV = bytes.fromhex("a000000308")
 VERSION = bytes([5, 4, 3])
 PIN_TRIES = 3
 TOUCH_CACHE_S = 15
+TOUCH_WAIT_S = 15.0
+NEVER = float("inf")
 ATTESTATION = 0xF9
 ATTESTATION_CERTIFICATE = bytes.fromhex("5fff01")
 YUBICO = "1.3.6.1.4.1.41482.3"
@@ -130,7 +132,9 @@ class Card:
         pin, tries, management_key, serial: as on a card.
         keys: by slot (0x9a, …).
         objects: certificates and others, by the tag that names them.
-        touch_s: seconds until somebody touches it when a key wants that.
+        touch_s: seconds until somebody touches it when a key wants that; or `NEVER`.
+        waits_s: seconds that it waits for a touch before it refuses.
+        signatures: how many it made.
         sign_s: seconds that each signature takes besides.
         pins: how many PINs came, right or wrong.
     """
@@ -143,8 +147,10 @@ class Card:
         self.keys: dict[int, Key] = {}
         self.objects: dict[bytes, bytes] = {}
         self.touch_s = 0.0
+        self.waits_s = TOUCH_WAIT_S
         self.sign_s = 0.0
         self.pins = 0
+        self.signatures = 0
         self._touched_at = -float(TOUCH_CACHE_S)
         self._pulled = threading.Event()
         self._socket: socket.socket | None = None
@@ -159,7 +165,9 @@ class Card:
         self.keys.clear()
         self.objects.clear()
         self.touch_s = self.sign_s = 0.0
-        self.pins = 0
+        self.waits_s = TOUCH_WAIT_S
+        self.pins = self.signatures = 0
+        self._touched_at = -float(TOUCH_CACHE_S)
         self._personalise()
 
     # In and out of the reader
@@ -359,9 +367,12 @@ class Card:
         self._fresh = False
         cached = time.monotonic() - self._touched_at < TOUCH_CACHE_S
         if key.touch == TouchPolicy.ALWAYS or (key.touch == TouchPolicy.CACHED and not cached):
-            self._wait(self.touch_s)
+            self._wait(min(self.touch_s, self.waits_s))
+            if self.touch_s > self.waits_s:
+                raise Refused(NOT_ALLOWED)
             self._touched_at = time.monotonic()
         self._wait(self.sign_s)
+        self.signatures += 1
         return _tlv(0x7C, _tlv(0x82, key.sign(request[0x81])))
 
     def _manage(self, request: dict[int, bytes]) -> bytes:

@@ -24,7 +24,7 @@ from dpop_agent.agent.lifecycle import Lifecycle
 from dpop_agent.agent.nonces import Nonces
 from dpop_agent.agent.policy import require_allowed
 from dpop_agent.agent.records import Records, now_text
-from dpop_agent.agent.signers import SIGN_TIMEOUT_S, TOUCH_TIMEOUT_S, Job, Signer
+from dpop_agent.agent.signers import SIGN_TIMEOUT_S, Job, Signer
 from dpop_agent.errors import (
     DPoPAgentError,
     HtuRefused,
@@ -140,7 +140,6 @@ class Handler:
             "key.resume": self._shown_after(lifecycle.resume),
             "key.compromise": self._shown_after(lifecycle.compromise),
             "key.destroy": self._shown_after(lifecycle.destroy),
-            "key.adopt": self._key_adopt,
             "key.set": self._shown_after(lifecycle.set),
             "key.attestation": self._key_attestation,
             "store.authorize": self._store_authorize,
@@ -165,6 +164,8 @@ class Handler:
             elif request.method == "subscribe":
                 self._subscribed[owner] = frozenset(request.params["events"])
                 respond({})
+            elif request.method == "key.adopt":
+                self._in_a_task(self._key_adopt(request, owner), respond)
             elif request.method in self._now:
                 respond(self._now[request.method](request.params))
             else:
@@ -207,14 +208,13 @@ class Handler:
         )
         require_allowed(key, where)
         signer = self._lifecycle.signer_of(key)
-        touch = key.may_want_touch(generation)
-        limit_s = TOUCH_TIMEOUT_S if touch else SIGN_TIMEOUT_S
-        deadline = self._loop.time() + params.get("timeout_ms", limit_s * 1000) / 1000
+        on_touch = self._on_touch(key, generation, request, owner)
+        deadline = self._loop.time() + params.get("timeout_ms", SIGN_TIMEOUT_S * 1000) / 1000
         head = self._header(key.alg, generation)
         nonce: str | None = None
         made = ""
         made_at = 0.0
-        anew = not touch  # nobody touches twice for one proof
+        anew = on_touch is None  # nobody touches twice for one proof
 
         def make() -> dict[str, Any]:
             nonlocal nonce, made, made_at
@@ -256,17 +256,7 @@ class Handler:
             )
 
         def submit() -> None:
-            signer.submit(
-                Job(
-                    owner,
-                    make,
-                    done,
-                    deadline=deadline,
-                    limit_s=limit_s,
-                    again=True,
-                    on_wait=self._announcing(key, generation, request, owner) if touch else None,
-                )
-            )
+            signer.submit(Job(owner, make, done, deadline=deadline, again=True, on_touch=on_touch))
 
         submit()
 
@@ -288,9 +278,13 @@ class Handler:
         self._records.used(generation.jkt, where.origin)
         self._lifecycle.missing.discard(generation.jkt)
 
-    def _announcing(
+    def _on_touch(
         self, key: Key, generation: Generation, request: Request, owner: Peer
-    ) -> Callable[[], None]:
+    ) -> Callable[[], None] | None:
+        """What announces that the request waits for a touch; None if it never does."""
+        if not key.may_want_touch(generation):
+            return None
+
         def announce() -> None:
             log.info(
                 "%s@%d waits for a touch, in the store %s",
@@ -322,8 +316,6 @@ class Handler:
             )
         where = self._require_proof(text, key, generation)
         signer = self._lifecycle.signer_of(key)
-        touch = key.may_want_touch(generation)
-        limit_s = TOUCH_TIMEOUT_S if touch else SIGN_TIMEOUT_S
 
         def make() -> dict[str, Any]:
             self._still_signing(generation)
@@ -343,10 +335,9 @@ class Handler:
                 owner,
                 make,
                 done,
-                deadline=self._loop.time() + limit_s,
-                limit_s=limit_s,
+                deadline=self._loop.time() + SIGN_TIMEOUT_S,
                 again=True,
-                on_wait=self._announcing(key, generation, request, owner) if touch else None,
+                on_touch=self._on_touch(key, generation, request, owner),
             )
         )
 
@@ -454,8 +445,13 @@ class Handler:
     async def _key_create(self, params: dict[str, Any]) -> dict[str, Any]:
         return self._shown(await self._lifecycle.create(params, self._stores.default_store))
 
-    async def _key_adopt(self, params: dict[str, Any]) -> dict[str, Any]:
-        return self._shown(await self._lifecycle.adopt(params, self._stores.default_store))
+    async def _key_adopt(self, request: Request, owner: Peer) -> dict[str, Any]:
+        key = await self._lifecycle.adopt(
+            request.params,
+            self._stores.default_store,
+            on_touch=lambda key, generation: self._on_touch(key, generation, request, owner),
+        )
+        return self._shown(key)
 
     async def _key_rotate(self, params: dict[str, Any]) -> dict[str, Any]:
         key, old = await self._lifecycle.rotate(params)

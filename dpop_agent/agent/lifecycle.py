@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from dataclasses import replace
@@ -20,7 +21,7 @@ from typing import Any
 from dpop_agent.agent import drains
 from dpop_agent.agent.keys import Generation, Key, Keys, State
 from dpop_agent.agent.records import Asked, Records, now_text
-from dpop_agent.agent.signers import GENERATE_TIMEOUT_S, START_TIMEOUT_S, TOUCH_TIMEOUT_S, Signer
+from dpop_agent.agent.signers import GENERATE_TIMEOUT_S, START_TIMEOUT_S, Signer
 from dpop_agent.errors import (
     AuthorizationRequired,
     DPoPAgentError,
@@ -37,6 +38,7 @@ from dpop_agent.errors import (
 )
 from dpop_agent.htu import origin_of
 from dpop_agent.jose import ALGORITHMS
+from dpop_agent.protocol import TOUCH_TIMEOUT_S
 
 log = logging.getLogger("dpop_agent.lifecycle")
 
@@ -214,8 +216,16 @@ class Lifecycle:
             await self._destroy(key, generation, asked=("key.destroy", params))
             return self.keys.named(name)
 
-    async def adopt(self, params: Mapping[str, Any], default_store: str) -> Key:
+    async def adopt(
+        self,
+        params: Mapping[str, Any],
+        default_store: str,
+        *,
+        on_touch: Callable[[Key, Generation], Callable[[], None] | None],
+    ) -> Key:
         """`key.adopt`: an object that is in the store already becomes a staged, shared generation.
+
+        `on_touch` gives what to call if its self-test waits for a touch.
 
         Raises:
             KeyMissing: the store has no such object.
@@ -236,8 +246,9 @@ class Lifecycle:
                     f"key.adopt: the key {name} is for {key.alg} in the store {key.store}",
                     hint="adopt the object under another name",
                 )
-            answer = await self.signer_of(key).ask(
-                "find", ref=ref, alg=key.alg, self_test=True, limit_s=TOUCH_TIMEOUT_S
+            signer = self.signer_of(key)
+            answer = await signer.ask(
+                "find", ref=ref, alg=key.alg, self_test=False, anew=True, limit_s=START_TIMEOUT_S
             )
             found = answer["key"]
             if found is None:
@@ -246,6 +257,16 @@ class Lifecycle:
                     hint="see what it has: dpop-agent status",
                 )
             adopted = replace(_staged(_pending(key, ref, None), found), shared=True)
+            _require_nobodys(self.keys, key.store, adopted)  # nobody touches in vain
+            await signer.ask(
+                "sign",
+                ref=ref,
+                jkt=adopted.jkt,
+                alg=key.alg,
+                input=secrets.token_urlsafe(),
+                limit_s=TOUCH_TIMEOUT_S,
+                on_touch=on_touch(key, adopted),
+            )
 
             def add(keys: Keys) -> Keys:
                 _require_nobodys(keys, key.store, adopted)
@@ -504,7 +525,7 @@ class Lifecycle:
         key = self.keys.named(name)
         ref = key.generation(number).ref
         answer = await self.signer_of(key).ask(
-            "find", ref=ref, alg=key.alg, self_test=True, limit_s=TOUCH_TIMEOUT_S
+            "find", ref=ref, alg=key.alg, self_test=True, anew=True, limit_s=TOUCH_TIMEOUT_S
         )
         found: Mapping[str, Any] | None = answer["key"]
         if found is not None and found["jkt"] in self.keys.by_jkt:
@@ -545,7 +566,7 @@ class Lifecycle:
             StoreUnusable: unknown, which isn't the same as no.
         """
         answer = await self.signer_of(key).ask(
-            "find", ref=generation.ref, alg=key.alg, self_test=False
+            "find", ref=generation.ref, alg=key.alg, self_test=False, anew=False
         )
         found = answer["key"] is not None and answer["key"]["jkt"] == generation.jkt
         if found:

@@ -30,6 +30,7 @@ from dpop_agent.errors import (
     StoreAbsent,
     Timeout,
 )
+from dpop_agent.protocol import TOUCH_TIMEOUT_S
 
 log = logging.getLogger("dpop_agent.signers")
 
@@ -39,11 +40,8 @@ START_TIMEOUT_S = 15.0
 SIGN_TIMEOUT_S = 10.0
 """Seconds for one signature: over ten times the slowest token heard of (0.7 s)."""
 
-TOUCH_TIMEOUT_S = 60.0
-"""Seconds for one signature that may wait for a touch; cards themselves wait 15."""
-
 TOUCH_AFTER_S = 0.3
-"""Seconds after which such a signature is taken for one that waits."""
+"""Seconds after which a signature that may wait for a touch is taken for one that does."""
 
 GENERATE_TIMEOUT_S = 60.0
 """Seconds for one key pair: RSA on a card or TPM takes up to half a minute."""
@@ -78,12 +76,24 @@ class Job:
         make: builds the frame's members, right before it is sent.
         done: called once, with the signer's result or the error.
         deadline: when nobody waits any more, in the event loop's time.
-        limit_s: seconds that the signer may take.
+        limit_s: seconds that the signer may take; where it may wait for a touch, as many as that
+            has.
         again: whether it may be repeated after a signer died with it.
-        on_wait: called if it waits for a touch.
+        on_touch: called when it waits for a touch; None if it can't.
+        untouched: whether it waits for one now.
     """
 
-    __slots__ = ("again", "deadline", "done", "limit_s", "make", "on_wait", "owner", "sent")
+    __slots__ = (
+        "again",
+        "deadline",
+        "done",
+        "limit_s",
+        "make",
+        "on_touch",
+        "owner",
+        "sent",
+        "untouched",
+    )
 
     def __init__(
         self,
@@ -92,17 +102,18 @@ class Job:
         done: Done,
         *,
         deadline: float,
-        limit_s: float,
         again: bool,
-        on_wait: Callable[[], None] | None = None,
+        limit_s: float = SIGN_TIMEOUT_S,
+        on_touch: Callable[[], None] | None = None,
     ) -> None:
         self.owner = owner
         self.make = make
         self.done: Done | None = done
         self.deadline = deadline
-        self.limit_s = limit_s
+        self.limit_s = TOUCH_TIMEOUT_S if on_touch else limit_s
         self.again = again
-        self.on_wait = on_wait
+        self.on_touch = on_touch
+        self.untouched = False
         self.sent = 0.0
 
     def finish(self, what: dict[str, Any] | DPoPAgentError) -> None:
@@ -280,7 +291,13 @@ class Signer:
         self._pump()
 
     async def ask(
-        self, op: str, *, limit_s: float = SIGN_TIMEOUT_S, again: bool = True, **members: Any
+        self,
+        op: str,
+        *,
+        limit_s: float = SIGN_TIMEOUT_S,
+        again: bool = True,
+        on_touch: Callable[[], None] | None = None,
+        **members: Any,
     ) -> dict[str, Any]:
         """One operation of the store's, for the agent's own work.
 
@@ -303,15 +320,19 @@ class Signer:
                 lambda: {"op": op, **members},
                 done,
                 deadline=self._loop.time() + START_TIMEOUT_S + limit_s,
-                limit_s=limit_s,
                 again=again,
+                limit_s=limit_s,
+                on_touch=on_touch,
             )
         )
         return await future
 
     def drop(self, owner: Hashable) -> None:
-        """Forget what a vanished connection waits for, before it reaches the store."""
+        """Forget what a vanished connection waits for; what the store signs for it is nobody's."""
         self._queue.drop(owner)
+        for job in self._sent.values():
+            if job.owner is owner:
+                job.done = None
 
     def start(self) -> None:
         """Start the process, unless one runs or starts; also after a refused PIN, not if locked."""
@@ -412,7 +433,6 @@ class Signer:
                     dict,
                     lambda _what: None,
                     deadline=self._loop.time() + SIGN_TIMEOUT_S,
-                    limit_s=SIGN_TIMEOUT_S,
                     again=False,
                 ),
                 {"op": "release"},
@@ -623,11 +643,10 @@ class Signer:
     # Frames
 
     def _pump(self) -> None:
-        window = WINDOW if self._sign_s < FAST_S else 1
-        while self._ready and self._queue and len(self._sent) < window:
+        while self._ready and self._queue and len(self._sent) < self._window():
             job = self._queue.pop()
             if job.deadline <= self._loop.time():
-                job.finish(self._late())
+                job.finish(self._late(job))
                 continue
             try:
                 members = job.make()
@@ -637,6 +656,12 @@ class Signer:
             self._send(job, members)
         self._watch_deadlines()
 
+    def _window(self) -> int:
+        # Behind a touch a frame may wait until nobody wants it any more, and ask for another touch.
+        if self._sign_s >= FAST_S or any(job.on_touch for job in self._sent.values()):
+            return 1
+        return WINDOW
+
     def _send(self, job: Job, members: dict[str, Any]) -> None:
         process = self._process
         assert process is not None
@@ -644,7 +669,7 @@ class Signer:
         self._released = members["op"] == "release"
         self._next_id += 1
         self._sent[self._next_id] = job
-        job.sent = self._loop.time()
+        job.sent, job.untouched = self._loop.time(), False
         process.transport.write(frame(id=self._next_id, **members))
         self._watch_deadlines()
 
@@ -689,29 +714,51 @@ class Signer:
     def _look(self) -> None:
         self._tick = None
         now = self._loop.time()
+        first = next(iter(self._sent.values()), None)
+        if first is not None:
+            self._look_for_a_touch(first, now)
         for job in self._queue.take_late(now):
-            job.finish(self._late())
+            job.finish(self._late(job))
         for job in self._sent.values():
             if job.deadline <= now:
-                job.finish(self._late())  # its answer, when it comes, is nobody's
-        if self._sent:
-            first = next(iter(self._sent.values()))
-            if first.on_wait is not None and now - first.sent >= TOUCH_AFTER_S:
-                said, first.on_wait = first.on_wait, None
-                said()
-            if now - first.sent > first.limit_s and self._process is not None:
-                log.warning(
-                    "signer of store %s didn't answer for %g s and is replaced",
-                    self.config.name,
-                    first.limit_s,
-                )
-                first.again = False
-                first.finish(self._late())
-                self._process.kill()
+                job.finish(self._late(job))  # its answer, when it comes, is nobody's
+        if first is not None and now - first.sent > first.limit_s and self._process is not None:
+            log.warning(
+                "signer of store %s didn't answer for %g s and is replaced",
+                self.config.name,
+                first.limit_s,
+            )
+            first.again = False
+            first.finish(self._late(first))
+            self._process.kill()
         self._watch_deadlines()
 
-    def _late(self) -> Timeout:
+    @staticmethod
+    def _look_for_a_touch(job: Job, now: float) -> None:
+        """A signature that takes long waits for one, and has a deadline of its own."""
+        if job.on_touch is None or job.untouched or now - job.sent < TOUCH_AFTER_S:
+            return
+        job.untouched = True
+        job.deadline = max(job.deadline, job.sent + job.limit_s)
+        if job.done is not None:
+            job.on_touch()
+
+    def _late(self, job: Job) -> Timeout:
+        first = next(iter(self._sent.values()), None)
+        if first is None or not first.untouched:
+            return Timeout(
+                f"the store {self.config.name} didn't answer in time",
+                hint="see: dpop-agent status; timeout_ms is how long you wait",
+            )
+        if job is first:
+            return Timeout(
+                f"nobody touched the card of the store {self.config.name} within {job.limit_s:g} s",
+                hint="try again, and touch it",
+                retry="no",
+            )
         return Timeout(
-            f"the store {self.config.name} didn't answer in time",
-            hint="see: dpop-agent status; timeout_ms is how long you wait",
+            f"the store {self.config.name} waits until somebody touches its card, "
+            "for another signature",
+            hint="touch the card, and try again",
+            retry="later",
         )

@@ -32,7 +32,7 @@ def admin_call(method: str, params: dict[str, Any]) -> dict[str, Any]:
     from dpop_agent.client.sync import AgentClient
 
     path = paths.admin_socket(paths.agent_socket())
-    with AgentClient(path, timeout=ADMIN_TIMEOUT_S) as agent:
+    with AgentClient(path, timeout=ADMIN_TIMEOUT_S, on_touch=output.say_touch) as agent:
         return agent.call(method, params)
 
 

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
+    from dpop_agent.client import Touch
+
 _GAP = "  "
 _SHORTEST = 8
 
@@ -17,6 +19,12 @@ _SHORTEST = 8
 def plain(text: object) -> str:
     """`text` on one line: a PKCS#11 token's label must not steer a terminal."""
     return "".join(c if c.isprintable() else "?" for c in str(text))
+
+
+def say_touch(touch: Touch) -> None:
+    """Ask for a touch, on standard error: standard output may be a proof and nothing else."""
+    if sys.stderr is not None:  # closed, print would take standard output
+        print(plain(touch), file=sys.stderr, flush=True)
 
 
 def print_json(value: Mapping[str, Any]) -> None:

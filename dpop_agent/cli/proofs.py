@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from typing import Any
 
+    from dpop_agent.client import Touch
+
 MAX_INPUT = 64 * 1024
 """Characters of an access token or a proof: more than servers take in a header."""
 
@@ -62,7 +64,7 @@ def _proof(args: Namespace) -> int:
         options["nonce"] = args.nonce
     if args.access_token_file is not None:
         options["access_token"] = _access_token(args.access_token_file)
-    with AgentClient() as agent:
+    with AgentClient(on_touch=_say_touch) as agent:
         proof = agent.proof(args.htm, args.uri, key=args.key, jkt=args.jkt, ath=args.ath, **options)
     if args.json:
         from dpop_agent.cli.output import print_json
@@ -79,6 +81,12 @@ def _proof(args: Namespace) -> int:
     else:
         print(f"DPoP: {proof}" if args.header else proof)
     return 0
+
+
+def _say_touch(touch: Touch) -> None:
+    from dpop_agent.cli.output import say_touch
+
+    say_touch(touch)
 
 
 def _access_token(file: str) -> str:

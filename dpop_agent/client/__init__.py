@@ -6,7 +6,7 @@ Nothing is loaded before its name is used: a command-line client pays for blocki
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from dpop_agent.client.aio import AsyncAgentClient
-    from dpop_agent.client.answers import Generation, Proof
+    from dpop_agent.client.answers import Generation, Proof, Touch
     from dpop_agent.client.httpx import AsyncDPoPAuth, AsyncDPoPTransport, DPoPAuth, DPoPTransport
     from dpop_agent.client.requests import DPoPAdapter
     from dpop_agent.client.sync import AgentClient
@@ -23,6 +23,7 @@ __all__ = [
     "DPoPTransport",
     "Generation",
     "Proof",
+    "Touch",
 ]
 
 _PLACES = {
@@ -36,6 +37,7 @@ _PLACES = {
     "DPoPTransport": "httpx",
     "Generation": "answers",
     "Proof": "answers",
+    "Touch": "answers",
 }
 
 

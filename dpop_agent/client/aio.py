@@ -12,25 +12,37 @@ from dpop_agent.client.answers import (
     ABSENT,
     DEFAULT_TIMEOUT,
     GRACE,
+    SUBSCRIBE,
+    SUBSCRIPTION,
     Generation,
     Listing,
     Proof,
+    Touch,
     active_generation,
     check_timeout,
     may_repeat,
     proof_of,
     proof_params,
     seen_params,
+    touch_of,
 )
 from dpop_agent.client.connection import RETRY_CONNECT_S, connect
 from dpop_agent.errors import AgentUnavailable, DPoPAgentError, ProtocolError, Timeout
-from dpop_agent.protocol import MAX_LINE, decode_response, encode_request
+from dpop_agent.protocol import (
+    MAX_LINE,
+    TOUCH_TIMEOUT_S,
+    Event,
+    decode_response,
+    encode_request,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterable, Mapping
     from typing import Any, Self
+
+    from dpop_agent.client.answers import OnTouch
 
     Outcome = dict[str, Any] | DPoPAgentError
 
@@ -42,6 +54,35 @@ class _Closed(AgentUnavailable):
     """The agent closed the connection, and nothing of an answer came."""
 
 
+class _Call:
+    """One request, its answer to come, and how long that is waited for."""
+
+    __slots__ = ("_on_touch", "answer", "limit", "line", "number", "timeout")
+
+    def __init__(self, number: int, line: bytes, timeout: float, on_touch: OnTouch | None) -> None:
+        self.number = number
+        self.line = line
+        self.timeout = timeout
+        self.limit = asyncio.timeout(timeout + GRACE)
+        self.answer: asyncio.Future[Outcome]
+        self._on_touch = on_touch
+
+    def waits_for(self, touch: Touch) -> None:
+        """A touch has a deadline of its own."""
+        if self.answer.done():
+            return
+        deadline = asyncio.get_running_loop().time() + TOUCH_TIMEOUT_S + GRACE
+        if deadline > (self.limit.when() or 0.0):
+            self.timeout = TOUCH_TIMEOUT_S
+            self.limit.reschedule(deadline)
+        try:
+            if self._on_touch:
+                self._on_touch(touch)
+        except Exception as e:  # the caller's own
+            if not self.answer.done():
+                self.answer.set_exception(e)
+
+
 class _Connection(asyncio.Protocol):
     """Requests out, answers by id in; the late answer to a cancelled call is dropped."""
 
@@ -49,8 +90,9 @@ class _Connection(asyncio.Protocol):
         self.closed = False
         self._sock = sock
         self._leaving = False
+        self._greeting = SUBSCRIBE  # goes out with the first request
         self._buffer = bytearray()
-        self._asked: dict[int, asyncio.Future[Outcome]] = {}
+        self._asked: dict[int, _Call] = {}
         self._places = asyncio.Semaphore(MAX_UNDER_WAY)
         self._transport: asyncio.Transport | None = None
 
@@ -58,20 +100,21 @@ class _Connection(asyncio.Protocol):
     def usable(self) -> bool:
         return not self.closed and not self._leaving
 
-    async def ask(self, number: int, line: bytes) -> Outcome:
+    async def ask(self, call: _Call) -> Outcome:
         await self._places.acquire()
         if self.closed or self._transport is None:
             self._places.release()
             return _Closed("the agent closed the connection")
-        answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._asked[number] = answer
-        self._transport.write(line)
-        return await answer
+        call.answer = asyncio.get_running_loop().create_future()
+        self._asked[call.number] = call
+        self._transport.write(self._greeting + call.line)
+        self._greeting = b""
+        return await call.answer
 
     def leave(self) -> None:
         """Close as soon as nobody waits for an answer."""
         self._leaving = True
-        if self._transport and all(answer.done() for answer in self._asked.values()):
+        if self._transport and all(call.answer.done() for call in self._asked.values()):
             self._transport.abort()
 
     def close(self) -> None:
@@ -99,12 +142,16 @@ class _Connection(asyncio.Protocol):
             return False
         self._buffer = rest
         number, outcome = decode_response(bytes(line))
-        if type(number) is not int or number not in self._asked:
-            # An agent that takes no more of us says so without an id.
-            if number is None and isinstance(outcome, DPoPAgentError):
-                raise outcome
+        if isinstance(outcome, Event):
+            touch = touch_of(outcome)
+            if touch and number in self._asked:
+                self._asked[number].waits_for(touch)
+        elif number in self._asked:
+            self._settle(self._asked.pop(number), outcome)
+        elif number is None and isinstance(outcome, DPoPAgentError):
+            raise outcome  # an agent that takes no more of us says so without an id
+        elif number != SUBSCRIPTION:  # which an agent of before doesn't know
             raise ProtocolError("the agent answered something that wasn't asked")
-        self._settle(self._asked.pop(number), outcome)
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  (asyncio's)
@@ -122,16 +169,16 @@ class _Connection(asyncio.Protocol):
     def _end(self, error: DPoPAgentError) -> None:
         self.closed = True
         asked, self._asked = self._asked, {}
-        for answer in asked.values():
-            self._settle(answer, error)
+        for call in asked.values():
+            self._settle(call, error)
         self._places.release()  # who waits for a place sees `closed`, and wakes the next
         if self._transport:
             self._transport.abort()
 
-    def _settle(self, answer: asyncio.Future[Outcome], outcome: Outcome) -> None:
+    def _settle(self, call: _Call, outcome: Outcome) -> None:
         self._places.release()
-        if not answer.done():
-            answer.set_result(outcome)
+        if not call.answer.done():
+            call.answer.set_result(outcome)
 
 
 class _Place:
@@ -152,12 +199,20 @@ class AsyncAgentClient:
 
     Args:
         path: the agent's socket; `$DPOP_AGENT_SOCK` or the user's runtime folder where None.
-        timeout: seconds that one call may take, waiting for a touch included.
+        timeout: seconds that one call may take, a touch apart, as for `AgentClient`.
+        on_touch: called in the event loop when a proof waits for somebody to touch a card; it is
+            no coroutine function. What it raises ends the call.
     """
 
-    def __init__(self, path: str | None = None, timeout: float = DEFAULT_TIMEOUT) -> None:
+    def __init__(
+        self,
+        path: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        on_touch: OnTouch | None = None,
+    ) -> None:
         self.path = paths.agent_socket() if path is None else os.fspath(path)
         self.timeout = check_timeout(timeout)
+        self.on_touch = on_touch
         self._ids = itertools.count(1)
         self._places: dict[asyncio.AbstractEventLoop, _Place] = {}
 
@@ -165,7 +220,7 @@ class AsyncAgentClient:
         return f"{type(self).__name__}({self.path!r}, timeout={self.timeout})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path, self.timeout)
+        return type(self), (self.path, self.timeout, self.on_touch)
 
     async def __aenter__(self) -> Self:
         return self
@@ -236,19 +291,20 @@ class AsyncAgentClient:
         params = params or {}
         number = next(self._ids)
         line = encode_request(number, method, params)
+        call = _Call(number, line, self.timeout, self.on_touch)
         connection: _Connection | None = None
         try:
-            async with asyncio.timeout(self.timeout + GRACE):
+            async with call.limit:
                 connection, kept = await self._connection()
-                outcome = await connection.ask(number, line)
+                outcome = await connection.ask(call)
                 if isinstance(outcome, _Closed) and kept and may_repeat(method, params):
                     connection, _ = await self._connection()
-                    outcome = await connection.ask(number, line)
+                    outcome = await connection.ask(call)
         except TimeoutError:
             if connection:
                 connection.leave()  # an agent that lets deadlines pass isn't asked there again
             raise Timeout(
-                f"the agent didn't answer within {self.timeout:g} s",
+                f"the agent didn't answer within {call.timeout:g} s",
                 hint="try again, with a longer timeout",
             ) from None
         if isinstance(outcome, DPoPAgentError):

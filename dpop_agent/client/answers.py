@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dpop_agent.errors import ConfigurationError, KeyUnknown, NoActive, ProtocolError
 from dpop_agent.jose import access_token_hash
-from dpop_agent.protocol import MAX_TIMEOUT_MS
+from dpop_agent.protocol import MAX_TIMEOUT_MS, encode_request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from typing import Any
+
+    from dpop_agent.protocol import Event
+
+    OnTouch = Callable[["Touch"], object]
 
 DEFAULT_TIMEOUT = 10.0
 MAX_TIMEOUT = 3600.0
@@ -20,6 +24,11 @@ GRACE = 0.5
 
 MAX_PAGES = 1000
 """Pages of one listing, against an agent whose cursor never ends."""
+
+SUBSCRIPTION = 0
+"""The id of the first request on each connection; its answer needn't be waited for."""
+
+SUBSCRIBE = encode_request(SUBSCRIPTION, "subscribe", {"events": ["touch"]})
 
 _REPEATABLE = frozenset({"hello", "proof", "proof.sign", "observe", "key.list", "status", "reload"})
 
@@ -133,6 +142,27 @@ class Generation(_Frozen):
         return f"<Generation {self} jkt={self.jkt!r} state={self.state!r}>"
 
 
+class Touch(_Frozen):
+    """A proof waits for somebody to touch the card.
+
+    Attributes:
+        key: the key's name.
+        jkt: thumbprint of the generation that is to sign.
+        store: the name of the store that the card is.
+    """
+
+    __slots__ = ("jkt", "key", "store")
+    key: str
+    jkt: str
+    store: str
+
+    def __str__(self) -> str:
+        return f"touch the card of the store {self.store} to sign with {self.key}"
+
+    def __repr__(self) -> str:
+        return f"<Touch key={self.key!r} jkt={self.jkt!r} store={self.store!r}>"
+
+
 def check_timeout(timeout: float) -> float:
     """`timeout` in seconds.
 
@@ -221,6 +251,20 @@ def proof_of(result: Mapping[str, Any], *, jkt: str | None) -> Proof:
     if jkt is not None and proof.jkt != jkt:
         raise ProtocolError(f"the agent answered with a proof by {proof.jkt}, not by {jkt}")
     return proof
+
+
+def touch_of(event: Event) -> Touch | None:
+    """The touch that an event announces; None if it is another event.
+
+    Raises:
+        ProtocolError: the agent left something out.
+    """
+    if event.name != "touch":
+        return None
+    values = {name: event.params.get(name) for name in Touch.__slots__}
+    if not all(isinstance(value, str) for value in values.values()):
+        raise ProtocolError("the agent's event has no touch in it")
+    return Touch(**values)
 
 
 class Listing:

@@ -12,25 +12,39 @@ from dpop_agent.client.answers import (
     ABSENT,
     DEFAULT_TIMEOUT,
     GRACE,
+    SUBSCRIBE,
+    SUBSCRIPTION,
     Generation,
     Listing,
     Proof,
+    Touch,
     active_generation,
     check_timeout,
     may_repeat,
     proof_of,
     proof_params,
     seen_params,
+    touch_of,
 )
 from dpop_agent.client.connection import RETRY_CONNECT_S, connect
 from dpop_agent.errors import AgentUnavailable, DPoPAgentError, ProtocolError, Timeout
-from dpop_agent.protocol import MAX_LINE, decode_response, encode_request
+from dpop_agent.protocol import (
+    MAX_LINE,
+    TOUCH_TIMEOUT_S,
+    Event,
+    decode_response,
+    encode_request,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterable, Mapping
     from typing import Any, Self
+
+    from dpop_agent.client.answers import OnTouch
+
+    Outcome = dict[str, Any] | DPoPAgentError
 
 MAX_IDLE = 16
 """Idle connections kept; more threads than that at once connect anew."""
@@ -40,47 +54,91 @@ class _Closed(Exception):
     """The agent closed the connection, and nothing of an answer came."""
 
 
+class _Call:
+    """One request, and how long its answer is waited for."""
+
+    __slots__ = ("_deadline", "_on_touch", "_timeout", "line", "number")
+
+    def __init__(self, number: int, line: bytes, timeout: float, on_touch: OnTouch | None) -> None:
+        self.number = number
+        self.line = line
+        self._on_touch = on_touch
+        self._timeout = timeout
+        self._deadline = time.monotonic() + timeout + GRACE
+
+    def left_s(self) -> float:
+        """Seconds that are left.
+
+        Raises:
+            Timeout: none.
+        """
+        left_s = self._deadline - time.monotonic()
+        if left_s <= 0:
+            raise self.late()
+        return left_s
+
+    def late(self) -> Timeout:
+        return Timeout(
+            f"the agent didn't answer within {self._timeout:g} s",
+            hint="try again, with a longer timeout",
+        )
+
+    def waits_for(self, touch: Touch) -> None:
+        """A touch has a deadline of its own."""
+        deadline = time.monotonic() + TOUCH_TIMEOUT_S + GRACE
+        if deadline > self._deadline:
+            self._timeout, self._deadline = TOUCH_TIMEOUT_S, deadline
+        if self._on_touch:
+            self._on_touch(touch)
+
+
 class _Connection:
-    __slots__ = ("pid", "sock")
+    __slots__ = ("greeting", "pid", "sock")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.pid = os.getpid()
+        self.greeting = SUBSCRIBE  # goes out with the first request
 
-    def ask(self, line: bytes, deadline: float) -> bytes:
-        """The line that answers `line`."""
+    def ask(self, call: _Call) -> Outcome:
+        """The answer to the call; what comes before it is the greeting's, or an event."""
         try:
-            self._wait_until(deadline)
-            self.sock.sendall(line)
+            self.sock.settimeout(call.left_s())
+            self.sock.sendall(self.greeting + call.line)
+            self.greeting = b""
         except TimeoutError:
-            raise
+            raise call.late() from None
         except OSError:
             pass  # refusing a connection, the agent says why before it closes: read on
-        answer = bytearray()
+        received = bytearray()
         while True:
-            self._wait_until(deadline)
-            try:
-                part = self.sock.recv(MAX_LINE)
-            except ConnectionError:
-                part = b""
-            if not part:
-                if answer:
-                    raise AgentUnavailable("the agent went away in the middle of its answer")
-                raise _Closed
-            answer += part
-            end = answer.find(b"\n") + 1
-            if (end or len(answer)) > MAX_LINE:
+            end = received.find(b"\n") + 1
+            if (end or len(received)) > MAX_LINE:
                 raise ProtocolError(f"the agent's answer has more than {MAX_LINE} bytes")
-            if end and end < len(answer):
+            if not end:
+                received += self._receive(call, in_the_middle=bool(received))
+                continue
+            outcome = _outcome(call, bytes(received[:end]))
+            del received[:end]
+            if outcome is None:
+                continue
+            if received:
                 raise ProtocolError("the agent answered more than was asked")
-            if end:
-                return bytes(answer)
+            return outcome
 
-    def _wait_until(self, deadline: float) -> None:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        self.sock.settimeout(left)
+    def _receive(self, call: _Call, *, in_the_middle: bool) -> bytes:
+        self.sock.settimeout(call.left_s())
+        try:
+            data = self.sock.recv(MAX_LINE)
+        except TimeoutError:
+            raise call.late() from None
+        except ConnectionError:
+            data = b""
+        if data:
+            return data
+        if in_the_middle:
+            raise AgentUnavailable("the agent went away in the middle of its answer")
+        raise _Closed
 
     def close(self) -> None:
         # No shutdown(2): after a fork it would end the parent's connection too.
@@ -94,7 +152,9 @@ class AgentClient:
 
     Args:
         path: the agent's socket; `$DPOP_AGENT_SOCK` or the user's runtime folder where None.
-        timeout: seconds that one call may take, waiting for a touch included.
+        timeout: seconds that one call may take. A proof that waits for somebody to touch a card
+            has 60 seconds from when the agent says so, which is after 0.3.
+        on_touch: called then, in the thread that waits. What it raises ends the call.
 
     Every call raises:
         AgentUnavailable: nobody listens at the socket.
@@ -103,17 +163,23 @@ class AgentClient:
         DPoPAgentError: what the agent refused, by its type in `errors`.
     """
 
-    def __init__(self, path: str | None = None, timeout: float = DEFAULT_TIMEOUT) -> None:
+    def __init__(
+        self,
+        path: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        on_touch: OnTouch | None = None,
+    ) -> None:
         self._idle: deque[_Connection] = deque()
         self.path = paths.agent_socket() if path is None else os.fspath(path)
         self.timeout = check_timeout(timeout)
+        self.on_touch = on_touch
         self._ids = itertools.count(1)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.path!r}, timeout={self.timeout})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path, self.timeout)
+        return type(self), (self.path, self.timeout, self.on_touch)
 
     def __enter__(self) -> Self:
         return self
@@ -209,34 +275,23 @@ class AgentClient:
         params = params or {}
         number = next(self._ids)
         line = encode_request(number, method, params)
-        deadline = time.monotonic() + self.timeout + GRACE
+        call = _Call(number, line, self.timeout, self.on_touch)
         # What mustn't happen twice has a connection of its own, as the agent may have left an idle
         # one already.
         repeats = may_repeat(method, params)
         if repeats and (idle := self._take_idle()):
             try:
-                return self._ask(idle, number, line, deadline)
+                return self._ask(idle, call)
             except _Closed:
                 pass  # the agent was started anew since
         try:
-            return self._ask(self._connect(deadline), number, line, deadline, keep=repeats)
+            return self._ask(self._connect(call), call, keep=repeats)
         except _Closed:
             raise AgentUnavailable("the agent closed the connection without an answer") from None
 
-    def _ask(
-        self,
-        connection: _Connection,
-        number: int,
-        line: bytes,
-        deadline: float,
-        *,
-        keep: bool = True,
-    ) -> dict[str, Any]:
+    def _ask(self, connection: _Connection, call: _Call, *, keep: bool = True) -> dict[str, Any]:
         try:
-            outcome = _outcome(number, connection.ask(line, deadline))
-        except TimeoutError:
-            connection.close()
-            raise _timeout(self.timeout) from None
+            outcome = connection.ask(call)
         except BaseException:
             connection.close()
             raise
@@ -258,24 +313,24 @@ class AgentClient:
                 return connection
             connection.close()  # the parent's: its answers would mix with ours
 
-    def _connect(self, deadline: float) -> _Connection:
+    def _connect(self, call: _Call) -> _Connection:
         while (sock := connect(self.path)) is None:
-            if time.monotonic() + RETRY_CONNECT_S >= deadline:
-                raise _timeout(self.timeout)
-            time.sleep(RETRY_CONNECT_S)
+            time.sleep(min(RETRY_CONNECT_S, call.left_s()))
         return _Connection(sock)
 
 
-def _outcome(number: int, answer: bytes) -> dict[str, Any] | DPoPAgentError:
-    answered, outcome = decode_response(answer)
-    if answered == number:
+def _outcome(call: _Call, line: bytes) -> Outcome | None:
+    """What a line says to the call; None if it doesn't answer it."""
+    number, outcome = decode_response(line)
+    if isinstance(outcome, Event):
+        touch = touch_of(outcome)
+        if touch and number == call.number:
+            call.waits_for(touch)
+        return None
+    if number == call.number:
         return outcome
-    if answered is None and isinstance(outcome, DPoPAgentError):
+    if number == SUBSCRIPTION:
+        return None  # an agent of before doesn't know the method
+    if number is None and isinstance(outcome, DPoPAgentError):
         raise outcome  # an agent that takes no more of us says so without an id
     raise ProtocolError("the agent answered something that wasn't asked")
-
-
-def _timeout(seconds: float) -> Timeout:
-    return Timeout(
-        f"the agent didn't answer within {seconds:g} s", hint="try again, with a longer timeout"
-    )

@@ -170,7 +170,9 @@ class _Signer:
 
     @staticmethod
     def _find(store: Store, request: dict[str, Any]) -> dict[str, Any]:
-        found = store.find(request["ref"], request["alg"], self_test=request["self_test"])
+        found = store.find(
+            request["ref"], request["alg"], self_test=request["self_test"], anew=request["anew"]
+        )
         if found is not None:
             return {"key": found.to_frame(), "half": None}
         return {"key": None, "half": store.half_made(request["ref"])}

@@ -215,7 +215,7 @@ class KeychainStore(Store):
             raise SignerFailed("the keychain doesn't give back the key that was just written")
         return info
 
-    def find(self, ref: str, alg: str, *, self_test: bool) -> KeyInfo | None:
+    def find(self, ref: str, alg: str, *, self_test: bool, anew: bool = False) -> KeyInfo | None:  # noqa: ARG002
         read = self._read(ref)
         if read is None:
             self._keys.pop(ref, None)

@@ -110,8 +110,10 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def find(self, ref: str, alg: str, *, self_test: bool) -> KeyInfo | None:
+    def find(self, ref: str, alg: str, *, self_test: bool, anew: bool = False) -> KeyInfo | None:
         """The key pair under `ref`, read back, and checked by a signature where that is asked for.
+
+        `anew`: its owner may just have made it, by other means.
 
         Returns None only if the store answered and has none.
         """

@@ -17,7 +17,7 @@ from dpop_agent.agent.lifecycle import Lifecycle
 from dpop_agent.agent.records import Records
 from dpop_agent.agent.signers import Signer
 from dpop_agent.errors import KeyCompromised, KeyExists
-from tests.faults.test_machine import DictStore, Fate
+from tests.faults.test_machine import DictStore, Fate, no_touch
 
 HOUR = 3600
 
@@ -94,7 +94,10 @@ def test_an_object_is_adopted_once(place: Place) -> None:
 
     async def story() -> None:
         both = await asyncio.gather(
-            *(place.lifecycle.adopt({"key": name, "ref": "ff" * 16}, "dict") for name in "ab"),
+            *(
+                place.lifecycle.adopt({"key": name, "ref": "ff" * 16}, "dict", on_touch=no_touch)
+                for name in "ab"
+            ),
             return_exceptions=True,
         )
         assert sorted(type(one).__name__ for one in both) == ["Key", "KeyExists"]
@@ -110,7 +113,7 @@ def test_an_object_that_is_to_be_deleted_is_not_adopted(place: Place) -> None:
         with pytest.raises(Exception, match="the store fails"):
             await place.lifecycle.destroy({"key": "a", "generation": 1})
         with pytest.raises(KeyExists):
-            await place.lifecycle.adopt({"key": "b", "ref": ref}, "dict")
+            await place.lifecycle.adopt({"key": "b", "ref": ref}, "dict", on_touch=no_touch)
 
     place.run(story())
 
@@ -123,7 +126,9 @@ def test_what_was_compromised_once_never_comes_back_by_adoption(place: Place) ->
         await place.lifecycle.destroy({"key": "a", "generation": 1})
         place.store.objects[generation.ref] = generation.jkt  # from a backup
         with pytest.raises(KeyCompromised):
-            await place.lifecycle.adopt({"key": "b", "ref": generation.ref}, "dict")
+            await place.lifecycle.adopt(
+                {"key": "b", "ref": generation.ref}, "dict", on_touch=no_touch
+            )
 
     place.run(story())
 

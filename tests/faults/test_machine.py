@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 )
 
 from dpop_agent.agent import records
-from dpop_agent.agent.keys import Keys, State
+from dpop_agent.agent.keys import Generation, Key, Keys, State
 from dpop_agent.agent.ledger import Contents, Ledger
 from dpop_agent.agent.lifecycle import Lifecycle
 from dpop_agent.agent.records import Records
@@ -54,6 +54,10 @@ class Fate:
             if self.left <= 0:
                 self.left = None
                 raise Crash
+
+
+def no_touch(_key: Key, _generation: Generation) -> None:
+    """A store that nobody touches."""
 
 
 class DictStore:
@@ -98,6 +102,10 @@ class DictStore:
 
     def _find(self, ref: str, **_rest: Any) -> dict[str, Any]:
         return {"key": self._info(ref) if ref in self.objects else None, "half": None}
+
+    def _sign(self, ref: str, jkt: str, **_rest: Any) -> dict[str, Any]:
+        assert self.objects[ref] == jkt
+        return {}
 
     def _destroy(self, ref: str, jkt: str) -> dict[str, Any]:
         assert self.objects.get(ref, jkt) == jkt
@@ -231,7 +239,10 @@ class Machine(RuleBasedStateMachine):
         self.strangers += 1
         ref = f"ff{self.strangers:030x}"
         self.store._generate(ref)
-        self.attempt(lambda: self.lifecycle.adopt({"key": name, "ref": ref}, "dict"), dies_at)
+        self.attempt(
+            lambda: self.lifecycle.adopt({"key": name, "ref": ref}, "dict", on_touch=no_touch),
+            dies_at,
+        )
 
     @rule(name=names)
     def use(self, name: str) -> None:

@@ -30,7 +30,7 @@ from dpop_agent.errors import (
     KeyRetired,
     NoActive,
 )
-from dpop_agent.protocol import decode_response, encode_request
+from dpop_agent.protocol import Event, decode_response, encode_request
 from tests.processes import Agent, NodeServer
 from tests.servers.application import (
     CONFIDENTIAL,
@@ -248,6 +248,7 @@ def pipelined(
             for _ in asked:
                 number, answer = decode_response(lines.readline())
                 assert isinstance(number, int)
+                assert not isinstance(answer, Event)
                 answers.append((number, answer))
     return answers
 

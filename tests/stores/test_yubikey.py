@@ -17,12 +17,13 @@ from typing import Any
 import pytest
 from cryptography import x509
 
+from dpop_agent.client import AgentClient, Touch
 from dpop_agent.verify import verify
 from tests.agent.places import store, until, until_open
 from tests.agent.wire import Wire, request
 from tests.emulators import YUBIKEY, YubiKey, file_of, need
 from tests.emulators import yubikey as new_yubikey
-from tests.piv_card import PIN_TRIES, PinPolicy, TouchPolicy
+from tests.piv_card import NEVER, PIN_TRIES, PinPolicy, TouchPolicy
 from tests.processes import Agent
 from tests.stores.conformance import (
     HTM,
@@ -522,34 +523,125 @@ def test_a_pin_that_was_changed_meanwhile_is_tried_once(
     wire.result("proof", **TARGET, key="always")
 
 
-def test_a_touch_that_is_due_is_announced_in_the_log_and_to_whoever_asked_for_that(
+def take_in(wire: Wire, yubikey: YubiKey, name: str, slot: int, **policies: int) -> dict[str, Any]:
+    """The generation of a key that its owner made with Yubico's tool, touched at once."""
+    yubikey.card.make_key(slot, **policies)
+    wire.result("key.adopt", key=name, ref=f"{SLOTS.index(slot) + 1:02x}")
+    (key,) = wire.result("key.activate", key=name, generation=1)["keys"]
+    return dict(key["generations"][0])
+
+
+def test_a_touch_that_is_due_is_announced_and_waited_for_longer_than_anything_else(
     agent: Agent, wire: Authorizing, yubikey: YubiKey
 ) -> None:
-    quick = wire.make("quick")
-    # Made by its owner with Yubico's tool: PKCS#11 can't ask for a touch policy there.
-    yubikey.card.make_key(0x83, touch=TouchPolicy.ALWAYS)
-    (key,) = wire.result("key.adopt", key="shop", ref="06")["keys"]
-    (made,) = key["generations"]
-    assert made["touch"] == "always"
-    wire.result("key.activate", key="shop", generation=1)
+    made = take_in(wire, yubikey, "shop", 0x82, touch=TouchPolicy.ALWAYS)
+    quick = take_in(wire, yubikey, "quick", 0x83)
     yubikey.card.touch_s = 2.2
-    with Wire(agent.socket, timeout=60) as one, Wire(agent.socket, timeout=60) as other:
-        one.result("subscribe", events=["touch"])
+    told: list[tuple[float, Touch]] = []
+    began = time.monotonic()
+
+    def on_touch(touch: Touch) -> None:
+        told.append((time.monotonic() - began, touch))
+
+    with Wire(agent.socket, timeout=60) as other:
         other.result("observe", seen=[])
-        began = time.monotonic()
-        one.send(request("proof", {**TARGET, "key": "shop"}, number="waits"))
-        event = one.event()
-        assert 0.3 <= time.monotonic() - began < 1
-        assert event == {
-            "jsonrpc": "2.0",
-            "method": "touch",
-            "params": {"id": "waits", "key": "shop", "jkt": made["jkt"], "store": "yubikey"},
-        }
-        assert one.next()["result"]["jkt"] == made["jkt"]
+        with AgentClient(agent.socket, timeout=1.0, on_touch=on_touch) as client:
+            assert client.proof(HTM, HTU, key="shop").jkt == made["jkt"]
         # Once, though it is older than proofs usually get: nobody touches twice for one.
         assert 2.2 <= time.monotonic() - began < 3.5
+        ((after_s, touch),) = told
+        assert 0.3 <= after_s < 1
+        assert touch == Touch(key="shop", jkt=made["jkt"], store="yubikey")
+        # Who didn't subscribe is told of answers alone.
         assert other.result("proof", **TARGET, key="quick")["jkt"] == quick["jkt"]
     assert agent.log.read_text().count("waits for a touch") == 1
+
+
+def test_the_command_line_asks_for_a_touch_on_standard_error(
+    agent: Agent, yubikey: YubiKey
+) -> None:
+    yubikey.card.make_key(0x82, touch=TouchPolicy.ALWAYS)
+    yubikey.card.touch_s = 0.5
+    asks = "touch the card of the store yubikey to sign with shop\n"
+    assert agent.run("key", "adopt", "shop", "--ref", "05", check=True).stderr == asks
+    agent.run("key", "activate", "shop@1", check=True)
+    done = agent.run("proof", HTM, HTU, "--key", "shop", check=True)
+    assert done.stderr == asks
+    verify(done.stdout.strip(), htm=HTM, htu=HTU)
+    yubikey.card.touch_s = 0.0
+    assert agent.run("proof", HTM, HTU, "--key", "shop", check=True).stderr == ""
+
+
+def test_a_touch_that_the_card_remembers_is_announced_once_from_the_adoption_on(
+    agent: Agent, yubikey: YubiKey
+) -> None:
+    yubikey.card.make_key(0x82, touch=TouchPolicy.CACHED)
+    yubikey.card.touch_s = 0.6
+    with Wire(agent.admin_socket, timeout=60) as wire:
+        wire.result("subscribe", events=["touch"])
+        wire.send(request("key.adopt", {"key": "shop", "ref": "05"}, number="adopts"))
+        event = wire.event()["params"]
+        (key,) = wire.next()["result"]["keys"]
+        (made,) = key["generations"]
+        assert event == {"id": "adopts", "key": "shop", "jkt": made["jkt"], "store": "yubikey"}
+        assert made["touch"] == "cached"
+        wire.result("key.activate", key="shop", generation=1)
+        assert [prove(wire, key="shop") for _ in range(2)] == [made["jkt"]] * 2
+    assert agent.log.read_text().count("waits for a touch") == 1
+
+
+@pytest.mark.parametrize(("pin", "said"), [(PinPolicy.ONCE, True), (PinPolicy.ALWAYS, False)])
+def test_a_touch_that_never_comes_is_told_and_costs_no_pin_try_and_the_card_signs_on(
+    agent: Agent,
+    wire: Authorizing,
+    yubikey: YubiKey,
+    pin: int,
+    said: bool,
+) -> None:
+    """However the agent came to know of the policies, by the attestation or by the refusal."""
+    card = yubikey.card
+    policies = {"pin": pin, "touch": TouchPolicy.ALWAYS}
+    made = take_in(wire, yubikey, "shop", 0x82, **(policies if said else {}))
+    card.keys[0x82].pin, card.keys[0x82].touch = policies.values()
+    quick = take_in(wire, yubikey, "quick", 0x83)
+    card.touch_s, card.waits_s = NEVER, 1.1
+    signer, pins, signatures = store(agent)["signer_pid"], card.pins, card.signatures
+    with Wire(agent.socket, timeout=60) as own:
+        began = time.monotonic()
+        error = own.error("proof", **TARGET, key="shop")
+        assert (error["type"], error["retry"]) == ("timeout", "no")
+        assert error["message"] == "nobody touched the card in time"
+        assert time.monotonic() - began < 2 * card.waits_s
+        assert card.signatures == signatures
+        assert prove(own, key="quick") == quick["jkt"]
+        card.touch_s = 0.0
+        assert prove(own, key="shop") == made["jkt"]
+    assert card.signatures == signatures + 2
+    assert card.tries == PIN_TRIES
+    assert card.pins == pins + (2 if pin == PinPolicy.ALWAYS else 0)
+    assert store(agent)["signer_pid"] == signer
+
+
+def test_whoever_waits_behind_a_touch_is_told_and_whoever_left_gets_no_signature(
+    agent: Agent, wire: Authorizing, yubikey: YubiKey
+) -> None:
+    take_in(wire, yubikey, "shop", 0x82, touch=TouchPolicy.ALWAYS)
+    quick = take_in(wire, yubikey, "quick", 0x83)
+    card = yubikey.card
+    card.touch_s, signatures = 1.0, card.signatures
+    with Wire(agent.socket, timeout=60) as other:
+        with Wire(agent.socket, timeout=60) as one:
+            one.result("subscribe", events=["touch"])
+            asked = [request("proof", {**TARGET, "key": "shop"}, number=n) for n in range(3)]
+            one.send(b"".join(asked))
+            one.event()
+            error = other.error("proof", **TARGET, key="quick", timeout_ms=200)
+            assert (error["type"], error["retry"]) == ("timeout", "later")
+            assert "waits until somebody touches its card" in error["message"]
+        assert prove(other, key="quick") == quick["jkt"]
+        assert other.result("status")["proofs"] == 1
+    assert card.signatures == signatures + 2  # the one that was touched for, and quick's
+    assert listed(wire, "shop")[0]["last_used"] is None
 
 
 def test_a_touch_policy_is_read_from_the_attestation_and_can_be_said_by_the_user(

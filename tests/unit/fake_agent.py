@@ -6,12 +6,13 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from dpop_agent.errors import DPoPAgentError
+from dpop_agent.errors import DPoPAgentError, MethodNotFound
 from dpop_agent.protocol import encode_error, encode_result
 
 Params = dict[str, Any]
@@ -29,6 +30,13 @@ class Raw:
 
 NOTHING = Raw(b"", keep=True)
 HANG_UP = Raw(b"")
+TOUCH = {"key": "shop", "jkt": JKT, "store": "yubikey"}
+TOUCH_DUE = Raw(
+    b'{"jsonrpc":"2.0","method":"touch","params":{"id":$ID,"key":"shop","jkt":"%b",'
+    b'"store":"yubikey","later":1}}\n' % JKT.encode(),
+    keep=True,
+)
+"""A touch that never comes, unless something is sent after it."""
 
 Reply = Params | DPoPAgentError | Raw
 
@@ -36,7 +44,12 @@ Reply = Params | DPoPAgentError | Raw
 class FakeAgent:
     """Answers proofs like an agent with one key; `script` replaces answers, the first ones first.
 
+    Subscriptions aren't among the requests, and `script` has no answer for them.
+
     Attributes:
+        subscriptions: what connections subscribed to.
+        knows_subscribe: False for an agent of before.
+        touch_s: seconds that a proof waits for a touch, which is announced; None for no touch.
         requests: method and params of everything that came, in order.
         connections: how many were accepted.
         state: of the generation that signs.
@@ -47,6 +60,9 @@ class FakeAgent:
         folder.mkdir(mode=0o700, exist_ok=True)
         self.path = str(folder / "agent.sock")
         self.requests: list[tuple[str, Params]] = []
+        self.subscriptions: list[Params] = []
+        self.knows_subscribe = True
+        self.touch_s: float | None = None
         self.script: list[Reply | Callable[[Params], Reply]] = []
         self.greeting: Raw | None = None
         self.connections = 0
@@ -137,6 +153,18 @@ class FakeAgent:
 
     def _reply(self, connection: socket.socket, request: Params) -> bool:
         method, params = request["method"], request["params"]
+        if method == "subscribe":
+            self.subscriptions.append(params)
+            unknown = MethodNotFound("there is no such method")
+            number = request["id"]
+            connection.sendall(
+                encode_result(number, {}) if self.knows_subscribe else encode_error(number, unknown)
+            )
+            return True
+        touch_s = self.touch_s
+        if method == "proof" and touch_s is not None:
+            connection.sendall(TOUCH_DUE.data.replace(b"$ID", str(request["id"]).encode()))
+            time.sleep(touch_s)
         with self._lock:
             self.requests.append((method, params))
             step = self.script.pop(0) if self.script else self._usual(method, params)

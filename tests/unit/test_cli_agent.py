@@ -19,6 +19,7 @@ import pytest
 from dpop_agent import errors, protocol
 from dpop_agent.cli import output
 from dpop_agent.cli.main import main
+from dpop_agent.client import Touch
 from tests import vectors
 
 JKT = "-" * 42 + "A"
@@ -63,7 +64,10 @@ def key(*generations: dict[str, Any], name: str = "default", **changes: Any) -> 
 
 
 class Agent:
-    """Answers each method with what `answers` has; `seen` are the sockets, methods, parameters."""
+    """Answers each method with what `answers` has; `seen` are the sockets, methods, parameters.
+
+    But for subscriptions, which every connection begins with.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.answers: dict[str, dict[str, Any] | errors.DPoPAgentError] = {
@@ -97,6 +101,8 @@ class Agent:
             request = protocol.decode_request(line, methods)
         except errors.ProtocolError as e:
             return protocol.encode_error(e.request_id, e)
+        if request.method == "subscribe":
+            return protocol.encode_result(request.id, {})
         self.seen.append((name, request.method, request.params))
         answer = self.answers[request.method]
         if isinstance(answer, errors.DPoPAgentError):
@@ -265,6 +271,18 @@ class TestVerify:
         self.give(monkeypatch, text)
         assert main([*self.WORDS, *more, "--json"]) == 1
         assert json.loads(capsys.readouterr().err)["error"]["data"]["check"] == check
+
+
+def test_a_touch_is_never_asked_for_on_standard_output(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch = Touch(key="shop", jkt=JKT, store="yubi\x1bkey")
+    output.say_touch(touch)
+    asked = "touch the card of the store yubi?key to sign with shop\n"
+    assert capsys.readouterr() == ("", asked)
+    monkeypatch.setattr(sys, "stderr", None)  # as it is where it was closed
+    output.say_touch(touch)
+    assert capsys.readouterr().out == ""
 
 
 class TestKeys:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dpop_agent.client import AsyncAgentClient
+from dpop_agent.client import AsyncAgentClient, Touch
 from dpop_agent.client import aio as aio_module
 from dpop_agent.client import connection as connection_module
 from dpop_agent.errors import (
@@ -25,7 +25,7 @@ from dpop_agent.errors import (
 )
 from dpop_agent.peer import Peer
 from dpop_agent.protocol import MAX_LINE, encode_error
-from tests.unit.fake_agent import HANG_UP, JKT, NOTHING, FakeAgent, Raw
+from tests.unit.fake_agent import HANG_UP, JKT, NOTHING, TOUCH, TOUCH_DUE, FakeAgent, Raw
 
 URI = "https://api.example.com/me"
 SILENT = Raw(b"", keep=True)
@@ -127,6 +127,76 @@ def test_a_timeout_leaves_other_calls_alone_and_the_next_connects_anew(
     asyncio.run(main())
 
 
+def test_a_touch_is_told_and_has_a_deadline_of_its_own(
+    agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aio_module, "GRACE", 0.02)
+    agent.touch_s = 0.3
+    told: list[Touch] = []
+
+    async def main() -> None:
+        async with AsyncAgentClient(agent.path, timeout=0.1, on_touch=told.append) as client:
+            assert (await client.proof("GET", URI)).value == "proof-1"
+        async with AsyncAgentClient(agent.path, timeout=0.1) as unasked:
+            assert (await unasked.proof("GET", URI)).value == "proof-2"
+
+    asyncio.run(main())
+    assert told == [Touch(**TOUCH)]
+    assert agent.subscriptions == [{"events": ["touch"]}] * 2
+
+
+def test_a_touch_is_the_one_calls_whose_it_is_and_ends_it_at_its_own_deadline(
+    agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aio_module, "GRACE", 0.02)
+    monkeypatch.setattr(aio_module, "TOUCH_TIMEOUT_S", 0.4)
+    agent.script = [TOUCH_DUE, SILENT]
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with AsyncAgentClient(agent.path, timeout=0.1) as client:
+            began = loop.time()
+            waits = asyncio.create_task(client.proof("GET", URI))
+            other = asyncio.create_task(client.hello())
+            with pytest.raises(Timeout, match=r"within 0\.1 s"):
+                await other
+            assert loop.time() - began < 0.4
+            with pytest.raises(Timeout, match=r"within 0\.4 s"):
+                await waits
+            assert 0.4 <= loop.time() - began < 2
+
+    asyncio.run(main())
+
+
+def test_what_on_touch_raises_ends_that_call_alone(agent: FakeAgent) -> None:
+    agent.touch_s = 0.05
+
+    def refuse(touch: Touch) -> None:
+        raise LookupError(touch.store)
+
+    async def main() -> None:
+        async with AsyncAgentClient(agent.path, on_touch=refuse) as client:
+            with pytest.raises(LookupError, match="yubikey"):
+                await client.proof("GET", URI, nonce="one")
+            agent.touch_s = None
+            assert (await client.proof("GET", URI, nonce="two")).nonce == "two"
+
+    asyncio.run(main())
+    assert agent.connections == 1
+
+
+def test_an_agent_that_has_no_events_serves_as_well(agent: FakeAgent) -> None:
+    agent.knows_subscribe = False
+
+    async def main() -> None:
+        async with AsyncAgentClient(agent.path) as client:
+            assert (await client.proof("GET", URI)).value == "proof-1"
+            assert (await client.proof("GET", URI)).value == "proof-2"
+
+    asyncio.run(main())
+    assert agent.connections == 1
+
+
 def test_an_agent_started_anew_is_found_by_the_next_call(agent: FakeAgent) -> None:
     async def main() -> None:
         async with AsyncAgentClient(agent.path) as client:
@@ -153,6 +223,7 @@ def test_an_agent_started_anew_is_found_by_the_next_call(agent: FakeAgent) -> No
         b"garbage\n",
         b'{"jsonrpc":"2.0","id":12345,"result":{}}\n',
         b'{"jsonrpc":"2.0","id":[],"result":{}}\n',
+        b'{"jsonrpc":"2.0","method":"touch","params":[]}\n',
         b"x" * (MAX_LINE + 1),
         b"x" * MAX_LINE + b"\n",
     ],
@@ -243,8 +314,9 @@ def test_each_event_loop_has_a_connection_of_its_own(agent: FakeAgent) -> None:
     assert [asyncio.run(main()) for _ in range(3)] == ["proof-1", "proof-2", "proof-3"]
     assert agent.connections == 3
     assert len(client._places) == 0
+    client.on_touch = print
     again: AsyncAgentClient = pickle.loads(pickle.dumps(client))
-    assert (again.path, again.timeout) == (client.path, client.timeout)
+    assert (again.path, again.timeout, again.on_touch) == (client.path, client.timeout, print)
 
 
 def test_a_child_leaves_the_parents_connection_alone(agent: FakeAgent) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import dpop_agent.client
-from dpop_agent.client import AgentClient, BoundToken, Proof
+from dpop_agent.client import AgentClient, BoundToken, Proof, Touch
 from dpop_agent.client import connection as connection_module
 from dpop_agent.client import sync as sync_module
 from dpop_agent.errors import (
@@ -35,7 +35,16 @@ from dpop_agent.errors import (
 from dpop_agent.jose import b64url
 from dpop_agent.peer import Peer
 from dpop_agent.protocol import MAX_LINE, encode_error
-from tests.unit.fake_agent import HANG_UP, JKT, NOTHING, OTHER_JKT, FakeAgent, Raw
+from tests.unit.fake_agent import (
+    HANG_UP,
+    JKT,
+    NOTHING,
+    OTHER_JKT,
+    TOUCH,
+    TOUCH_DUE,
+    FakeAgent,
+    Raw,
+)
 
 URI = "https://api.example.com/me"
 ACCESS_TOKEN = "Kz~8mXK1EalYznwH-LC-1fBAo.4Ljp~zsPE_NeO.gxU"
@@ -279,6 +288,8 @@ def test_a_path_no_socket_can_have_is_a_configuration_error() -> None:
         (b'{"jsonrpc":"2.0","id":$ID,"result":{}}\n{"more', ProtocolError),
         (b'{"jsonrpc":"2.0","id":$ID,"result":{"proof":7,"key":"a","jkt":"b"}}\n', ProtocolError),
         (b'{"jsonrpc":"2.0","id":$ID,"error":7}\n', ProtocolError),
+        (b'{"jsonrpc":"2.0","method":"touch"}\n', ProtocolError),
+        (b'{"jsonrpc":"2.0","method":"touch","params":{"id":$ID,"key":7}}\n', ProtocolError),
         (b'{"jsonrpc":"2.0","id":$ID,"res', AgentUnavailable),
         (b"x" * (MAX_LINE + 1), ProtocolError),
         (b"x" * MAX_LINE + b"\n", ProtocolError),
@@ -333,6 +344,88 @@ def test_a_full_backlog_ends_at_the_deadline_too(
         with pytest.raises(Timeout):
             client.proof("GET", URI)
     fake.listener.close()
+
+
+# --- a touch that is due
+
+
+def test_a_touch_is_told_and_has_a_deadline_of_its_own(
+    agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sync_module, "GRACE", 0.02)
+    agent.touch_s = 0.3
+    told: list[Touch] = []
+    with AgentClient(agent.path, timeout=0.1, on_touch=told.append) as client:
+        assert client.proof("GET", URI).value == "proof-1"
+        assert client.proof("GET", URI).value == "proof-2"
+    assert told == [Touch(**TOUCH)] * 2
+    assert str(told[0]) == "touch the card of the store yubikey to sign with shop"
+    with AgentClient(agent.path, timeout=0.1) as unasked:
+        assert unasked.proof("GET", URI).value == "proof-3"
+    assert [params["timeout_ms"] for params in agent.proofs] == [100] * 3
+    assert agent.subscriptions == [{"events": ["touch"]}] * 2
+    assert agent.connections == 2
+
+
+def test_a_touch_that_never_comes_ends_the_call_at_the_touchs_deadline(
+    agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sync_module, "GRACE", 0.02)
+    monkeypatch.setattr(sync_module, "TOUCH_TIMEOUT_S", 0.4)
+    agent.script = [TOUCH_DUE]
+    began = time.monotonic()
+    with AgentClient(agent.path, timeout=0.1) as client:
+        with pytest.raises(Timeout, match=r"within 0\.4 s"):
+            client.proof("GET", URI)
+        assert 0.4 <= time.monotonic() - began < 2
+        assert client.proof("GET", URI).value == "proof-1"
+    assert agent.connections == 2
+
+
+def test_a_touch_does_not_shorten_a_longer_timeout(
+    agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sync_module, "TOUCH_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(sync_module, "GRACE", 0.01)
+    agent.touch_s = 0.2
+    with AgentClient(agent.path) as client:
+        assert client.proof("GET", URI).value == "proof-1"
+
+
+def test_an_agent_that_has_no_events_serves_as_well(agent: FakeAgent, client: AgentClient) -> None:
+    agent.knows_subscribe = False
+    assert [client.proof("GET", URI).value for _ in range(2)] == ["proof-1", "proof-2"]
+    assert agent.connections == 1
+
+
+def test_what_on_touch_raises_ends_that_call_alone(agent: FakeAgent) -> None:
+    agent.touch_s = 0.05
+
+    def refuse(touch: Touch) -> None:
+        raise LookupError(touch.store)
+
+    with AgentClient(agent.path, on_touch=refuse) as client:
+        with pytest.raises(LookupError, match="yubikey"):
+            client.proof("GET", URI, nonce="one")
+        agent.touch_s = None
+        assert client.proof("GET", URI, nonce="two").nonce == "two"
+    assert agent.connections == 2
+
+
+def test_events_that_are_another_requests_or_unknown_are_passed_over(agent: FakeAgent) -> None:
+    other = TOUCH_DUE.data.replace(b"$ID", b"77")
+    unsaid = b'{"jsonrpc":"2.0","method":"store","params":{}}\n'
+    answer = b'{"jsonrpc":"2.0","id":$ID,"result":{"n":1}}\n'
+    agent.script = [Raw(other + unsaid + answer, keep=True)]
+    told: list[Touch] = []
+    with AgentClient(agent.path, on_touch=told.append) as client:
+        assert client.hello() == {"n": 1}
+    assert told == []
+
+
+def test_a_client_keeps_its_on_touch_where_it_is_pickled(agent: FakeAgent) -> None:
+    again: AgentClient = pickle.loads(pickle.dumps(AgentClient(agent.path, on_touch=print)))
+    assert again.on_touch is print
 
 
 # --- connections over time

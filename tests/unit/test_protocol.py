@@ -13,9 +13,11 @@ from dpop_agent.protocol import (
     ADMIN_METHODS,
     AGENT_METHODS,
     MAX_LINE,
+    Event,
     decode_request,
     decode_response,
     encode_error,
+    encode_event,
     encode_request,
     encode_result,
 )
@@ -417,6 +419,13 @@ def test_an_error_is_decoded_to_its_class() -> None:
     assert isinstance(error, errors.ParseError)
 
 
+def test_an_event_is_decoded_with_the_id_of_its_request() -> None:
+    for told, number in (({"id": 3, "key": "a"}, 3), ({"id": "x"}, None), ({}, None)):
+        about, event = decode_response(encode_event("touch", told))
+        assert isinstance(event, Event)
+        assert (about, event.name, event.params) == (number, "touch", told)
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -424,6 +433,9 @@ def test_an_error_is_decoded_to_its_class() -> None:
         b"x",
         b"[]",
         b"1",
+        b'{"method":"touch"}',
+        b'{"method":"touch","params":[]}',
+        b'{"method":1,"params":{}}',
         b"{}",
         b'{"id":1}',
         b'{"result":{}}',

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from dpop_agent.agent.signers import Signer
+from dpop_agent.agent import signers
+from dpop_agent.agent.signers import Job, Signer, _Process
+from dpop_agent.channel import Frames
 from dpop_agent.config import PinSource, StoreConfig, TokenUri
-from dpop_agent.errors import Locked, SignerFailed
+from dpop_agent.errors import DPoPAgentError, Locked, SignerFailed, Timeout
 
 
 def signer(folder: Path, pin_source: str) -> Signer:
@@ -48,3 +52,128 @@ def test_a_store_whose_pin_is_typed_starts_no_process_before_unlock(tmp_path: Pa
             await asyncio.wait_for(locked.ask("reserve", alg="ES256"), 1)
 
     asyncio.run(story())
+
+
+class Card:
+    """A signer's process that takes every frame, and answers when it is told to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.signer = signer(folder, "keychain")
+        self.transport = self
+        self.frames: list[dict[str, Any]] = []
+        self.killed = False
+        self._process = cast("_Process", self)
+        self.signer._process, self.signer._ready = self._process, True
+
+    def write(self, data: bytes) -> None:
+        self.frames += Frames().feed(data)
+
+    def kill(self) -> None:
+        self.killed = True
+
+    def touch(self) -> None:
+        """Sign what was sent first."""
+        frame = self.frames.pop(0)
+        self.signer.answered(self._process, {"id": frame["id"], "ok": {"signed": frame["n"]}})
+
+    def submit(
+        self, n: int, *, within_s: float, touch: bool = True, owner: str = "one"
+    ) -> list[dict[str, Any] | DPoPAgentError | str]:
+        """What becomes of a job."""
+        told: list[dict[str, Any] | DPoPAgentError | str] = []
+        job = Job(
+            owner,
+            lambda: {"op": "sign", "n": n},
+            told.append,
+            deadline=asyncio.get_running_loop().time() + within_s,
+            again=True,
+            on_touch=(lambda: told.append("touch")) if touch else None,
+        )
+        self.signer.submit(job)
+        return told
+
+    async def until(self, reached: Callable[[], object]) -> None:
+        async with asyncio.timeout(5):
+            while not reached():
+                await asyncio.sleep(0.02)
+
+
+def with_card(folder: Path, story: Callable[[Card], Coroutine[Any, Any, None]]) -> None:
+    async def told() -> None:
+        card = Card(folder)
+        await story(card)
+        if card.signer._tick is not None:
+            card.signer._tick.cancel()
+
+    asyncio.run(told())
+
+
+def test_a_touch_has_a_deadline_of_its_own_and_whoever_waits_behind_it_has_his(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signers, "TOUCH_AFTER_S", 0.1)
+
+    async def story(card: Card) -> None:
+        waits = card.submit(1, within_s=0.3)
+        behind = card.submit(2, within_s=0.4, touch=False, owner="other")
+        patient = card.submit(3, within_s=5, owner="other")
+        await card.until(lambda: behind)
+        assert waits == ["touch"]
+        (late,) = behind
+        assert isinstance(late, Timeout)
+        assert late.retry == "later"
+        assert "waits until somebody touches its card" in late.message
+        card.touch()
+        assert waits == ["touch", {"signed": 1}]
+        assert [frame["n"] for frame in card.frames] == [3]
+        card.touch()
+        assert patient == [{"signed": 3}]
+
+    with_card(tmp_path, story)
+
+
+def test_a_deadline_before_the_touch_is_noticed_holds(tmp_path: Path) -> None:
+    async def story(card: Card) -> None:
+        hasty = card.submit(1, within_s=0.05)
+        await card.until(lambda: hasty)
+        await asyncio.sleep(signers.TOUCH_AFTER_S + 2 * signers.TICK_S)
+        (late,) = hasty  # and no event after its answer
+        assert isinstance(late, Timeout)
+
+    with_card(tmp_path, story)
+
+
+def test_a_card_that_waits_for_ever_is_given_up_at_the_touchs_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signers, "TOUCH_AFTER_S", 0.1)
+    monkeypatch.setattr(signers, "TOUCH_TIMEOUT_S", 0.5)
+
+    async def story(card: Card) -> None:
+        waits = card.submit(1, within_s=0.2)
+        await card.until(lambda: card.killed)
+        touch, late = waits
+        assert touch == "touch"
+        assert isinstance(late, Timeout)
+        assert "nobody touched the card of the store work within 0.5 s" in late.message
+        assert late.retry == "no"
+
+    with_card(tmp_path, story)
+
+
+def test_a_connection_that_is_gone_is_told_of_no_touch_and_gets_no_signature(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signers, "TOUCH_AFTER_S", 0.1)
+
+    async def story(card: Card) -> None:
+        sent, queued = card.submit(1, within_s=5), card.submit(2, within_s=5)
+        card.signer.drop("one")
+        other = card.submit(3, within_s=0.3, touch=False, owner="other")
+        await card.until(lambda: other)
+        assert isinstance(other[0], Timeout)
+        assert "waits until somebody touches its card" in other[0].message
+        card.touch()
+        assert (sent, queued, card.frames) == ([], [], [])
+
+    with_card(tmp_path, story)
