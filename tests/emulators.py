@@ -66,6 +66,7 @@ _BUS_CONFIG = """\
     <allow send_destination="*" eavesdrop="true"/>
     <allow eavesdrop="true"/>
     <allow own="*"/>
+    {more}
   </policy>
 </busconfig>
 """
@@ -125,7 +126,7 @@ def _free_ports() -> int:
 def _bus(folder: Path) -> Iterator[str]:
     """A D-Bus of its own; its address."""
     socket, config, log = folder / "bus", folder / "bus.conf", folder / "bus.log"
-    config.write_text(_BUS_CONFIG.format(socket=socket))
+    config.write_text(_BUS_CONFIG.format(socket=socket, more=""))
     command = ["dbus-daemon", f"--config-file={config}", "--nofork", "--nosyslog"]
     with _running(command, log=log) as process:
         _until(socket.exists, process, log)
@@ -188,6 +189,17 @@ class Keyring:
     def thaw(self) -> None:
         """Let it go on after `freeze`."""
         self._process.send_signal(signal.SIGCONT)
+
+    def forbid_deleting(self) -> None:
+        """From here on no program may delete an item."""
+        from jeepney import DBusAddress, new_method_call
+
+        deny = '<deny send_interface="org.freedesktop.Secret.Item" send_member="Delete"/>'
+        text = _BUS_CONFIG.format(socket=self._folder / "bus", more=deny)
+        (self._folder / "bus.conf").write_text(text)
+        bus = DBusAddress("/", bus_name="org.freedesktop.DBus", interface="org.freedesktop.DBus")
+        with self._collection() as collection:
+            collection.connection.send_and_get_reply(new_method_call(bus, "ReloadConfig"))
 
     @contextmanager
     def _collection(self) -> Iterator[Any]:

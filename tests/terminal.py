@@ -65,6 +65,11 @@ class Terminal:
         while text not in self.shown:
             assert self._read(), f"it ended: {self.shown}"
 
+    @property
+    def ended(self) -> bool:
+        """Whether it ended by itself."""
+        return self.process.poll() is not None
+
     def type(self, line: str) -> None:
         os.write(self._ours, line.encode())
 

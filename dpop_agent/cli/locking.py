@@ -21,6 +21,9 @@ LOGIN_TIMEOUT_S = 45.0
 PAD_TIMEOUT_S = 120.0
 """Seconds for a person to type at a pad, before the agent takes its signer for hanging."""
 
+LOOK_S = 0.05
+"""Seconds between looks at stores that start, for 15 s at the most."""
+
 MAX_ANSWER = 8 * 1024
 
 
@@ -78,10 +81,17 @@ def _wait_for_pad(name: str, path: str) -> None:
 
 
 def _locked() -> list[str]:
+    """The stores that are; what still starts is waited for."""
+    import time
+
     from dpop_agent.client.sync import AgentClient
 
     with AgentClient(paths.agent_socket()) as agent:
-        return [s["store"] for s in agent.status()["stores"] if s["state"] == "locked"]
+        while True:
+            states = {s["store"]: s["state"] for s in agent.status()["stores"]}
+            if "starting" not in states.values():
+                return [name for name, state in states.items() if state == "locked"]
+            time.sleep(LOOK_S)
 
 
 def send_secret(path: str, prompt: str, *, what: str, may_be_empty: bool = False) -> bool:

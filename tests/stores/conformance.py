@@ -20,7 +20,7 @@ from dpop_agent.jose import ALGORITHMS
 from dpop_agent.verify import verify
 from tests.agent.places import descendants, store, until, until_open
 from tests.agent.wire import Wire
-from tests.processes import Agent
+from tests.processes import Agent, running
 
 HTM, HTU = "POST", "https://as.example.com/token"
 TARGET = {"htm": HTM, "htu": HTU}
@@ -130,6 +130,22 @@ class StoreConformance:
         until(lambda: "result" in wire.ask("proof", **TARGET, key="shop"), seconds=15)
         assert self.prove(wire, "shop") == made["jkt"]
         assert until_open(agent)["signer_pid"] != signer
+
+    def test_a_locked_store_signs_nothing_before_unlock(self, agent: Agent, wire: Wire) -> None:
+        made = self.create(wire, "shop")
+        signer = until_open(agent)["signer_pid"]
+        (told,) = wire.result("lock")["stores"]
+        assert (told["state"], told["signer_pid"]) == ("locked", None)
+        assert not running(signer)
+        wire.result("reload")
+        for _ in range(3):
+            error = wire.error("proof", **TARGET, key="shop")
+            assert (error["type"], error["retry"]) == ("locked", "later")
+            assert error["hint"] == f"dpop-agent unlock {told['store']}"
+        assert store(agent)["state"] == "locked"
+        opened = wire.result("unlock", store=told["store"])
+        assert (opened["state"], opened["pin_socket"], opened["pin_pad"]) == ("ready", None, False)
+        assert self.prove(wire, "shop") == made["jkt"]
 
     def test_status_tells_where_the_keys_are(self, agent: Agent) -> None:
         told = until_open(agent)

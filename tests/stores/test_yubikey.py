@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import socket
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from tests.stores.conformance import (
     PinConformance,
     StoreConformance,
 )
+from tests.terminal import at_a_terminal
 
 OPEN_S = 5.0
 """Seconds in which a signer finds the card and logs in."""
@@ -385,33 +385,6 @@ def test_a_slot_whose_reuse_was_cut_short_has_the_old_key_or_the_new_one(
 
 
 # The management key
-
-
-def at_a_terminal(agent: Agent, *words: str, prompt: str, typed: str) -> tuple[int, str]:
-    """`dpop-agent WORDS…` where somebody types; its status, and all that it showed."""
-    ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        [sys.executable, "-m", "dpop_agent", *words],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env=agent.env,
-        start_new_session=True,
-        preexec_fn=lambda: os.close(os.open(os.ttyname(theirs), os.O_RDWR)),
-    ) as process:
-        os.close(theirs)
-        shown, sent = b"", False
-        while True:
-            try:
-                shown += os.read(ours, 1024)
-            except OSError:
-                break
-            if prompt.encode() in shown and not sent:
-                os.write(ours, typed.encode() + b"\n")
-                sent = True
-        status = process.wait()
-    os.close(ours)
-    return status, shown.decode()
 
 
 def test_the_management_key_is_asked_for_once_and_kept_for_one_key_alone(
