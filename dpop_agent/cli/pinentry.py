@@ -53,7 +53,7 @@ def ask(prompt: str, what: str) -> str:
         conversation.say("SETTITLE dpop-agent", must=False)
         conversation.say(f"SETDESC {_escaped(prompt.rstrip(': '))}")
         conversation.say(f"SETPROMPT {_escaped(what)}:")
-        typed = conversation.say("GETPIN", seconds=TIMEOUT_S + GRACE_S)
+        typed = conversation.say("GETPIN", seconds=TIMEOUT_S)
         conversation.say("BYE", must=False)
     except OSError as e:
         raise _no_answer() from e
@@ -87,15 +87,15 @@ class _Conversation:
         self._to, self._from = process.stdin.fileno(), process.stdout.fileno()
         self._rest = b""
 
-    def say(self, command: str, *, must: bool = True, seconds: float = GRACE_S) -> bytes:
-        """The answer to a command; one that needn't be known may be refused."""
+    def say(self, command: str, *, must: bool = True, seconds: float = 0.0) -> bytes:
+        """The answer to a command that takes so long; if it needn't be known it may be refused."""
         os.write(self._to, command.encode() + b"\n")
         return self.answer(must=must, seconds=seconds)
 
-    def answer(self, *, must: bool = True, seconds: float = GRACE_S) -> bytes:
+    def answer(self, *, must: bool = True, seconds: float = 0.0) -> bytes:
         """The data before `OK`."""
         data = b""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds + GRACE_S
         while True:
             word, _, rest = self._line(deadline).partition(b" ")
             if word == b"OK":
@@ -108,16 +108,19 @@ class _Conversation:
                 return b""
 
     def _line(self, deadline: float) -> bytes:
-        while b"\n" not in self._rest:
-            left_s = max(0.0, deadline - time.monotonic())
-            if not select.select([self._from], [], [], left_s)[0]:
+        while True:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
                 raise Timeout("pinentry gave no answer in time", hint="run it in a terminal")
-            read = os.read(self._from, MAX_LINE)
-            if not read or len(self._rest) > MAX_LINE:
-                raise _no_answer()
-            self._rest += read
-        line, _, self._rest = self._rest.partition(b"\n")
-        return line
+            line, end, rest = self._rest.partition(b"\n")
+            if end:
+                self._rest = rest
+                return line
+            if select.select([self._from], [], [], left_s)[0]:
+                read = os.read(self._from, MAX_LINE)
+                if not read or len(self._rest) > MAX_LINE:
+                    raise _no_answer()
+                self._rest += read
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
