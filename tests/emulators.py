@@ -468,7 +468,7 @@ class YubiKey:
     def held(self) -> Iterator[None]:
         """Another program has it for itself alone, as soon as nobody else uses it."""
         with subprocess.Popen(
-            [sys.executable, "-m", "tests.holding_card"],
+            [sys.executable, "-m", "tests.card_program", "hold"],
             cwd=ROOT,
             env={**os.environ, **self.token.env},
             stdin=subprocess.PIPE,
@@ -482,6 +482,18 @@ class YubiKey:
                 yield
             finally:
                 end(process)
+
+    def disturb(self, what: str) -> None:
+        """Another program comes and goes: `reset`, `log-out` or `select`, as tests/card_program.py
+        has them.
+        """
+        subprocess.run(
+            [sys.executable, "-m", "tests.card_program", what],
+            cwd=ROOT,
+            env={**os.environ, **self.token.env},
+            check=True,
+            timeout=START_S,
+        )
 
     def start_pcscd(self) -> None:
         """Start pcscd and put the card into its reader."""

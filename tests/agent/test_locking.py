@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dpop_agent.errors import Locked, PinRefused
-from tests.agent.places import until
+from tests.agent.places import memory_of, until
 from tests.processes import Agent, Token, running
 from tests.terminal import Terminal, at_a_terminal
 
@@ -51,22 +51,6 @@ def prompting(token: Token, make_agent: Callable[..., Agent]) -> Agent:
     agent.stop()
     configure(token, "prompt")
     return agent.start()
-
-
-def memory_of(pid: int) -> bytes:
-    """All of a process's private memory, as root alone may read it."""
-    found = b""
-    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", 0) as memory:
-        for line in maps:
-            span, modes, *_ = line.split()
-            start, end = (int(x, 16) for x in span.split("-"))
-            if "rw" in modes and "[v" not in line:
-                memory.seek(start)
-                try:
-                    found += memory.read(end - start)
-                except OSError:
-                    continue
-    return found
 
 
 def test_a_store_whose_pin_is_typed_is_locked_until_unlock(prompting: Agent, token: Token) -> None:

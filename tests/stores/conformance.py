@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
@@ -21,6 +22,9 @@ from dpop_agent.verify import verify
 from tests.agent.places import descendants, store, until, until_open
 from tests.agent.wire import Wire
 from tests.processes import Agent, running
+
+BACK_S = 2.0
+"""Seconds after which a store that is back signs again."""
 
 HTM, HTU = "POST", "https://as.example.com/token"
 TARGET = {"htm": HTM, "htu": HTU}
@@ -202,6 +206,7 @@ class AwayConformance:
         agent: Agent,
         wire: Wire,
         taken_away: Callable[[], AbstractContextManager[None]],
+        record_property: Callable[[str, object], None],
     ) -> None:
         (key,) = wire.result("key.create", key="shop")["keys"]
         assert agent.stop() == 0
@@ -212,7 +217,11 @@ class AwayConformance:
                 assert (error["type"], error["retry"]) == ("store_absent", "later")
                 assert error["hint"]
         with Wire(agent.socket, timeout=60) as again:
+            began = time.monotonic()
             until(lambda: "result" in again.ask("proof", **TARGET, key="shop"), seconds=15)
+            took_s = time.monotonic() - began
+            record_property("measured", f"{type(self).__name__}: back after {took_s:.2f} s")
+            assert took_s < BACK_S
             result = again.result("proof", **TARGET, key="shop")
             assert result["jkt"] == key["generations"][0]["jkt"]
 

@@ -23,6 +23,11 @@ def objects(token: Token) -> list[dict[str, Any]]:
     return found
 
 
+def serial(token: Token) -> str:
+    """The PKCS#11 token's own."""
+    return _run(token, "serial").strip()
+
+
 def private_ids(token: Token) -> list[str]:
     """The ids of all private keys, in hex, sorted."""
     return sorted(o["id"] for o in objects(token) if o["class"] == "PRIVATE_KEY")
@@ -75,7 +80,9 @@ def _main(module: str, pin_file: str, token_label: str, what: str, *words: str) 
     token = pkcs11.lib(module).get_token(token_label=token_label)
     pin = Path(pin_file).read_text().strip()
     with token.open(rw=True, user_pin=pin) as session:
-        if what == "list":
+        if what == "serial":
+            print(token.serial.decode().strip())
+        elif what == "list":
             print(json.dumps([described(item) for item in list(session.get_objects())]))
         elif what == "make":
             key_id, label = words
