@@ -178,6 +178,8 @@ def test_a_pin_isnt_asked_for_before_its_token_was_found(prompting: Agent, token
     assert "no PKCS#11 token pkcs11:token=dpop-agent is there" in ran.stderr
     # Nothing but a PIN opens it, so that is what it says, and `unlock` finds it without its name.
     assert store(prompting)["state"] == "locked"
+    with pytest.raises(Locked, match="wants its PIN"):
+        prompting.client().proof("GET", HTU)
     (token.folder / "tokens").rmdir()
     kept.rename(token.folder / "tokens")
     assert unlock(prompting, token.pin)[0] == 0
