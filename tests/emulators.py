@@ -68,6 +68,7 @@ _BUS_CONFIG = """\
     <allow send_destination="*" eavesdrop="true"/>
     <allow eavesdrop="true"/>
     <allow own="*"/>
+    {more}
   </policy>
 </busconfig>
 """
@@ -127,7 +128,7 @@ def _free_ports() -> int:
 def _bus(folder: Path) -> Iterator[str]:
     """A D-Bus of its own; its address."""
     socket, config, log = folder / "bus", folder / "bus.conf", folder / "bus.log"
-    config.write_text(_BUS_CONFIG.format(socket=socket))
+    config.write_text(_BUS_CONFIG.format(socket=socket, more=""))
     command = ["dbus-daemon", f"--config-file={config}", "--nofork", "--nosyslog"]
     with _running(command, log=log) as process:
         _until(socket.exists, process, log)
@@ -190,6 +191,17 @@ class Keyring:
     def thaw(self) -> None:
         """Let it go on after `freeze`."""
         self._process.send_signal(signal.SIGCONT)
+
+    def forbid_deleting(self) -> None:
+        """From here on no program may delete an item."""
+        from jeepney import DBusAddress, new_method_call
+
+        deny = '<deny send_interface="org.freedesktop.Secret.Item" send_member="Delete"/>'
+        text = _BUS_CONFIG.format(socket=self._folder / "bus", more=deny)
+        (self._folder / "bus.conf").write_text(text)
+        bus = DBusAddress("/", bus_name="org.freedesktop.DBus", interface="org.freedesktop.DBus")
+        with self._collection() as collection:
+            collection.connection.send_and_get_reply(new_method_call(bus, "ReloadConfig"))
 
     @contextmanager
     def _collection(self) -> Iterator[Any]:
@@ -496,7 +508,7 @@ class YubiKey:
     def held(self) -> Iterator[None]:
         """Another program has it for itself alone, as soon as nobody else uses it."""
         with subprocess.Popen(
-            [sys.executable, "-m", "tests.holding_card"],
+            [sys.executable, "-m", "tests.card_program", "hold"],
             cwd=ROOT,
             env={**os.environ, **self.token.env},
             stdin=subprocess.PIPE,
@@ -510,6 +522,18 @@ class YubiKey:
                 yield
             finally:
                 end(process)
+
+    def disturb(self, what: str) -> None:
+        """Another program comes and goes: `reset`, `log-out` or `select`, as tests/card_program.py
+        has them.
+        """
+        subprocess.run(
+            [sys.executable, "-m", "tests.card_program", what],
+            cwd=ROOT,
+            env={**os.environ, **self.token.env},
+            check=True,
+            timeout=START_S,
+        )
 
     def start_pcscd(self) -> None:
         """Start pcscd and put the card into its reader."""

@@ -266,7 +266,7 @@ class Card:
             Ins.SELECT: lambda: self._select(data),
             Ins.VERSION: lambda: VERSION,
             Ins.SERIAL: lambda: self.serial.to_bytes(4, "big"),
-            Ins.VERIFY: lambda: self._verify(data),
+            Ins.VERIFY: lambda: self._verify(p1, data),
             Ins.GET_DATA: lambda: self._get_data(data),
             Ins.PUT_DATA: lambda: self._put_data(data),
             Ins.GENERATE: lambda: self._generate(p2, data),
@@ -284,7 +284,10 @@ class Card:
         self._reset()
         return _tlv(0x61, _tlv(0x4F, bytes.fromhex("000010000100")) + _tlv(0x79, _tlv(0x4F, PIV)))
 
-    def _verify(self, pin: bytes) -> bytes:
+    def _verify(self, p1: int, pin: bytes) -> bytes:
+        if p1 == 0xFF:
+            self._verified = self._fresh = False
+            return b""
         if not pin and self._verified:
             return b""
         self.pins += bool(pin)

@@ -186,6 +186,7 @@ class Agent:
             env=self.env,
             timeout=60,
             check=check,
+            start_new_session=True,  # no terminal of whoever runs the tests
         )
 
     def stop(self) -> int:

@@ -659,8 +659,13 @@ class Handler:
 
     async def _unlock(self, params: dict[str, Any]) -> dict[str, Any]:
         signer = self._lifecycle.signer(params["store"])
-        path = await signer.unlock(self._stores.socket_folder)
-        return {"store": params["store"], "state": signer.state, "pin_socket": path}
+        asked = await signer.unlock(self._stores.socket_folder)
+        return {
+            "store": params["store"],
+            "state": signer.state,
+            "pin_socket": asked.socket,
+            "pin_pad": asked.pad,
+        }
 
     async def _reload(self, params: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
         await self._stores.reload()

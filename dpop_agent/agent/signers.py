@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, NamedTuple
 
 from dpop_agent import __version__
 from dpop_agent.channel import Frames, Malformed, frame, outcome
@@ -66,6 +66,17 @@ TICK_S = 0.1
 """Seconds between looks at deadlines."""
 
 Done = Callable[[dict[str, Any] | DPoPAgentError], None]
+
+
+class Asked(NamedTuple):
+    """What somebody has to do for a store to open; nothing without a socket.
+
+    `socket` is the path where the PIN is to be sent, or, with a `pad`, where the outcome is told of
+    what is typed there.
+    """
+
+    socket: str | None = None
+    pad: bool = False
 
 
 class Job:
@@ -176,6 +187,18 @@ class _FairQueue:
         return late
 
 
+class _Asking(NamedTuple):
+    """A start for which somebody may have to type.
+
+    Attributes:
+        folder: where the signer may make a socket.
+        answer: who types, and where; known as soon as the place was found.
+    """
+
+    folder: str
+    answer: asyncio.Future[Asked]
+
+
 class _Process(asyncio.Protocol):
     """One signer process and its channel."""
 
@@ -250,6 +273,7 @@ class Signer:
         self._idle_since = self._loop.time()
         self._released = False
         self._locking: asyncio.Task[None] | None = None
+        self._unlocking = asyncio.Lock()
         self._prompts = config.pin_source is not None and config.pin_source.kind == "prompt"
         self.locked = self._prompts
         if self.locked:
@@ -262,6 +286,8 @@ class Signer:
         """`ready`, `starting`, `locked`, `absent` or `failed`."""
         if self._ready:
             return "ready"
+        if self.locked:
+            return "locked"
         if self._start is not None:
             return "starting"
         if isinstance(self.error, Locked):
@@ -281,7 +307,7 @@ class Signer:
         if len(self._queue) >= MAX_QUEUE and job.owner is not self:
             job.finish(Busy(f"{MAX_QUEUE} requests wait for the store {self.config.name}"))
             return
-        if not self._ready and self._start is None:
+        if not self._ready and (self._start is None or self.locked):
             refusal = self._refusal()
             if refusal is not None:
                 job.finish(refusal)
@@ -339,44 +365,48 @@ class Signer:
         if not self.locked:
             self._start_with(None)
 
-    def _start_with(self, pin_folder: str | None) -> asyncio.Future[str] | None:
-        """Start the process; with a folder it waits for a PIN at a socket there, whose path this
-        tells.
-        """
-        if self._process is not None or self._start is not None or self._closed:
-            return None
-        path: asyncio.Future[str] | None = None
-        if pin_folder is not None:
-            path = self._loop.create_future()
-        self._start = self._loop.create_task(self._open(pin_folder, path))
-        return path
+    def _start_with(self, asking: _Asking | None) -> None:
+        if self._process is None and self._start is None and not self._closed:
+            self._start = self._loop.create_task(self._open(asking))
 
-    async def unlock(self, folder: str) -> str | None:
-        """Open a store that is locked.
+    async def unlock(self, folder: str) -> Asked:
+        """Open a store that is locked, or say what somebody has to do for that.
 
         Args:
             folder: where the signer may make a socket for the PIN.
 
-        Returns the path of that socket if a PIN has to be sent there, None if the store opens
-        without one.
-
         Raises:
             StoreUnusable: it doesn't open.
+            Busy: somebody types its PIN already.
         """
-        if self._ready:
-            return None
-        await self._end_process()
-        self.locked = False
-        kind = self.config.pin_source.kind if self.config.pin_source is not None else ""
-        keychain_has_none = kind == "keychain" and isinstance(self.error, Locked)
-        if kind == "prompt" or keychain_has_none:
-            path = self._start_with(folder)
-            return None if path is None else await path
-        self.start()
-        await self.started()
-        if self.error is not None:
-            raise self.error
-        return None
+        async with self._unlocking:
+            if self._pin_path is None:
+                await self.started()
+            else:
+                raise Busy(
+                    f"the PIN of the store {self.config.name} is being typed already",
+                    hint=f"finish that, or end it: dpop-agent lock {self.config.name}",
+                )
+            if self._ready:
+                return Asked()
+            source = self.config.pin_source
+            self.locked = source is not None and source.kind in ("prompt", "keychain")
+            await self._end_process()
+            if self._closed:
+                raise SignerFailed(f"the store {self.config.name} was closed", hint="try again")
+            if self.locked:
+                self.error = self.error or self._wants_pin()
+                asking = _Asking(folder, self._loop.create_future())
+                self._start_with(asking)
+                asked = await asking.answer
+                if asked.socket is not None:
+                    return asked
+            else:
+                self.start()
+            await self.started()
+            if self.error is not None:
+                raise self.error
+            return Asked()
 
     async def lock(self) -> None:
         """Forget the PIN and close everything; nothing opens it again before `unlock`."""
@@ -427,17 +457,13 @@ class Signer:
             task = self._loop.create_task(self.lock())
             self._locking = task
         elif release_after_s is not None and idle_s >= release_after_s and not self._released:
-            self._send(
-                Job(
-                    self,
-                    dict,
-                    lambda _what: None,
-                    deadline=self._loop.time() + SIGN_TIMEOUT_S,
-                    again=False,
-                ),
-                {"op": "release"},
-            )
+            self._in_passing("release")
             log.info("store %s was idle for %d s and is released", self.config.name, idle_s)
+
+    def _in_passing(self, op: str) -> None:
+        """An operation whose outcome nobody waits for."""
+        deadline = self._loop.time() + SIGN_TIMEOUT_S
+        self._send(Job(self, dict, lambda _: None, deadline=deadline, again=False), {"op": op})
 
     async def started(self) -> None:
         """Wait until a start has come to its end, good or bad."""
@@ -473,25 +499,25 @@ class Signer:
             details=error.details,
         )
 
-    async def _open(self, pin_folder: str | None, path: asyncio.Future[str] | None) -> None:
+    async def _open(self, asking: _Asking | None) -> None:
         try:
-            place = await self._opened(pin_folder, path)
+            place = await self._opened(asking)
         except asyncio.CancelledError:
-            if path is not None and not path.done():
-                path.set_exception(Cancelled("the unlocking was interrupted"))
+            if asking is not None and not asking.answer.done():
+                asking.answer.set_exception(Cancelled("the unlocking was interrupted"))
             raise
         except OSError as e:
-            self._failed(SignerFailed(f"no signer process could be started ({e.strerror})"), path)
+            self._failed(SignerFailed(f"no signer process could be started ({e.strerror})"), asking)
         except DPoPAgentError as e:
-            self._failed(e, path)
+            self._failed(e, asking)
         except Exception:
             log.exception(
                 "opening the store %s failed in a way nobody thought of", self.config.name
             )
-            self._failed(SignerFailed("the agent failed inside", hint="see its log"), path)
+            self._failed(SignerFailed("the agent failed inside", hint="see its log"), asking)
         else:
             self._start = None
-            self._ready, self.error, self.place = True, None, place
+            self._ready, self.locked, self.error, self.place = True, False, None, place
             self._opened_at = self._loop.time()
             self._idle_since = self._loop.time()
             log.info(
@@ -500,20 +526,25 @@ class Signer:
                 place.get("label"),
                 place.get("serial"),
             )
+            if asking is not None:
+                # Now, so that whoever typed finds the store open.
+                self._in_passing("tell")
             self._on_ready(self)
             self._pump()
 
-    async def _opened(
-        self, pin_folder: str | None, path: asyncio.Future[str] | None
-    ) -> dict[str, Any]:
+    async def _opened(self, asking: _Asking | None) -> dict[str, Any]:
         async with self._starting:
             await self._spawn()
-            if path is None:
+            if asking is None:
+                return await self._first(START_TIMEOUT_S, **self._open_frame())
+            found = await self._first(
+                START_TIMEOUT_S, **self._open_frame() | {"op": "listen", "folder": asking.folder}
+            )
+            self._pin_path = found["path"]
+            asking.answer.set_result(Asked(found["path"], found["pad"]))
+            if self._pin_path is None:
                 return await self._first(START_TIMEOUT_S, **self._open_frame())
         # A person types now: other stores needn't wait.
-        listening = await self._first(START_TIMEOUT_S, op="listen", folder=pin_folder)
-        self._pin_path = listening["path"]
-        path.set_result(listening["path"])
         try:
             return await self._first(UNLOCK_TIMEOUT_S, **self._open_frame())
         finally:
@@ -577,16 +608,18 @@ class Signer:
             raise answer
         return answer
 
-    def _failed(self, error: DPoPAgentError, path: asyncio.Future[str] | None = None) -> None:
+    def _failed(self, error: DPoPAgentError, asking: _Asking | None = None) -> None:
         """No store for now: whoever waits is told, and the next try waits."""
         self._start = None
-        if path is not None:
-            self.locked = True
-            if not path.done():
-                path.set_exception(error)
+        if asking is not None:
+            self.locked = self._prompts
+            if not asking.answer.done():
+                asking.answer.set_exception(error)
         if self.error is None or self.error.message != error.message:
             log.warning("store %s can't be used: %s", self.config.name, error)
-        self.error = error
+        # Whatever kept it from being unlocked: it opens by nothing but a PIN that is typed.
+        typed = self.locked and not isinstance(error, Locked)
+        self.error = self._wants_pin() if typed else error
         self._back_off()
         for job in self._queue.take_all():
             job.finish(error)

@@ -7,15 +7,22 @@ import sys
 
 from dpop_agent import paths
 from dpop_agent.cli import arguments, calls, output
-from dpop_agent.errors import Cancelled, ConfigurationError, SignerFailed, from_wire
+from dpop_agent.errors import Cancelled, ConfigurationError, SignerFailed, Timeout, from_wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from argparse import Namespace
     from typing import Any
 
 LOGIN_TIMEOUT_S = 45.0
-"""Seconds for loading a module and logging in; slow cards take 4, PIN pads wait for a person."""
+"""Seconds for logging in; slow cards take 4."""
+
+PAD_TIMEOUT_S = 120.0
+"""Seconds for a person to type at a pad, before the agent takes its signer for hanging."""
+
+LOOK_S = 0.05
+"""Seconds between looks at stores that start, for 15 s at the most."""
 
 MAX_ANSWER = 8 * 1024
 
@@ -49,9 +56,11 @@ def _unlock(args: Namespace) -> int:
         print("no store is locked")
     opened = []
     for name in names:
-        result = calls.admin_call("unlock", {"store": name})
-        if result["pin_socket"] is not None:
-            send_secret(result["pin_socket"], f"PIN of the store {name}: ", what="PIN")
+        asked = calls.admin_call("unlock", {"store": name})
+        if asked["pin_pad"]:
+            _wait_for_pad(name, asked["pin_socket"])
+        elif asked["pin_socket"] is not None:
+            send_secret(asked["pin_socket"], f"PIN of the store {name}: ", what="PIN")
         opened.append({"store": name, "state": "ready"})
         if not args.json:
             print(output.plain(f"the store {name} is open"))
@@ -60,11 +69,29 @@ def _unlock(args: Namespace) -> int:
     return 0
 
 
+def _wait_for_pad(name: str, path: str) -> None:
+    """Say where the PIN is typed, and wait for the outcome; an end of the wait ends the asking."""
+    with _connected(path, "PIN") as sock:
+        print(output.plain(f"type the PIN of the store {name} at its own pad"), file=sys.stderr)
+        try:
+            _outcome(sock, PAD_TIMEOUT_S)
+        except (Timeout, KeyboardInterrupt):
+            calls.admin_call("lock", {"store": name})
+            raise
+
+
 def _locked() -> list[str]:
+    """The stores that are; what still starts is waited for."""
+    import time
+
     from dpop_agent.client.sync import AgentClient
 
     with AgentClient(paths.agent_socket()) as agent:
-        return [s["store"] for s in agent.status()["stores"] if s["state"] == "locked"]
+        while True:
+            states = {s["store"]: s["state"] for s in agent.status()["stores"]}
+            if "starting" not in states.values():
+                return [name for name, state in states.items() if state == "locked"]
+            time.sleep(LOOK_S)
 
 
 def send_secret(path: str, prompt: str, *, what: str, may_be_empty: bool = False) -> bool:
@@ -72,44 +99,62 @@ def send_secret(path: str, prompt: str, *, what: str, may_be_empty: bool = False
 
     Returns whether something was typed.
     """
-    import json
+    with _connected(path, what) as sock:
+        secret = _ask(prompt, what, may_be_empty=may_be_empty)
+        try:
+            sock.sendall(secret.encode() + b"\n")
+        except OSError as e:
+            raise SignerFailed("the signer waits no longer", hint="try again") from e
+        _outcome(sock, LOGIN_TIMEOUT_S)
+    return secret != ""
 
+
+def _connected(path: str, what: str) -> socket.socket:
     from dpop_agent.client.connection import connect
 
     sock = connect(path)
     if sock is None:
         raise SignerFailed(f"the signer takes no {what} now", hint="try again")
-    with sock:
-        secret = _ask(prompt, what, may_be_empty=may_be_empty)
-        sock.settimeout(LOGIN_TIMEOUT_S)
-        answer = bytearray()
-        try:
-            sock.sendall(secret.encode() + b"\n")
-            while not answer.endswith(b"\n") and len(answer) <= MAX_ANSWER:
-                data = sock.recv(4096)
-                if not data:
-                    break
-                answer += data
-        except OSError as e:
-            raise SignerFailed("the signer waits no longer", hint="try again") from e
+    return sock
+
+
+def _outcome(sock: socket.socket, seconds: float) -> None:
+    """Raise what the signer says, if it isn't that all is well.
+
+    Raises:
+        Timeout: it says nothing.
+    """
+    import json
+
+    sock.settimeout(seconds)
+    answer = bytearray()
+    try:
+        while not answer.endswith(b"\n") and len(answer) <= MAX_ANSWER:
+            data = sock.recv(4096)
+            if not data:
+                break
+            answer += data
+    except TimeoutError as e:
+        raise Timeout(f"the store didn't open within {seconds:g} s", hint="try again") from e
+    except OSError as e:
+        raise SignerFailed("the signer waits no longer", hint="try again") from e
     if not answer.endswith(b"\n"):
-        raise SignerFailed("the signer ended before it answered", hint="see the agent's log")
+        raise SignerFailed("the signer ended before it answered", hint="see: dpop-agent status")
     said: dict[str, Any] = json.loads(answer)
     if "error" in said:
         raise from_wire(said["error"])
-    return secret != ""
 
 
 def _ask(prompt: str, what: str, *, may_be_empty: bool) -> str:
     """A secret, from the terminal, or from a pinentry where there is a display alone."""
-    if sys.stdin.isatty():
+    if _has_terminal():
         from getpass import getpass
 
         secret = getpass(prompt)
     elif os.environ.get("WAYLAND_DISPLAY") or os.environ.get("DISPLAY"):
         from dpop_agent.cli import pinentry
 
-        secret = pinentry.ask(prompt)
+        secret = pinentry.ask(prompt, what)
     else:
         raise ConfigurationError(
             f"there is neither a terminal nor a display to ask for the {what} at",
@@ -119,3 +164,12 @@ def _ask(prompt: str, what: str, *, may_be_empty: bool) -> str:
     if "\n" in secret or not (secret or may_be_empty):
         raise Cancelled(f"no {what} was given")
     return secret
+
+
+def _has_terminal() -> bool:
+    """Whether `getpass` can ask at one, whatever standard input is."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return sys.stdin.isatty()
+    return True

@@ -2,77 +2,154 @@
 
 from __future__ import annotations
 
+import os
+import select
 import subprocess
+import time
 from shutil import which
-from urllib.parse import unquote
+from urllib.parse import unquote_to_bytes
 
 from dpop_agent.errors import Cancelled, ConfigurationError, Timeout
 
 PROGRAM = "pinentry"
 TIMEOUT_S = 60
 
+GRACE_S = 3.0
+"""Seconds that a pinentry may be late with what it has to say, and with its end."""
+
+MAX_LINE = 4096
+"""Bytes of its lines, four times what Assuan allows."""
+
 _CANCELED, _TIMEOUT = 99, 62  # libgpg-error's codes, in the low 16 bits
 
 
-def ask(prompt: str) -> str:
+def ask(prompt: str, what: str) -> str:
     """What somebody typed.
 
+    Args:
+        prompt: what is asked for, for what.
+        what: the same in a word or two.
+
     Raises:
-        Cancelled: he didn't want to.
+        Cancelled: he didn't want to, or pinentry failed.
         Timeout: nobody did.
         ConfigurationError: there is no pinentry.
     """
     program = which(PROGRAM)
     if program is None:
         raise ConfigurationError(
-            "there is no terminal and no pinentry to ask for the PIN",
+            f"there is no terminal and no pinentry to ask for the {what}",
             hint="install pinentry, or run it in a terminal",
         )
-    with subprocess.Popen(
-        [program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
-    ) as process:
+    process = subprocess.Popen(
+        [program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    try:
         conversation = _Conversation(process)
-        conversation.expect_ok()
-        for command in (
-            f"SETTIMEOUT {TIMEOUT_S}",
-            f"SETDESC {_escaped('dpop-agent opens a store.')}",
-            f"SETPROMPT {_escaped(prompt)}",
-        ):
-            conversation.say(command)
-        return conversation.say("GETPIN")
+        conversation.answer()
+        for option in _options():
+            conversation.say(f"OPTION {option}", must=False)
+        conversation.say(f"SETTIMEOUT {TIMEOUT_S}", must=False)
+        conversation.say("SETTITLE dpop-agent", must=False)
+        conversation.say(f"SETDESC {_escaped(prompt.rstrip(': '))}")
+        conversation.say(f"SETPROMPT {_escaped(what)}:")
+        typed = conversation.say("GETPIN", seconds=TIMEOUT_S)
+        conversation.say("BYE", must=False)
+    except OSError as e:
+        raise _no_answer() from e
+    finally:
+        _end(process)
+    try:
+        return typed.decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise Cancelled(
+            "pinentry gave something else than UTF-8", hint="run it in a terminal"
+        ) from e
+
+
+def _options() -> list[str]:
+    """What a pinentry has to know of a terminal, where it asks at one after all."""
+    environ = os.environ
+    ctype = environ.get("LC_ALL") or environ.get("LC_CTYPE") or environ.get("LANG")
+    values = {
+        "ttyname": environ.get("GPG_TTY"),
+        "ttytype": environ.get("TERM"),
+        "lc-ctype": ctype,
+        "display": environ.get("DISPLAY"),
+    }
+    return [f"{name}={_escaped(value)}" for name, value in values.items() if value]
 
 
 class _Conversation:
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._to, self._from = process.stdin.fileno(), process.stdout.fileno()
+        self._rest = b""
 
-    def say(self, command: str) -> str:
-        assert self._process.stdin is not None
-        self._process.stdin.write(command + "\n")
-        self._process.stdin.flush()
-        return self.expect_ok()
+    def say(self, command: str, *, must: bool = True, seconds: float = 0.0) -> bytes:
+        """The answer to a command that takes so long; if it needn't be known it may be refused."""
+        os.write(self._to, command.encode() + b"\n")
+        return self.answer(must=must, seconds=seconds)
 
-    def expect_ok(self) -> str:
+    def answer(self, *, must: bool = True, seconds: float = 0.0) -> bytes:
         """The data before `OK`."""
-        assert self._process.stdout is not None
-        data = ""
-        for line in self._process.stdout:
-            word, _, rest = line.rstrip("\n").partition(" ")
-            if word == "OK":
+        data = b""
+        deadline = time.monotonic() + seconds + GRACE_S
+        while True:
+            word, _, rest = self._line(deadline).partition(b" ")
+            if word == b"OK":
                 return data
-            if word == "D":
-                data += unquote(rest)
-            elif word == "ERR":
-                raise _error(int(rest.split()[0]) & 0xFFFF)
-        raise Cancelled("pinentry ended without an answer", hint="run it in a terminal")
+            if word == b"D":
+                data += unquote_to_bytes(rest)
+            elif word == b"ERR":
+                if must:
+                    raise _error(rest)
+                return b""
+
+    def _line(self, deadline: float) -> bytes:
+        while True:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise Timeout("pinentry gave no answer in time", hint="run it in a terminal")
+            line, end, rest = self._rest.partition(b"\n")
+            if end:
+                self._rest = rest
+                return line
+            if select.select([self._from], [], [], left_s)[0]:
+                read = os.read(self._from, MAX_LINE)
+                if not read or len(self._rest) > MAX_LINE:
+                    raise _no_answer()
+                self._rest += read
 
 
-def _error(code: int) -> Cancelled | Timeout:
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """No pinentry stays behind, on no way out; one that still asks clears its screen first."""
+    for stream in (process.stdin, process.stdout):
+        assert stream is not None
+        stream.close()
+    process.terminate()
+    try:
+        process.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _error(said: bytes) -> Cancelled | Timeout:
+    number = said.split(b" ")[0]
+    code = int(number) & 0xFFFF if number.isdigit() else 0
     if code == _TIMEOUT:
-        return Timeout("nobody typed a PIN", hint="try again")
+        return Timeout("nobody typed it in time", hint="try again")
     if code == _CANCELED:
-        return Cancelled("no PIN was given")
+        return Cancelled("pinentry was cancelled")
     return Cancelled(f"pinentry refused (code {code})", hint="run it in a terminal")
+
+
+def _no_answer() -> Cancelled:
+    return Cancelled("pinentry ended without an answer", hint="run it in a terminal")
 
 
 def _escaped(text: str) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 
 from dpop_agent import __version__
 from dpop_agent.channel import Frames, Malformed, frame
-from dpop_agent.errors import DPoPAgentError, SignerFailed
+from dpop_agent.errors import DPoPAgentError, Locked, SignerFailed
 from dpop_agent.hardening import die_with_parent, harden
 from dpop_agent.jose import b64url
 from dpop_agent.signer import pin
@@ -34,7 +34,7 @@ LOCK_WAIT_S = 3.0
 """Seconds to wait for an earlier signer of the same store; more than its grace."""
 
 
-def _make_store(settings: dict[str, Any], asked: pin.PinSocket | None) -> Store:
+def _make_store(settings: dict[str, Any], source: pin.PinSource) -> Store:
     if settings["type"] == "keychain":
         from dpop_agent.signer.keychain import KeychainStore
 
@@ -46,16 +46,18 @@ def _make_store(settings: dict[str, Any], asked: pin.PinSocket | None) -> Store:
     return Pkcs11Store(
         module=Module(settings["module"], settings["module_args"]),
         uri=parse_token_uri(settings["uri"]),
-        pin=_pin_source(settings, asked),
+        pin=source,
     )
 
 
-def _pin_source(settings: dict[str, Any], asked: pin.PinSocket | None) -> pin.PinSource:
+def _pin_source(settings: dict[str, Any]) -> pin.PinSource:
     kind, argument = settings["pin_kind"], settings["pin_argument"]
-    if kind == "keychain":
-        return pin.PinKeychain(settings["name"], asked=asked)
+    if kind is None:
+        return pin.PinSource()
     if kind == "prompt":
-        return asked or pin.PinSource()
+        return pin.PinPrompt()
+    if kind == "keychain":
+        return pin.PinKeychain(settings["name"], memory=settings["refused_file"])
     path = pin.credential(argument) if kind == "credential" else argument
     return pin.PinFile(path, memory=settings["refused_file"])
 
@@ -90,8 +92,9 @@ def _place(error: BaseException) -> str:
 class _Signer:
     def __init__(self) -> None:
         self._store: Store | None = None
+        self._is_open = False
+        self._pin = pin.PinSource()
         self._lock_descriptor = -1
-        self._asked: pin.PinSocket | None = None
         self._released = False
 
     def answer(self, request: dict[str, Any]) -> bytes:
@@ -108,7 +111,7 @@ class _Signer:
 
     @property
     def broken(self) -> bool:
-        return self._asked is None and (self._store is None or self._store.broken)
+        return self._store is None or self._store.broken
 
     def _do(self, request: dict[str, Any]) -> dict[str, Any]:
         op = request["op"]
@@ -116,23 +119,19 @@ class _Signer:
             authority = self._opened().authority
             return {"path": authority and authority.listen(request["folder"])}
         if op == "listen":
-            self._asked = pin.PinSocket(request["folder"])
-            return {"path": self._asked.path}
+            return self._listen(self._made(request), request["folder"])
         if op == "open":
-            if request["version"] != __version__:
-                raise SignerFailed(
-                    f"the agent is of version {request['version']}, its signers of {__version__}",
-                    hint="end the agent and start it again",
-                )
-            self._lock_descriptor = _lock(request["lock"])
-            return self._open(request["store"]) | {"pid": os.getpid()}
+            return self._open(self._made(request)) | {"pid": os.getpid()}
+        if op == "tell":
+            self._pin.tell(None)
+            return {}
         store = self._opened()
         if op == "release":
             store.release()
             self._released = True
             return {}
         if self._released:
-            store.open()
+            self._open(store)
             self._released = False
         if op == "sign":
             signature = store.sign(
@@ -182,22 +181,41 @@ class _Signer:
         store.destroy(request["ref"], request["jkt"])
         return {}
 
-    def _open(self, settings: dict[str, Any]) -> dict[str, Any]:
-        asked, self._asked = self._asked, None
+    def _made(self, request: dict[str, Any]) -> Store:
+        """The store, which isn't open yet."""
+        if self._store is None:
+            if request["version"] != __version__:
+                raise SignerFailed(
+                    f"the agent is of version {request['version']}, its signers of {__version__}",
+                    hint="end the agent and start it again",
+                )
+            self._lock_descriptor = _lock(request["lock"])
+            self._pin = _pin_source(request["store"])
+            self._store = _make_store(request["store"], self._pin)
+        return self._store
+
+    def _listen(self, store: Store, folder: str) -> dict[str, Any]:
+        """Where somebody has to be to type the PIN, before anybody is asked for it."""
         try:
-            store = _make_store(settings, asked)
+            pad = store.has_pad()
+            return {"path": self._pin.listen(folder, pad=pad), "pad": pad}
+        except DPoPAgentError:
+            store.broken = True
+            raise
+
+    def _open(self, store: Store) -> dict[str, Any]:
+        try:
             place = store.open()
         except DPoPAgentError as e:
-            if asked is not None:
-                asked.tell(e)
+            # A store that was released and wants a PIN now isn't the one that was open.
+            store.broken = store.broken or not self._is_open or isinstance(e, Locked)
+            self._pin.tell(e)
             raise
-        if asked is not None:
-            asked.tell(None)
-        self._store = store
+        self._is_open = True
         return place
 
     def _opened(self) -> Store:
-        if self._store is None:
+        if self._store is None or not self._is_open:
             raise SignerFailed("the store isn't open")
         return self._store
 

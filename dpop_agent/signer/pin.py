@@ -38,17 +38,27 @@ AUTHORITY_S = 60.0
 
 KEYCHAIN_SERVICE = "dpop-agent/pin"
 
+_IN_KEYCHAIN = "the one in the keychain"
+
 
 class PinSource:
     """One store's PIN.
 
-    A PIN from a file that was refused once is not tried again while the file is what it was, by
-    this process or a later one: three tries lock a card.
+    A stored PIN that was refused once is not tried again while it is what it was, by this process
+    or a later one: three tries lock a card.
     """
 
     after_refusal = "dpop-agent unlock"
     typed = False
     """Somebody types it now, and answers for it."""
+
+    def listen(self, folder: str, *, pad: bool) -> str | None:  # noqa: ARG002
+        """The path of a socket for whoever types the PIN, None if nobody has to.
+
+        `folder` is the user's alone. With a `pad` the PIN is typed at the PKCS#11 token itself, and
+        the socket tells the outcome alone.
+        """
+        return None
 
     def get(self) -> str:
         """The PIN; asked once.
@@ -57,13 +67,27 @@ class PinSource:
             Locked: there is none now.
             PinRefused: it was refused before.
         """
-        raise Locked("the store wants its PIN", hint="dpop-agent unlock")
+        raise NotImplementedError
+
+    def at_pad(self) -> None:
+        """Let pass who is there to type the PIN at the PKCS#11 token itself.
+
+        Raises:
+            Locked: nobody is. A pad doesn't ask by itself.
+        """
+        raise Locked(
+            "the PKCS#11 token takes its PIN at its own pad alone",
+            hint='set pin_source = "prompt", then: dpop-agent reload',
+        )
 
     def accepted(self, pin: str) -> None:
         """It was right."""
 
     def refused(self) -> None:
         """It was wrong."""
+
+    def tell(self, error: DPoPAgentError | None) -> None:
+        """The outcome, to whoever typed it."""
 
 
 class PinFile(PinSource):
@@ -91,36 +115,119 @@ class PinFile(PinSource):
         return pin
 
     def accepted(self, pin: str) -> None:  # noqa: ARG002
-        if os.path.exists(self._memory):
-            os.unlink(self._memory)
+        _forget(self._memory)
 
     def refused(self) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        try:
-            with open(os.open(self._memory, flags, 0o600), "w", encoding="ascii") as file:
-                file.write(self._identity)
-        except OSError:
-            pass  # the agent remembers it too, as long as it runs
+        _remember(self._memory, self._identity)
 
 
-class PinKeychain(PinSource):
-    """The OS keychain, by choice: any program of the same user can read it there.
+class PinPrompt(PinSource):
+    """A socket for one PIN, from the terminal to the signer, past the agent.
 
-    Where it has none yet, the PIN comes over a `PinSocket`, and stays there once it was accepted.
+    Whoever connects has to have the user's uid, sends the PIN on one line, and is told the outcome
+    on one line: `{"ok": true}` or `{"error": …}`. Where the PKCS#11 token has a pad he sends
+    nothing.
     """
 
-    def __init__(self, store: str, *, asked: PinSocket | None) -> None:
-        from dpop_agent.signer.keychain import Keychain
+    def __init__(self) -> None:
+        """Nobody is asked yet."""
+        self._path = ""
+        self._listener: socket.socket | None = None
+        self._connection: socket.socket | None = None
 
-        self._keychain = Keychain(default_backend())
-        self._store = store
-        self._asked = asked
-        self.typed = asked is not None
+    def listen(self, folder: str, *, pad: bool) -> str | None:  # noqa: ARG002
+        self.typed = True
+        self._listener, self._path = _listen(folder, "pin")
+        return self._path
 
     def get(self) -> str:
-        if self._asked is not None:
-            return self._asked.get()
-        pin = self._keychain.get(KEYCHAIN_SERVICE, self._store)
+        connection = self._accepted_connection()
+        line = bytearray()
+        try:
+            while not line.endswith(b"\n") and len(line) <= MAX_PIN + 1:
+                data = connection.recv(MAX_PIN + 2)
+                if not data:
+                    break
+                line += data
+        except TimeoutError as e:
+            raise Locked("no PIN came", hint=self.after_refusal) from e
+        except OSError:
+            pass  # he went
+        if not line.endswith(b"\n") or not line.rstrip(b"\r\n"):
+            raise Locked("the store wants its PIN", hint=self.after_refusal)
+        return _text(bytes(line), "what was typed")
+
+    def at_pad(self) -> None:
+        self._accepted_connection()
+
+    def tell(self, error: DPoPAgentError | None) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            _tell(connection, error)
+
+    def _accepted_connection(self) -> socket.socket:
+        """Whoever comes; once.
+
+        Raises:
+            Locked: nobody does.
+        """
+        listener, self._listener = self._listener, None
+        if listener is None:
+            raise Locked("the store wants its PIN again", hint=self.after_refusal)
+        listener.settimeout(PROMPT_TIMEOUT_S)
+        try:
+            connection, _ = listener.accept()
+        except TimeoutError as e:
+            raise Locked("no PIN came", hint=self.after_refusal) from e
+        finally:
+            listener.close()
+            os.unlink(self._path)
+        connection.settimeout(PROMPT_TIMEOUT_S)
+        try:
+            require_own_uid(peer_of(connection), what="the program that sends a PIN")
+        except UnsafeSocket as e:
+            connection.close()
+            raise Locked(e.message, hint=e.hint) from e
+        self._connection = connection
+        return connection
+
+
+class PinKeychain(PinPrompt):
+    """The OS keychain, by choice: any program of the same user can read it there.
+
+    Where it has none, or one that was refused, the PIN is typed, and stays there once it was
+    accepted.
+
+    Args:
+        store: the store's name, which the item has.
+        memory: where it is remembered that the one there was refused, should it stay there.
+    """
+
+    def __init__(self, store: str, *, memory: str) -> None:
+        from dpop_agent.signer.keychain import Keychain
+
+        super().__init__()
+        self._keychain = Keychain(default_backend())
+        self._store = store
+        self._memory = memory
+
+    def listen(self, folder: str, *, pad: bool) -> str | None:
+        if pad:
+            return None  # `at_pad` says what is wrong
+        # Read in any case: one that can't be read now can't be written either.
+        if self._stored() is not None and _remembered(self._memory) != _IN_KEYCHAIN:
+            return None
+        return super().listen(folder, pad=pad)
+
+    def get(self) -> str:
+        if self.typed:
+            return super().get()
+        if _remembered(self._memory) == _IN_KEYCHAIN:
+            raise PinRefused(
+                "the PIN in the keychain was refused before, and isn't tried again",
+                hint=f"dpop-agent unlock {self._store} asks for the right one",
+            )
+        pin = self._stored()
         if pin is None:
             raise Locked(
                 f"the keychain has no PIN for the store {self._store} yet",
@@ -128,61 +235,26 @@ class PinKeychain(PinSource):
             )
         return pin
 
+    def at_pad(self) -> None:
+        PinSource.at_pad(self)
+
     def accepted(self, pin: str) -> None:
-        if self._asked is not None:
+        if self.typed:
             self._keychain.put(KEYCHAIN_SERVICE, self._store, pin)
+            _forget(self._memory)
 
     def refused(self) -> None:
-        if self._asked is None:
-            try:
-                self._keychain.delete(KEYCHAIN_SERVICE, self._store)
-            except StoreUnusable:
-                pass  # the agent remembers it, as long as it runs
-
-
-class PinSocket(PinSource):
-    """A socket for one PIN, from the terminal to the signer, past the agent.
-
-    `path` is in a folder that is the user's alone. Whoever connects has to have his uid, sends the
-    PIN on one line, and is told the outcome on one line: `{"ok": true}` or `{"error": …}`.
-    """
-
-    def __init__(self, folder: str) -> None:
-        self.typed = True
-        self._listener, self.path = _listen(folder, "pin")
-        self._listener.settimeout(PROMPT_TIMEOUT_S)
-        self._connection: socket.socket | None = None
-
-    def get(self) -> str:
+        if self.typed:
+            return
+        _remember(self._memory, _IN_KEYCHAIN)
         try:
-            self._connection, _ = self._listener.accept()
-            self._connection.settimeout(PROMPT_TIMEOUT_S)
-            require_own_uid(peer_of(self._connection), what="the program that sends a PIN")
-            line = bytearray()
-            while not line.endswith(b"\n") and len(line) <= MAX_PIN + 1:
-                data = self._connection.recv(MAX_PIN + 2)
-                if not data:
-                    break
-                line += data
-        except TimeoutError as e:
-            raise Locked("no PIN came", hint="dpop-agent unlock") from e
-        except UnsafeSocket as e:
-            raise Locked(e.message, hint=e.hint) from e
-        finally:
-            self._listener.close()
-            os.unlink(self.path)
-        if not line.rstrip(b"\r\n"):
-            raise Locked("the store wants its PIN", hint="dpop-agent unlock")
-        return _text(bytes(line), "what was typed")
+            self._keychain.delete(KEYCHAIN_SERVICE, self._store)
+        except StoreUnusable:
+            return
+        _forget(self._memory)
 
-    def tell(self, error: DPoPAgentError | None) -> None:
-        """The outcome, to whoever sent the PIN."""
-        if self._connection is None:  # nobody asked for the PIN: a PIN pad did
-            try:
-                self._connection, _ = self._listener.accept()
-            except OSError:
-                return
-        _tell(self._connection, error)
+    def _stored(self) -> str | None:
+        return self._keychain.get(KEYCHAIN_SERVICE, self._store)
 
 
 class Authority:
@@ -394,3 +466,17 @@ def _remembered(memory: str) -> str | None:
             return file.read()
     except FileNotFoundError:
         return None
+
+
+def _remember(memory: str, text: str) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    try:
+        with open(os.open(memory, flags, 0o600), "w", encoding="ascii") as file:
+            file.write(text)
+    except OSError:
+        pass  # the agent remembers it too, as long as it runs
+
+
+def _forget(memory: str) -> None:
+    if os.path.exists(memory):
+        os.unlink(memory)

@@ -29,6 +29,7 @@ from pkcs11.exceptions import (
     AttributeValueInvalid,
     DeviceError,
     DeviceRemoved,
+    FunctionCancelled,
     FunctionNotSupported,
     FunctionRejected,
     MechanismInvalid,
@@ -47,6 +48,7 @@ from dpop_agent.errors import (
     AlgorithmUnsupported,
     AttestationUnavailable,
     AuthorizationRefused,
+    Cancelled,
     DPoPAgentError,
     InvalidParams,
     InvalidProof,
@@ -235,6 +237,26 @@ class Pkcs11Store(Store):
         self._session: Any = None
         self._keys: dict[str, _Open] = {}
 
+    def has_pad(self) -> bool:
+        flags = self._find_token().flags
+        self._require_pin(flags)
+        return bool(flags & TokenFlag.PROTECTED_AUTHENTICATION_PATH)
+
+    def _require_pin(self, flags: TokenFlag) -> None:
+        """Let pass a PKCS#11 token that takes a PIN now.
+
+        Raises:
+            StoreAbsent, PinRefused
+        """
+        if not _has_pin(flags):
+            raise StoreAbsent(
+                f"the PKCS#11 token {self._uri} has no user PIN",
+                hint="set one with the tool that came with its module, then: dpop-agent reload",
+                retry="no",
+            )
+        if flags & TokenFlag.USER_PIN_LOCKED:
+            raise PinRefused("the PKCS#11 token's PIN is locked", hint="unblock it with its PUK")
+
     def open(self) -> dict[str, Any]:
         self._token = self._find_token()
         self._protection = vendors.protection(
@@ -289,29 +311,38 @@ class Pkcs11Store(Store):
 
     def _login(self) -> Any:
         flags = self._token.flags
-        if not _has_pin(flags):
-            raise StoreAbsent(
-                f"the PKCS#11 token {self._uri} has no user PIN",
-                hint="set one with the tool that came with its module, then: dpop-agent reload",
-                retry="no",
-            )
-        if flags & TokenFlag.USER_PIN_LOCKED:
-            raise PinRefused("the PKCS#11 token's PIN is locked", hint="unblock it with its PUK")
+        self._require_pin(flags)
         if flags & TokenFlag.USER_PIN_FINAL_TRY and not self._pin.typed:
             raise PinRefused(
                 "the PKCS#11 token has one PIN try left, which isn't spent on a stored PIN",
                 hint="log in once with its vendor's tool",
             )
         if flags & TokenFlag.PROTECTED_AUTHENTICATION_PATH:
+            self._pin.at_pad()
             return self._login_with(pkcs11.PROTECTED_AUTH)  # PKCS#11 3.0 section 5.6.8
         serial = _text(self._token.serial)
         pin = self._accepted
         if pin is None or serial != self._serial:  # not one card's PIN for another card
             pin = self._pin.get()
+            if self._pin.typed:
+                self._require_still_there(serial)
         session = self._login_with(pin)
         self._accepted, self._serial = pin, serial
         self._pin.accepted(pin)
         return session
+
+    def _require_still_there(self, serial: str) -> None:
+        """Somebody typed for a minute, and may have changed one card for another meanwhile.
+
+        Raises:
+            StoreAbsent
+        """
+        self._token = self._find_token()
+        if _text(self._token.serial) != serial:
+            raise StoreAbsent(
+                f"another PKCS#11 token came in the place of {self._uri} while its PIN was typed",
+                hint="dpop-agent unlock",
+            )
 
     def _login_with(self, pin: Any) -> Any:
         try:
@@ -325,6 +356,10 @@ class Pkcs11Store(Store):
         except _GONE as e:
             raise StoreAbsent(
                 f"the PKCS#11 token {self._uri} went away", hint="plug it in again"
+            ) from e
+        except FunctionCancelled as e:
+            raise Cancelled(
+                "no PIN was typed at the PKCS#11 token's pad", hint=self._pin.after_refusal
             ) from e
         except PKCS11Error as e:
             raise Locked(f"logging in to the PKCS#11 token failed ({_said(e)})") from e

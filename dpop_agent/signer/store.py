@@ -67,6 +67,14 @@ class Store(ABC):
     authority: Authority | None = None
     """The management key, where keys are made with one."""
 
+    def has_pad(self) -> bool:
+        """Whether the PIN is typed at the place itself, which is looked for; nobody logs in.
+
+        Raises:
+            StoreAbsent, PinRefused
+        """
+        return False
+
     @abstractmethod
     def open(self) -> dict[str, Any]:
         """Find the place and log in, with a PIN that is tried once.

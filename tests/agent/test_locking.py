@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from dpop_agent.errors import Locked, PinRefused
-from tests.agent.places import serve_with
-from tests.processes import Agent, Token
+from tests.agent.places import memory_of, serve_with, until
+from tests.processes import Agent, Token, running
+from tests.terminal import Terminal, at_a_terminal
 
 HTU = "https://api.example.com/v1/me"
 
@@ -42,30 +40,7 @@ def wait_for(agent: Agent, state: str, seconds: float = 10) -> None:
 
 def unlock(agent: Agent, typed: str) -> tuple[int, str]:
     """`dpop-agent unlock` where somebody types; its status, and all that it showed."""
-    ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        [sys.executable, "-m", "dpop_agent", "unlock"],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env=agent.env,
-        start_new_session=True,
-        preexec_fn=lambda: os.close(os.open(os.ttyname(theirs), os.O_RDWR)),
-    ) as process:
-        os.close(theirs)
-        shown = b""
-        while b"PIN of the store" not in shown:
-            shown += os.read(ours, 1024)
-        os.write(ours, typed.encode() + b"\n")
-        while True:
-            try:
-                data = os.read(ours, 1024)
-            except OSError:
-                break
-            shown += data
-        status = process.wait()
-    os.close(ours)
-    return status, shown.decode()
+    return at_a_terminal(agent, "unlock", prompt="PIN of the store", typed=typed)
 
 
 @pytest.fixture
@@ -76,22 +51,6 @@ def prompting(token: Token, make_agent: Callable[..., Agent]) -> Agent:
     agent.stop()
     configure(token, "prompt")
     return agent.start()
-
-
-def memory_of(pid: int) -> bytes:
-    """All of a process's private memory, as root alone may read it."""
-    found = b""
-    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", 0) as memory:
-        for line in maps:
-            span, modes, *_ = line.split()
-            start, end = (int(x, 16) for x in span.split("-"))
-            if "rw" in modes and "[v" not in line:
-                memory.seek(start)
-                try:
-                    found += memory.read(end - start)
-                except OSError:
-                    continue
-    return found
 
 
 def test_a_store_whose_pin_is_typed_is_locked_until_unlock(prompting: Agent, token: Token) -> None:
@@ -150,17 +109,103 @@ def test_no_socket_for_a_pin_is_left_behind(prompting: Agent, token: Token) -> N
     ]
 
 
-def test_a_locked_store_signs_nothing_before_unlock(agent: Agent) -> None:
-    agent.create_key("default")
+def test_lock_and_unlock_say_what_they_did(agent: Agent) -> None:
     assert agent.run("lock").stdout == "the store softhsm is locked\n"
-    assert store(agent)["signer_pid"] is None
-    for _ in range(3):
-        with pytest.raises(Locked, match="is locked"):
-            agent.client().proof("GET", HTU)
-    agent.admin().call("reload")
-    assert store(agent)["state"] == "locked"
     assert agent.run("unlock").stdout == "the store softhsm is open\n"
-    agent.client().proof("GET", HTU)
+    assert agent.run("unlock").stdout == "no store is locked\n"
+    assert agent.run("unlock", "softhsm").stdout == "the store softhsm is open\n"
+
+
+def test_who_unlocks_while_somebody_types_is_told_so_and_disturbs_nobody(
+    prompting: Agent, token: Token
+) -> None:
+    with Terminal(prompting, "unlock") as first:
+        first.until("PIN of the store")
+        second = prompting.run("unlock")
+        assert second.returncode == 1
+        assert second.stdout == ""
+        assert second.stderr == (
+            "dpop-agent: the PIN of the store softhsm is being typed already; "
+            "finish that, or end it: dpop-agent lock softhsm\n"
+        )
+        first.type(f"{token.pin}\n")
+        status, shown = first.end()
+    assert status == 0, shown
+    prompting.client().proof("GET", HTU)
+
+
+def test_two_unlocks_at_the_same_instant_are_one_prompt(prompting: Agent) -> None:
+    with Terminal(prompting, "unlock") as one, Terminal(prompting, "unlock") as other:
+        until(lambda: bool(one.ended or other.ended))
+        loser, winner = (one, other) if one.ended else (other, one)
+        assert "being typed already" in loser.end()[1]
+        winner.until("PIN of the store")
+        assert store(prompting)["state"] == "locked"
+        winner.type("\x03")
+        assert winner.end()[0] != 0
+
+
+def test_what_is_being_typed_can_be_ended_by_lock_and_asked_for_anew(
+    prompting: Agent, token: Token
+) -> None:
+    with Terminal(prompting, "unlock") as left:
+        left.until("PIN of the store")
+        prompting.run("lock", check=True)
+        assert unlock(prompting, token.pin)[0] == 0
+        left.type(f"{token.pin}\n")
+        assert left.end()[0] == 1
+        assert "Traceback" not in left.shown
+    prompting.client().proof("GET", HTU)
+
+
+def test_requests_are_refused_at_once_while_somebody_types(prompting: Agent, token: Token) -> None:
+    with Terminal(prompting, "unlock") as terminal:
+        terminal.until("PIN of the store")
+        asked = time.monotonic()
+        with pytest.raises(Locked, match="wants its PIN"):
+            prompting.client().proof("GET", HTU)
+        assert time.monotonic() - asked < 0.5
+        terminal.type(f"{token.pin}\n")
+        assert terminal.end()[0] == 0
+    prompting.client().proof("GET", HTU)
+
+
+def test_a_pin_isnt_asked_for_before_its_token_was_found(prompting: Agent, token: Token) -> None:
+    kept = (token.folder / "tokens").rename(token.folder / "kept")
+    (token.folder / "tokens").mkdir()
+    ran = prompting.run("unlock")
+    assert ran.returncode == 1
+    assert "no PKCS#11 token pkcs11:token=dpop-agent is there" in ran.stderr
+    # Nothing but a PIN opens it, so that is what it says, and `unlock` finds it without its name.
+    assert store(prompting)["state"] == "locked"
+    with pytest.raises(Locked, match="wants its PIN"):
+        prompting.client().proof("GET", HTU)
+    (token.folder / "tokens").rmdir()
+    kept.rename(token.folder / "tokens")
+    assert unlock(prompting, token.pin)[0] == 0
+
+
+def test_a_pin_is_typed_at_the_terminal_whatever_standard_input_is(
+    prompting: Agent, token: Token
+) -> None:
+    with (
+        open(os.devnull) as nothing,
+        Terminal(prompting, "unlock", stdin=nothing.fileno()) as terminal,
+    ):
+        terminal.until("PIN of the store")
+        terminal.type(f"{token.pin}\n")
+        status, shown = terminal.end()
+    assert (status, token.pin in shown) == (0, False), shown
+
+
+def test_without_terminal_and_display_unlock_says_what_to_do(prompting: Agent) -> None:
+    ran = prompting.run("unlock")
+    assert ran.returncode == 1
+    assert ran.stderr == (
+        "dpop-agent: there is neither a terminal nor a display to ask for the PIN at; run it in a "
+        "terminal, or choose a file or a credential as pin_source\n"
+    )
+    assert store(prompting)["state"] == "locked"
 
 
 def test_a_refused_pin_isnt_tried_again_by_an_agent_that_was_started_anew(
@@ -206,6 +251,25 @@ def test_a_store_that_nobody_uses_is_locked_after_a_while(
     with pytest.raises(Locked):
         agent.client().proof("GET", HTU)
     agent.run("unlock", check=True)
+    agent.client().proof("GET", HTU)
+
+
+def test_a_store_whose_pin_was_typed_is_locked_after_a_while_and_asks_again(
+    prompting: Agent, token: Token, make_agent: Callable[..., Agent]
+) -> None:
+    prompting.stop()
+    agent = make_agent(
+        token.config, state=prompting.state, preexec=serve_with("--lock-after", "1s")
+    ).start()
+    assert unlock(agent, token.pin)[0] == 0
+    signer = store(agent)["signer_pid"]
+    agent.client().proof("GET", HTU)
+    wait_for(agent, "locked")
+    assert isinstance(signer, int)
+    until(lambda: not running(signer))
+    with pytest.raises(Locked):
+        agent.client().proof("GET", HTU)
+    assert unlock(agent, token.pin)[0] == 0
     agent.client().proof("GET", HTU)
 
 

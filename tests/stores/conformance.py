@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
@@ -20,7 +21,10 @@ from dpop_agent.jose import ALGORITHMS
 from dpop_agent.verify import verify
 from tests.agent.places import descendants, store, until, until_open
 from tests.agent.wire import Wire
-from tests.processes import Agent
+from tests.processes import Agent, running
+
+BACK_S = 2.0
+"""Seconds after which a store that is back signs again."""
 
 HTM, HTU = "POST", "https://as.example.com/token"
 TARGET = {"htm": HTM, "htu": HTU}
@@ -131,6 +135,22 @@ class StoreConformance:
         assert self.prove(wire, "shop") == made["jkt"]
         assert until_open(agent)["signer_pid"] != signer
 
+    def test_a_locked_store_signs_nothing_before_unlock(self, agent: Agent, wire: Wire) -> None:
+        made = self.create(wire, "shop")
+        signer = until_open(agent)["signer_pid"]
+        (told,) = wire.result("lock")["stores"]
+        assert (told["state"], told["signer_pid"]) == ("locked", None)
+        assert not running(signer)
+        wire.result("reload")
+        for _ in range(3):
+            error = wire.error("proof", **TARGET, key="shop")
+            assert (error["type"], error["retry"]) == ("locked", "later")
+            assert error["hint"] == f"dpop-agent unlock {told['store']}"
+        assert store(agent)["state"] == "locked"
+        opened = wire.result("unlock", store=told["store"])
+        assert (opened["state"], opened["pin_socket"], opened["pin_pad"]) == ("ready", None, False)
+        assert self.prove(wire, "shop") == made["jkt"]
+
     def test_status_tells_where_the_keys_are(self, agent: Agent) -> None:
         told = until_open(agent)
         assert (told["reason"], told["hint"]) == (None, None)
@@ -186,6 +206,7 @@ class AwayConformance:
         agent: Agent,
         wire: Wire,
         taken_away: Callable[[], AbstractContextManager[None]],
+        record_property: Callable[[str, object], None],
     ) -> None:
         (key,) = wire.result("key.create", key="shop")["keys"]
         assert agent.stop() == 0
@@ -196,7 +217,11 @@ class AwayConformance:
                 assert (error["type"], error["retry"]) == ("store_absent", "later")
                 assert error["hint"]
         with Wire(agent.socket, timeout=60) as again:
+            began = time.monotonic()
             until(lambda: "result" in again.ask("proof", **TARGET, key="shop"), seconds=15)
+            took_s = time.monotonic() - began
+            record_property("measured", f"{type(self).__name__}: back after {took_s:.2f} s")
+            assert took_s < BACK_S
             result = again.result("proof", **TARGET, key="shop")
             assert result["jkt"] == key["generations"][0]["jkt"]
 

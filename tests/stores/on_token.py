@@ -23,6 +23,11 @@ def objects(token: Token) -> list[dict[str, Any]]:
     return found
 
 
+def serial(token: Token) -> str:
+    """The PKCS#11 token's own."""
+    return _run(token, "serial").strip()
+
+
 def private_ids(token: Token) -> list[str]:
     """The ids of all private keys, in hex, sorted."""
     return sorted(o["id"] for o in objects(token) if o["class"] == "PRIVATE_KEY")
@@ -85,7 +90,9 @@ def _main(
     token = Module(module, module_args).library.get_token(token_label=token_label)
     pin = Path(pin_file).read_text().strip()
     with token.open(rw=True, user_pin=pin) as session:
-        if what == "list":
+        if what == "serial":
+            print(token.serial.decode().strip())
+        elif what == "list":
             print(json.dumps([described(item) for item in every(session)]))
         elif what == "make":
             key_id, label, *was_extractable = words

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 
 from dpop_agent.jose import ALGORITHMS
-from tests.agent.places import until_open
-from tests.processes import Agent, Token
+from tests.agent.places import store, until, until_open
+from tests.agent.wire import Wire
+from tests.processes import Agent, Token, new_token
 from tests.stores import on_token
-from tests.stores.conformance import AwayConformance, PinConformance, StoreConformance
+from tests.stores.conformance import (
+    BACK_S,
+    TARGET,
+    AwayConformance,
+    PinConformance,
+    StoreConformance,
+)
 
 
 class TestSoftHsm(StoreConformance, PinConformance, AwayConformance):
@@ -55,3 +65,60 @@ class TestSoftHsm(StoreConformance, PinConformance, AwayConformance):
             kept.rename(tokens)
 
         return away
+
+
+def initialise_again(token: Token, *, pin: str) -> None:
+    """What another program does that has the PKCS#11 token's officer PIN; its label stays."""
+    serial = on_token.serial(token)
+    # It takes PINs from its arguments alone; these are of no use to anybody.
+    subprocess.run(
+        [
+            *("softhsm2-util", "--init-token", "--serial", serial, "--label", token.label),
+            *("--so-pin", (token.folder / "so-pin").read_text().strip(), "--pin", pin),
+        ],
+        env={**os.environ, **token.env},
+        check=True,
+        timeout=20,
+        stdout=subprocess.DEVNULL,
+    )
+
+
+@pytest.mark.parametrize("same_pin", [True, False])
+def test_a_token_that_was_initialised_again_has_no_key_and_never_signs_by_another(
+    make_agent: Callable[..., Agent], token: Token, *, same_pin: bool
+) -> None:
+    agent = make_agent(token.config).start()
+    until_open(agent)
+    with Wire(agent.admin_socket, timeout=60) as wire:
+        agent.create_key("shop")
+        initialise_again(token, pin=token.pin if same_pin else "another")
+        asked = time.monotonic()
+        wire.error("proof", **TARGET, key="shop")
+        assert time.monotonic() - asked < BACK_S
+        if same_pin:
+            on_token.make_stranger(token, key_id="aa" * 16)
+            agent.create_key("new")
+            for _ in range(3):
+                assert wire.error("proof", **TARGET, key="shop")["type"] == "key_missing"
+            (key,) = wire.result("key.list", key="shop")["keys"]
+            assert key["generations"][0]["missing"]
+        else:
+            until(lambda: store(agent)["state"] == "locked")
+            for _ in range(3):
+                assert wire.error("proof", **TARGET, key="shop")["type"] == "pin_refused"
+
+
+def test_a_token_that_was_made_after_the_start_is_opened_by_the_first_request(
+    make_agent: Callable[..., Agent], token: Token, record_property: Callable[[str, object], None]
+) -> None:
+    (token.folder / "tokens").rename(token.folder / "none")
+    (token.folder / "tokens").mkdir()
+    agent = make_agent(token.config).start()
+    with Wire(agent.admin_socket, timeout=60) as wire:
+        assert wire.error("key.create", key="shop")["type"] == "store_absent"
+        new_token(token.folder, token.label)
+        began = time.monotonic()
+        until(lambda: "result" in wire.ask("key.create", key="shop"))
+        took_s = time.monotonic() - began
+        record_property("measured", f"SoftHSM made after the start: there after {took_s:.2f} s")
+        assert took_s < BACK_S

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import pty
+import re
 import socket
 import subprocess
 import sys
@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,13 +20,14 @@ from cryptography import x509
 
 from dpop_agent.client import AgentClient, Touch
 from dpop_agent.verify import verify
-from tests.agent.places import store, until, until_open
+from tests.agent.places import memory_of, store, until, until_open
 from tests.agent.wire import Wire, request
 from tests.emulators import YUBIKEY, YubiKey, file_of, need
 from tests.emulators import yubikey as new_yubikey
 from tests.piv_card import NEVER, PIN_TRIES, PinPolicy, TouchPolicy
 from tests.processes import Agent
 from tests.stores.conformance import (
+    BACK_S,
     HTM,
     HTU,
     TARGET,
@@ -33,12 +35,10 @@ from tests.stores.conformance import (
     PinConformance,
     StoreConformance,
 )
+from tests.terminal import Terminal, at_a_terminal
 
 OPEN_S = 5.0
 """Seconds in which a signer finds the card and logs in."""
-
-BACK_S = 2.0
-"""Seconds after which a card that is back signs again."""
 
 SLOTS = (0x9A, 0x9C, 0x9D, 0x9E, *range(0x82, 0x96))
 """In the order of their CKA_IDs, from 1 on."""
@@ -386,33 +386,6 @@ def test_a_slot_whose_reuse_was_cut_short_has_the_old_key_or_the_new_one(
 
 
 # The management key
-
-
-def at_a_terminal(agent: Agent, *words: str, prompt: str, typed: str) -> tuple[int, str]:
-    """`dpop-agent WORDS…` where somebody types; its status, and all that it showed."""
-    ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        [sys.executable, "-m", "dpop_agent", *words],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env=agent.env,
-        start_new_session=True,
-        preexec_fn=lambda: os.close(os.open(os.ttyname(theirs), os.O_RDWR)),
-    ) as process:
-        os.close(theirs)
-        shown, sent = b"", False
-        while True:
-            try:
-                shown += os.read(ours, 1024)
-            except OSError:
-                break
-            if prompt.encode() in shown and not sent:
-                os.write(ours, typed.encode() + b"\n")
-                sent = True
-        status = process.wait()
-    os.close(ours)
-    return status, shown.decode()
 
 
 def test_the_management_key_is_asked_for_once_and_kept_for_one_key_alone(
@@ -811,3 +784,152 @@ def test_another_card_in_the_reader_gets_no_pin_and_signs_nothing(
     until(lambda: "result" in wire.ask("proof", **TARGET, key="shop"))
     assert prove(wire, key="shop") == jkt
     assert own.tries == PIN_TRIES
+
+
+def back(wire: Wire, jkt: str, what: str, record_property: Callable[[str, object], None]) -> None:
+    """The first proof after something is over comes in time, and by the right key."""
+    began = time.monotonic()
+    until(lambda: "result" in wire.ask("proof", **TARGET, key="shop"))
+    took_s = time.monotonic() - began
+    record_property("measured", f"YubiKey {what}: back after {took_s:.2f} s")
+    assert took_s < BACK_S
+    assert prove(wire, key="shop") == jkt
+
+
+@pytest.mark.parametrize("what", ["reset", "log-out", "select"])
+def test_a_card_that_another_program_used_meanwhile_signs_on(
+    wire: Authorizing,
+    yubikey: YubiKey,
+    record_property: Callable[[str, object], None],
+    what: str,
+) -> None:
+    jkt = wire.make("shop")["jkt"]
+    assert prove(wire, key="shop") == jkt
+    yubikey.disturb(what)
+    back(wire, jkt, what, record_property)
+    assert yubikey.card.tries == PIN_TRIES
+
+
+def test_a_released_card_is_another_programs_and_then_the_agents_again(
+    yubikey: YubiKey,
+    make_agent: Callable[..., Agent],
+    record_property: Callable[[str, object], None],
+) -> None:
+    release = ["sh", "-c", 'exec "$@" --release-after 1s', "sh"]
+    agent = make_agent(yubikey.token.config, preexec=release).start()
+    until_open(agent)
+    with Authorizing(agent.admin_socket, yubikey) as wire:
+        jkt = wire.make("shop")["jkt"]
+        signer = store(agent)["signer_pid"]
+        with yubikey.held():
+            for _ in range(3):
+                asked = time.monotonic()
+                error = wire.error("proof", **TARGET, key="shop")
+                assert (error["type"], error["retry"]) == ("store_in_use", "later")
+                assert time.monotonic() - asked < 1
+        back(wire, jkt, "held by another", record_property)
+        assert store(agent)["signer_pid"] == signer
+    assert yubikey.card.tries == PIN_TRIES
+
+
+# PINs that are typed
+
+
+def prompts(yubikey: YubiKey, uri: str | None = None) -> Path:
+    """A configuration of the card whose PIN is typed."""
+    text = re.sub(
+        "^pin_source = .*$", 'pin_source = "prompt"', yubikey.token.config.read_text(), flags=re.M
+    )
+    if uri is not None:
+        text = re.sub("^uri = .*$", f'uri = "{uri}"', text, flags=re.M)
+    config = yubikey.token.folder / "prompt.toml"
+    config.write_text(text)
+    return config
+
+
+def unlock(agent: Agent, pin: str) -> tuple[int, str]:
+    return at_a_terminal(agent, "unlock", prompt="PIN of the store", typed=pin)
+
+
+@pytest.fixture
+def prompting(yubikey: YubiKey, make_agent: Callable[..., Agent]) -> Agent:
+    """An agent for which somebody has typed the card's PIN."""
+    agent = make_agent(prompts(yubikey)).start()
+    status, shown = unlock(agent, yubikey.card.pin)
+    assert status == 0, shown
+    return agent
+
+
+def test_a_pulled_card_whose_pin_was_typed_is_locked_and_unlock_opens_it_when_it_is_back(
+    prompting: Agent, yubikey: YubiKey, record_property: Callable[[str, object], None]
+) -> None:
+    with Authorizing(prompting.admin_socket, yubikey) as wire:
+        jkt = wire.make("shop")["jkt"]
+        yubikey.pull()
+        until(lambda: wire.error("proof", **TARGET, key="shop")["type"] == "locked")
+        assert "there" in prompting.run("unlock").stderr  # before anybody types
+        yubikey.plug()
+        assert wire.error("proof", **TARGET, key="shop")["type"] == "locked"
+        began = time.monotonic()
+        status, shown = unlock(prompting, yubikey.card.pin)
+        assert status == 0, shown
+        assert prove(wire, key="shop") == jkt
+        took_s = time.monotonic() - began
+    record_property("measured", f"YubiKey plugged in: unlocked after {took_s:.2f} s")
+    assert took_s < BACK_S
+    assert yubikey.card.tries == PIN_TRIES
+
+
+@pytest.mark.parametrize("what", ["reset", "log-out", "select"])
+def test_a_typed_pin_outlives_another_programs_use_of_the_card_but_no_reset(
+    prompting: Agent, yubikey: YubiKey, what: str
+) -> None:
+    with Authorizing(prompting.admin_socket, yubikey) as wire:
+        jkt = wire.make("shop")["jkt"]
+        yubikey.disturb(what)
+        if what == "reset":
+            assert wire.error("proof", **TARGET, key="shop")["type"] == "locked"
+            assert unlock(prompting, yubikey.card.pin)[0] == 0
+        assert prove(wire, key="shop") == jkt
+    assert yubikey.card.tries == PIN_TRIES
+
+
+def test_another_card_that_came_while_somebody_typed_gets_no_pin(
+    yubikey: YubiKey, make_agent: Callable[..., Agent]
+) -> None:
+    agent = make_agent(prompts(yubikey, "pkcs11:model=YubiKey%20YK5")).start()
+    own = yubikey.card
+    with Terminal(agent, "unlock") as terminal, new_yubikey() as spare:
+        terminal.until("PIN of the store")
+        other = spare.card
+        other.pull()
+        yubikey.pull()
+        yubikey.card = other
+        yubikey.plug()
+        terminal.type(f"{own.pin}\n")
+        status, shown = terminal.end()
+        assert status == 1
+        assert "another PKCS#11 token came" in shown
+        assert (other.pins, other.tries) == (0, PIN_TRIES)
+        yubikey.pull()
+        yubikey.card = own
+        yubikey.plug()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="reads the memory of processes that forbid it")
+def test_neither_pin_nor_management_key_is_ever_in_the_agents_memory(
+    prompting: Agent, yubikey: YubiKey
+) -> None:
+    management_key = yubikey.card.management_key.hex()
+    with Wire(prompting.admin_socket, timeout=60) as wire:
+        path = wire.result("store.authorize", store="yubikey")["socket"]
+        assert send_key(path, management_key) == {"ok": True}
+        signer = memory_of(store(prompting)["signer_pid"])
+        assert management_key.encode() in signer  # so that its absence elsewhere means something
+        wire.result("key.create", key="shop")
+        wire.result("proof", **TARGET, key="shop")
+    agent = memory_of(prompting.pid)
+    for secret in (management_key, yubikey.card.pin):
+        assert secret.encode() not in agent
+        assert secret not in prompting.log.read_text()
+    assert bytes.fromhex(management_key) not in agent

@@ -1,0 +1,261 @@
+"""PINs asked for by a real pinentry at a terminal of the test's own, and by ones that misbehave."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dpop_agent.cli import pinentry
+from dpop_agent.errors import Cancelled, ConfigurationError, DPoPAgentError, Timeout
+from tests.agent.places import store, until, write_config
+from tests.emulators import file_of, need
+from tests.processes import Agent, Token
+
+HTU = "https://api.example.com/v1/me"
+ODD_PIN = "pä%41 +ß%0A"
+CANCEL = "\t\t\r"
+"""From the field past OK to Cancel, and there."""
+
+
+class Screen:
+    """A terminal at which somebody sits who waits for a prompt and types."""
+
+    def __init__(self) -> None:
+        self._ours, self._theirs = pty.openpty()
+        self.shown = ""
+        self.env = {
+            "DISPLAY": ":no-such-display",
+            "GPG_TTY": os.ttyname(self._theirs),
+            "LC_ALL": "C.UTF-8",
+            "TERM": "xterm",
+        }
+
+    def close(self) -> None:
+        os.close(self._ours)
+        os.close(self._theirs)
+
+    def until(self, text: str) -> None:
+        while text not in self.shown:
+            self.shown += os.read(self._ours, 4096).decode(errors="replace")
+
+    def type(self, text: str) -> threading.Thread:
+        """Wait for the prompt and type that, while the test goes on."""
+
+        def person() -> None:
+            self.until("<Cancel>")
+            os.write(self._ours, text.encode())
+
+        thread = threading.Thread(target=person, daemon=True)
+        thread.start()
+        return thread
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Screen]:
+    """Where the real pinentry asks; it is found as `pinentry`."""
+    need("pinentry-curses")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "pinentry").symlink_to(file_of("pinentry-curses"))
+    screen = Screen()
+    screen.env["PATH"] = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    for name, value in screen.env.items():
+        monkeypatch.setenv(name, value)
+    yield screen
+    screen.close()
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """`script(TEXT)`: a pinentry that is this shell script."""
+
+    def write(text: str) -> None:
+        program = tmp_path / "pinentry"
+        program.write_text(f"#!/bin/sh\n{text}\n")
+        program.chmod(0o700)
+        monkeypatch.setattr(pinentry, "PROGRAM", str(program))
+
+    return write
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays() -> Iterator[None]:
+    """No pinentry is left behind, asleep or dead."""
+    yield
+    own = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    names = [Path(f"/proc/{pid}/comm").read_text() for pid in own]
+    assert [name for name in names if "pinentry" in name] == []
+
+
+def ask() -> str:
+    return pinentry.ask("PIN of the store 50% \n: ", "PIN")
+
+
+def test_what_is_typed_comes_as_it_was_typed(screen: Screen) -> None:
+    thread = screen.type(f"{ODD_PIN}\r")
+    assert ask() == ODD_PIN
+    thread.join()
+    assert "PIN of the store 50%" in screen.shown
+    assert ODD_PIN not in screen.shown
+
+
+def test_a_cancelled_pinentry_gives_no_pin(screen: Screen) -> None:
+    screen.type(CANCEL)
+    with pytest.raises(Cancelled, match="was cancelled"):
+        ask()
+
+
+def test_a_pinentry_at_which_nobody_types_ends_in_time(
+    screen: Screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pinentry, "TIMEOUT_S", 1)
+    began = time.monotonic()
+    with pytest.raises(Timeout, match="nobody typed it"):
+        ask()
+    assert time.monotonic() - began < 3
+
+
+def test_a_pinentry_without_a_place_to_ask_at_is_an_error(
+    screen: Screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GPG_TTY")
+    with pytest.raises(Cancelled, match="refused"):
+        ask()
+    assert screen.shown == ""
+
+
+def test_without_a_pinentry_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pinentry, "PROGRAM", "no-such-pinentry")
+    with pytest.raises(ConfigurationError, match="no terminal and no pinentry") as caught:
+        ask()
+    assert "install pinentry" in caught.value.hint
+
+
+ANSWER = "echo OK; while read line; do case $line in GETPIN) {};; *) echo OK;; esac; done"
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("exit 1", Cancelled),
+        ("echo OK; exit 1", Cancelled),
+        ("echo OK; read line; kill -9 $$", Cancelled),
+        (ANSWER.format("exit"), Cancelled),
+        (ANSWER.format("echo ERR nonsense"), Cancelled),
+        (ANSWER.format(r"printf 'D \377\nOK\n'"), Cancelled),
+        ("exec tr '\\0' x < /dev/zero", Cancelled),
+        ("exec yes S nothing", Timeout),
+        ("echo OK; exec sleep 60", Timeout),
+        ("trap '' TERM; exec sleep 60", Timeout),
+    ],
+    ids=[
+        "ends",
+        "greets",
+        "killed",
+        "ends-asked",
+        "odd",
+        "no-utf8",
+        "endless-line",
+        "endless",
+        "hangs",
+        "stubborn",
+    ],
+)
+def test_a_pinentry_that_misbehaves_is_one_line_of_error_in_time(
+    script: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    error: type[DPoPAgentError],
+) -> None:
+    monkeypatch.setattr(pinentry, "GRACE_S", 0.5)
+    monkeypatch.setattr(pinentry, "TIMEOUT_S", 0.5)
+    script(text)
+    began = time.monotonic()
+    with pytest.raises(error) as caught:
+        ask()
+    assert time.monotonic() - began < 3
+    assert caught.value.hint
+
+
+def test_status_lines_comments_and_unknown_options_are_no_answers(
+    script: Callable[[str], None],
+) -> None:
+    script(
+        """\
+echo '# hello'; echo OK
+while read word rest; do
+    case $word in
+        OPTION | SETTIMEOUT) echo 'ERR 83886254 Unknown option <Pinentry>' ;;
+        GETPIN) printf 'S PASSWORD_FROM_CACHE\\n# so\\nD 12\\nD 34%%25\\nOK\\n' ;;
+        BYE) echo OK; exit ;;
+        *) echo OK ;;
+    esac
+done"""
+    )
+    assert ask() == "1234%"
+
+
+# From `dpop-agent unlock`
+
+
+@pytest.fixture
+def agent(token: Token, make_agent: Callable[..., Agent], screen: Screen) -> Agent:
+    """An agent whose PKCS#11 token has an odd PIN, which is asked for; where no terminal is."""
+    change = (
+        "import sys, pkcs11;"
+        "token = pkcs11.lib(sys.argv[1]).get_token(token_label=sys.argv[2]);"
+        "old, new = sys.stdin.read().split('\\n');"
+        "token.open(rw=True, user_pin=old).set_pin(old, new)"
+    )
+    subprocess.run(
+        [sys.executable, "-c", change, token.module, token.label],
+        env={**os.environ, **token.env},
+        input=f"{token.pin}\n{ODD_PIN}",
+        text=True,
+        check=True,
+    )
+    agent = make_agent(write_config(token, pin_source="prompt")).start()
+    agent.env.update(screen.env)
+    return agent
+
+
+def test_unlock_asks_by_pinentry_where_there_is_a_display_and_no_terminal(
+    agent: Agent, screen: Screen
+) -> None:
+    screen.type(f"{ODD_PIN}\r")
+    ran = agent.run("unlock", check=True)
+    assert ran.stdout == "the store softhsm is open\n"
+    assert "PIN of the store softhsm" in screen.shown
+
+
+def test_an_unlock_that_is_interrupted_leaves_no_pinentry_and_a_locked_store(
+    agent: Agent, screen: Screen
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dpop_agent", "unlock"],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=agent.env,
+        start_new_session=True,
+    )
+    screen.until("<Cancel>")
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    error = process.communicate(timeout=10)[1]
+    assert time.monotonic() - began < 1
+    assert process.returncode != 0
+    assert "Traceback" not in error
+    screen.until("\x1b[?1049l")  # it gave the terminal back as it was
+    assert store(agent)["state"] == "locked"
+    screen.shown = ""
+    screen.type(f"{ODD_PIN}\r")
+    until(lambda: agent.run("unlock").returncode == 0)

@@ -1,0 +1,218 @@
+"""`pin_source = "keychain"`: real PKCS#11 tokens, whose PIN a real gnome-keyring keeps."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dpop_agent.client import AgentClient
+from dpop_agent.errors import DPoPAgentError
+from dpop_agent.signer.keychain import CALL_TIMEOUT_S
+from tests.agent.places import store, until, until_open
+from tests.agent.wire import Wire
+from tests.emulators import Keyring, YubiKey
+from tests.piv_card import PIN_TRIES
+from tests.processes import Agent, Token
+from tests.stores.conformance import TARGET
+from tests.terminal import at_a_terminal
+
+HTU = "https://api.example.com/v1/me"
+PROMPT = "PIN of the store"
+
+
+def configured(token: Token, keyring: Keyring) -> Path:
+    """The PKCS#11 token with its PIN in that keychain."""
+    text = re.sub(
+        "^pin_source = .*$", 'pin_source = "keychain"', token.config.read_text(), flags=re.M
+    )
+    for name, value in keyring.env.items():
+        text = text.replace("env = {", f"env = {{ {name} = {json.dumps(value)},")
+    config = token.folder / "keychain.toml"
+    config.write_text(text)
+    return config
+
+
+@pytest.fixture
+def agent(make_agent: Callable[..., Agent], token: Token, keyring: Keyring) -> Agent:
+    """An agent with a key, whose PIN the keychain doesn't have yet."""
+    agent = make_agent(token.config).start()
+    agent.create_key("shop")
+    agent.stop()
+    return make_agent(configured(token, keyring), state=agent.state).start()
+
+
+def unlock(agent: Agent, pin: str) -> None:
+    status, shown = at_a_terminal(agent, "unlock", prompt=PROMPT, typed=pin)
+    assert status == 0, shown
+
+
+def kept(keyring: Keyring, name: str = "softhsm") -> str | None:
+    """What any program of the same user reads."""
+    done = subprocess.run(
+        ["secret-tool", "lookup", "service", "dpop-agent/pin", "username", name],
+        env={**os.environ, **keyring.env},
+        check=False,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=20,
+    )
+    return done.stdout if done.returncode == 0 else None
+
+
+def keep(keyring: Keyring, name: str, pin: str) -> None:
+    subprocess.run(
+        ["secret-tool", "store", "--label=PIN", "service", "dpop-agent/pin", "username", name],
+        env={**os.environ, **keyring.env},
+        check=True,
+        input=pin,
+        text=True,
+        timeout=20,
+    )
+
+
+def proves(agent: Agent, *, key: str = "shop", timeout: float = 10.0) -> None:
+    with AgentClient(agent.socket, timeout=timeout) as client:
+        client.proof("GET", HTU, key=key)
+
+
+def test_a_pin_is_typed_once_and_later_starts_read_it_from_the_keychain(
+    agent: Agent, token: Token, keyring: Keyring
+) -> None:
+    until(lambda: store(agent)["state"] == "locked")
+    assert "the keychain has no PIN for the store softhsm yet" in store(agent)["reason"]
+    assert agent.run("unlock").returncode == 1  # nobody is there to type
+    unlock(agent, token.pin)
+    assert kept(keyring) == token.pin
+    proves(agent)
+    assert agent.stop() == 0
+    agent.start()
+    proves(agent)
+    assert token.pin not in agent.log.read_text()
+
+
+def test_a_wrong_pin_that_is_typed_isnt_put_into_the_keychain(
+    agent: Agent, token: Token, keyring: Keyring
+) -> None:
+    status, shown = at_a_terminal(agent, "unlock", prompt=PROMPT, typed="99999999")
+    assert status == 1
+    assert "refused its PIN" in shown
+    assert kept(keyring) is None
+    unlock(agent, token.pin)
+    assert kept(keyring) == token.pin
+
+
+def test_after_lock_nothing_logs_in_before_unlock_which_asks_nobody(
+    agent: Agent, token: Token, keyring: Keyring
+) -> None:
+    unlock(agent, token.pin)
+    agent.run("lock", check=True)
+    assert kept(keyring) == token.pin
+    with Wire(agent.admin_socket) as wire:
+        wire.result("reload")
+        assert wire.error("proof", **TARGET, key="shop")["type"] == "locked"
+    assert agent.run("unlock").stdout == "the store softhsm is open\n"
+    proves(agent)
+
+
+@pytest.mark.parametrize("deletable", [True, False])
+def test_a_pin_from_the_keychain_that_was_refused_costs_one_try_whatever_is_started_again(
+    make_agent: Callable[..., Agent], yubikey: YubiKey, keyring: Keyring, *, deletable: bool
+) -> None:
+    keep(keyring, "yubikey", "000000")
+    if not deletable:
+        keyring.forbid_deleting()
+    agent = make_agent(configured(yubikey.token, keyring)).start()
+    until(lambda: store(agent)["state"] == "locked")
+    assert "refused its PIN" in store(agent)["reason"]
+    assert (kept(keyring, "yubikey") is None) is deletable
+    with Wire(agent.admin_socket) as wire:
+        wire.result("reload")
+        assert wire.error("key.create", key="shop")["type"] in ("locked", "pin_refused")
+    for _ in range(2):
+        agent.stop()
+        agent.start()
+        until(lambda: store(agent)["state"] == "locked")
+    assert yubikey.card.tries == PIN_TRIES - 1
+    unlock(agent, yubikey.token.pin)
+    assert kept(keyring, "yubikey") == yubikey.token.pin
+    agent.stop()
+    agent.start()
+    until_open(agent)
+    assert yubikey.card.tries == PIN_TRIES
+
+
+def test_a_locked_keychain_is_told_at_once_asks_nobody_and_is_read_when_it_is_unlocked(
+    agent: Agent, token: Token, keyring: Keyring
+) -> None:
+    unlock(agent, token.pin)
+    agent.stop()
+    keyring.lock()
+    agent.start()
+    with Wire(agent.admin_socket) as wire:
+        began = time.monotonic()
+        error = wire.error("proof", **TARGET, key="shop")
+        assert time.monotonic() - began < 2
+        assert (error["type"], error["retry"]) == ("locked", "later")
+        assert "the keychain is locked" in error["message"]
+        assert "unlock it, as the login does" in error["hint"]
+        assert wire.error("unlock", store="softhsm")["message"] == "the keychain is locked"
+        keyring.unlock()
+        began = time.monotonic()
+        until(lambda: "result" in wire.ask("proof", **TARGET, key="shop"))
+        assert time.monotonic() - began < 2
+
+
+def test_without_a_keychain_the_store_is_absent_and_nobody_is_asked(
+    make_agent: Callable[..., Agent], token: Token, keyring: Keyring
+) -> None:
+    keyring.env["DBUS_SESSION_BUS_ADDRESS"] = f"unix:path={token.folder}/none"
+    agent = make_agent(configured(token, keyring)).start()
+    with Wire(agent.admin_socket) as wire:
+        error = wire.error("key.create", key="shop")
+        assert (error["type"], error["retry"]) == ("store_absent", "later")
+        assert "D-Bus" in error["hint"]
+        assert wire.error("unlock", store="softhsm")["type"] == "store_absent"
+
+
+def test_a_stuck_keychain_is_told_in_time_and_holds_up_no_other_store(
+    agent: Agent, token: Token, keyring: Keyring, make_token: Callable[..., Token]
+) -> None:
+    unlock(agent, token.pin)
+    other = make_token("other").config.read_text().partition("[stores.")[2]
+    more = other.replace("softhsm]", "other]", 1)
+    agent.config.write_text(f"{agent.config.read_text()}\n[stores.{more}")
+    agent.run("reload", check=True)
+    agent.create_key("quick", store="other")
+    agent.run("lock", "softhsm", check=True)
+    keyring.freeze()
+    with Wire(agent.admin_socket) as wire:
+        began = time.monotonic()
+        wire.send(b'{"jsonrpc":"2.0","id":9,"method":"unlock","params":{"store":"softhsm"}}\n')
+        slowest = 0.0
+        for _ in range(20):
+            asked = time.monotonic()
+            proves(agent, key="quick", timeout=2)
+            slowest = max(slowest, time.monotonic() - asked)
+            time.sleep(0.1)
+        answer = wire.next()
+        assert time.monotonic() - began < CALL_TIMEOUT_S + 2
+    assert answer["error"]["data"]["type"] == "signer_failed"
+    assert "didn't answer" in answer["error"]["message"]
+    assert slowest < 0.5
+    keyring.thaw()
+    began = time.monotonic()
+    while True:
+        try:
+            proves(agent)
+        except DPoPAgentError:
+            assert time.monotonic() - began < 2
+            time.sleep(0.02)
+        else:
+            break
