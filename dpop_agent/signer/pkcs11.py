@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pkcs11
 from cryptography import x509
@@ -140,6 +140,14 @@ _TEMPLATE_REFUSED = (
 )
 
 
+_UNBLOCK = "unblock it with its PUK"
+_TRIES = {
+    None: "",
+    0: ", and is locked now",
+    1: ", one try is left",
+    2: ", two tries are left",
+}
+
 _PIN_REFUSED = (PinIncorrect, PinInvalid, PinLenRange)
 _LOGIN_REFUSED = (*_PIN_REFUSED, ArgumentsBad)  # ykcs11: a PIN that is too short or too long
 _GONE = (DeviceError, DeviceRemoved, TokenNotPresent)
@@ -255,7 +263,7 @@ class Pkcs11Store(Store):
                 retry="no",
             )
         if flags & TokenFlag.USER_PIN_LOCKED:
-            raise PinRefused("the PKCS#11 token's PIN is locked", hint="unblock it with its PUK")
+            raise PinRefused("the PKCS#11 token's PIN is locked", hint=_UNBLOCK)
 
     def open(self) -> dict[str, Any]:
         self._token = self._find_token()
@@ -350,9 +358,7 @@ class Pkcs11Store(Store):
         except _LOGIN_REFUSED as e:
             raise self._pin_refused() from e
         except PinLocked as e:
-            raise PinRefused(
-                "the PKCS#11 token's PIN is locked", hint="unblock it with its PUK"
-            ) from e
+            raise PinRefused("the PKCS#11 token's PIN is locked", hint=_UNBLOCK) from e
         except _GONE as e:
             raise StoreAbsent(
                 f"the PKCS#11 token {self._uri} went away", hint="plug it in again"
@@ -367,9 +373,11 @@ class Pkcs11Store(Store):
     def _pin_refused(self) -> PinRefused:
         self._accepted = None
         self._pin.refused()
+        left = self._tries_left()
         return PinRefused(
-            f"the PKCS#11 token {self._uri} refused its PIN{self._tries_left()}",
-            hint=self._pin.after_refusal,
+            f"the PKCS#11 token {self._uri} refused its PIN{_TRIES[left]}",
+            hint=_UNBLOCK if left == 0 else self._pin.after_refusal,
+            details={} if left is None else {"tries_left": left},
         )
 
     def release(self) -> None:
@@ -379,16 +387,19 @@ class Pkcs11Store(Store):
             self._session = None
             self._module.unload()
 
-    def _tries_left(self) -> str:
+    def _tries_left(self) -> Literal[0, 1, 2] | None:
+        """How many wrong PINs the PKCS#11 token takes still, where its module tells."""
         try:
             flags = self._token.slot.get_token().flags  # the old object's flags are a snapshot
         except PKCS11Error:
-            return ""
+            return None
         if flags & TokenFlag.USER_PIN_LOCKED:
-            return ", and is locked now"
+            return 0
         if flags & TokenFlag.USER_PIN_FINAL_TRY:
-            return ", one try is left"
-        return ""
+            return 1
+        if flags & TokenFlag.USER_PIN_COUNT_LOW:
+            return vendors.low_tries(self._module.library.manufacturer_id)
+        return None
 
     def reserve(self, alg: str) -> str:
         self._require(alg)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from cryptography import x509
 
@@ -20,6 +21,14 @@ def protection(manufacturer: str, *, hardware_slot: bool) -> str:
     if manufacturer.startswith(_SOFTWARE_MANUFACTURERS) or not hardware_slot:
         return "software-token"
     return "hardware"
+
+
+def low_tries(library: str) -> Literal[2] | None:
+    """How many PIN tries a module means by CKF_USER_PIN_COUNT_LOW (PKCS#11 3.0 section 3.2).
+
+    ykcs11 says so when two are left; SoftHSM, which never locks, after any wrong PIN.
+    """
+    return 2 if library.startswith(_YUBICO) else None
 
 
 def faulty_algorithms(library: str, version: tuple[int, int]) -> frozenset[str]:

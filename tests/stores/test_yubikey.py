@@ -757,6 +757,23 @@ def test_a_wrong_pin_with_a_thousand_requests_waiting_costs_one_try(
     assert yubikey.card.tries == PIN_TRIES - 1
 
 
+def test_who_types_a_wrong_pin_hears_how_many_tries_are_left(
+    agent: Agent, yubikey: YubiKey
+) -> None:
+    text = agent.config.read_text().replace(f"file:{yubikey.token.pin_file}", "prompt")
+    agent.config.write_text(text)
+    agent.run("reload", check=True)
+    wrong = f"{(int(yubikey.card.pin) + 1) % 10**6:06}"
+    heard = []
+    for _ in range(PIN_TRIES):
+        status, shown = at_a_terminal(agent, "unlock", prompt="PIN of the store", typed=wrong)
+        assert status == 1
+        heard.append(shown.strip().splitlines()[-1])
+    assert "refused its PIN, two tries are left; dpop-agent unlock" in heard[0]
+    assert "refused its PIN, one try is left; dpop-agent unlock" in heard[1]
+    assert "is locked; unblock it with its PUK" in heard[2]
+
+
 def test_another_card_in_the_reader_gets_no_pin_and_signs_nothing(
     agent: Agent, wire: Authorizing, yubikey: YubiKey
 ) -> None:
