@@ -13,7 +13,6 @@ from dpop_agent.client.answers import (
     DEFAULT_TIMEOUT,
     GRACE,
     SUBSCRIBE,
-    SUBSCRIPTION,
     Generation,
     Listing,
     Proof,
@@ -23,18 +22,13 @@ from dpop_agent.client.answers import (
     may_repeat,
     proof_of,
     proof_params,
+    read_line,
     seen_params,
-    touch_of,
+    timed_out,
 )
 from dpop_agent.client.connection import RETRY_CONNECT_S, connect
-from dpop_agent.errors import AgentUnavailable, DPoPAgentError, ProtocolError, Timeout
-from dpop_agent.protocol import (
-    MAX_LINE,
-    TOUCH_TIMEOUT_S,
-    Event,
-    decode_response,
-    encode_request,
-)
+from dpop_agent.errors import AgentUnavailable, DPoPAgentError, ProtocolError
+from dpop_agent.protocol import MAX_LINE, TOUCH_TIMEOUT_S, encode_request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,9 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Any, Self
 
-    from dpop_agent.client.answers import OnTouch
-
-    Outcome = dict[str, Any] | DPoPAgentError
+    from dpop_agent.client.answers import OnTouch, Outcome
+    from dpop_agent.errors import Timeout
 
 MAX_IDLE = 16
 """Idle connections kept; more threads than that at once connect anew."""
@@ -78,10 +71,7 @@ class _Call:
         return left_s
 
     def late(self) -> Timeout:
-        return Timeout(
-            f"the agent didn't answer within {self._timeout:g} s",
-            hint="try again, with a longer timeout",
-        )
+        return timed_out(self._timeout)
 
     def waits_for(self, touch: Touch) -> None:
         """A touch has a deadline of its own."""
@@ -321,16 +311,11 @@ class AgentClient:
 
 def _outcome(call: _Call, line: bytes) -> Outcome | None:
     """What a line says to the call; None if it doesn't answer it."""
-    number, outcome = decode_response(line)
-    if isinstance(outcome, Event):
-        touch = touch_of(outcome)
-        if touch and number == call.number:
-            call.waits_for(touch)
+    number, said = read_line(line)
+    if isinstance(said, Touch):
+        if number == call.number:
+            call.waits_for(said)
         return None
-    if number == call.number:
-        return outcome
-    if number == SUBSCRIPTION:
-        return None  # an agent of before doesn't know the method
-    if number is None and isinstance(outcome, DPoPAgentError):
-        raise outcome  # an agent that takes no more of us says so without an id
-    raise ProtocolError("the agent answered something that wasn't asked")
+    if said is not None and number != call.number:
+        raise ProtocolError("the agent answered something that wasn't asked")
+    return said
