@@ -13,7 +13,7 @@ import pytest
 from dpop_agent.errors import Locked, PinRefused
 from tests.agent.places import memory_of, serve_with, until
 from tests.processes import Agent, Token, running
-from tests.terminal import Terminal, at_a_terminal
+from tests.terminal import Terminal, unlock
 
 HTU = "https://api.example.com/v1/me"
 
@@ -36,11 +36,6 @@ def wait_for(agent: Agent, state: str, seconds: float = 10) -> None:
     while store(agent)["state"] != state and time.monotonic() < deadline:
         time.sleep(0.05)
     assert store(agent)["state"] == state
-
-
-def unlock(agent: Agent, typed: str) -> tuple[int, str]:
-    """`dpop-agent unlock` where somebody types; its status, and all that it showed."""
-    return at_a_terminal(agent, "unlock", prompt="PIN of the store", typed=typed)
 
 
 @pytest.fixture

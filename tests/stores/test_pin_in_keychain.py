@@ -21,10 +21,9 @@ from tests.emulators import Keyring, YubiKey
 from tests.piv_card import PIN_TRIES
 from tests.processes import Agent, Token
 from tests.stores.conformance import TARGET
-from tests.terminal import at_a_terminal
+from tests.terminal import unlock
 
 HTU = "https://api.example.com/v1/me"
-PROMPT = "PIN of the store"
 
 
 def configured(token: Token, keyring: Keyring) -> Path:
@@ -48,8 +47,9 @@ def agent(make_agent: Callable[..., Agent], token: Token, keyring: Keyring) -> A
     return make_agent(configured(token, keyring), state=agent.state).start()
 
 
-def unlock(agent: Agent, pin: str) -> None:
-    status, shown = at_a_terminal(agent, "unlock", prompt=PROMPT, typed=pin)
+def opens(agent: Agent, pin: str) -> None:
+    """Somebody types the PIN, and the store opens."""
+    status, shown = unlock(agent, pin)
     assert status == 0, shown
 
 
@@ -88,7 +88,7 @@ def test_a_pin_is_typed_once_and_later_starts_read_it_from_the_keychain(
     until(lambda: store(agent)["state"] == "locked")
     assert "the keychain has no PIN for the store softhsm yet" in store(agent)["reason"]
     assert agent.run("unlock").returncode == 1  # nobody is there to type
-    unlock(agent, token.pin)
+    opens(agent, token.pin)
     assert kept(keyring) == token.pin
     proves(agent)
     assert agent.stop() == 0
@@ -100,18 +100,18 @@ def test_a_pin_is_typed_once_and_later_starts_read_it_from_the_keychain(
 def test_a_wrong_pin_that_is_typed_isnt_put_into_the_keychain(
     agent: Agent, token: Token, keyring: Keyring
 ) -> None:
-    status, shown = at_a_terminal(agent, "unlock", prompt=PROMPT, typed="99999999")
+    status, shown = unlock(agent, "99999999")
     assert status == 1
     assert "refused its PIN" in shown
     assert kept(keyring) is None
-    unlock(agent, token.pin)
+    opens(agent, token.pin)
     assert kept(keyring) == token.pin
 
 
 def test_after_lock_nothing_logs_in_before_unlock_which_asks_nobody(
     agent: Agent, token: Token, keyring: Keyring
 ) -> None:
-    unlock(agent, token.pin)
+    opens(agent, token.pin)
     agent.run("lock", check=True)
     assert kept(keyring) == token.pin
     with Wire(agent.admin_socket) as wire:
@@ -140,7 +140,7 @@ def test_a_pin_from_the_keychain_that_was_refused_costs_one_try_whatever_is_star
         agent.start()
         until(lambda: store(agent)["state"] == "locked")
     assert yubikey.card.tries == PIN_TRIES - 1
-    unlock(agent, yubikey.token.pin)
+    opens(agent, yubikey.token.pin)
     assert kept(keyring, "yubikey") == yubikey.token.pin
     agent.stop()
     agent.start()
@@ -151,7 +151,7 @@ def test_a_pin_from_the_keychain_that_was_refused_costs_one_try_whatever_is_star
 def test_a_locked_keychain_is_told_at_once_asks_nobody_and_is_read_when_it_is_unlocked(
     agent: Agent, token: Token, keyring: Keyring
 ) -> None:
-    unlock(agent, token.pin)
+    opens(agent, token.pin)
     agent.stop()
     keyring.lock()
     agent.start()
@@ -184,7 +184,7 @@ def test_without_a_keychain_the_store_is_absent_and_nobody_is_asked(
 def test_a_stuck_keychain_is_told_in_time_and_holds_up_no_other_store(
     agent: Agent, token: Token, keyring: Keyring, make_token: Callable[..., Token]
 ) -> None:
-    unlock(agent, token.pin)
+    opens(agent, token.pin)
     other = make_token("other").config.read_text().partition("[stores.")[2]
     more = other.replace("softhsm]", "other]", 1)
     agent.config.write_text(f"{agent.config.read_text()}\n[stores.{more}")

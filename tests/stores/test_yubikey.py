@@ -35,7 +35,7 @@ from tests.stores.conformance import (
     PinConformance,
     StoreConformance,
 )
-from tests.terminal import Terminal, at_a_terminal
+from tests.terminal import Terminal, at_a_terminal, unlock
 
 OPEN_S = 5.0
 """Seconds in which a signer finds the card and logs in."""
@@ -845,10 +845,6 @@ def prompts(yubikey: YubiKey, uri: str | None = None) -> Path:
     config = yubikey.token.folder / "prompt.toml"
     config.write_text(text)
     return config
-
-
-def unlock(agent: Agent, pin: str) -> tuple[int, str]:
-    return at_a_terminal(agent, "unlock", prompt="PIN of the store", typed=pin)
 
 
 @pytest.fixture
