@@ -19,7 +19,7 @@ import pytest
 
 from dpop_agent.jose import ALGORITHMS
 from dpop_agent.verify import verify
-from tests.agent.places import descendants, store, until, until_open
+from tests.agent.places import descendants, store, until, until_open, until_state
 from tests.agent.wire import Wire
 from tests.processes import Agent, running
 
@@ -175,7 +175,7 @@ class PinConformance:
         assert agent.stop() == 0
         with wrong_pin():
             agent.start()
-            until(lambda: store(agent)["state"] == "locked", seconds=15)
+            until_state(agent, "locked", seconds=15)
         # The right one is there now: a second try would succeed, and show.
         with Wire(agent.admin_socket, timeout=60) as again:
             for _ in range(20):

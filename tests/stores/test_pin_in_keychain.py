@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -15,7 +13,7 @@ import pytest
 from dpop_agent.client import AgentClient
 from dpop_agent.errors import DPoPAgentError
 from dpop_agent.signer.keychain import CALL_TIMEOUT_S
-from tests.agent.places import store, until, until_open
+from tests.agent.places import add_store, changed_config, until, until_open, until_state
 from tests.agent.wire import Wire
 from tests.emulators import Keyring, YubiKey
 from tests.piv_card import PIN_TRIES
@@ -28,14 +26,7 @@ HTU = "https://api.example.com/v1/me"
 
 def configured(token: Token, keyring: Keyring) -> Path:
     """The PKCS#11 token with its PIN in that keychain."""
-    text = re.sub(
-        "^pin_source = .*$", 'pin_source = "keychain"', token.config.read_text(), flags=re.M
-    )
-    for name, value in keyring.env.items():
-        text = text.replace("env = {", f"env = {{ {name} = {json.dumps(value)},")
-    config = token.folder / "keychain.toml"
-    config.write_text(text)
-    return config
+    return changed_config(token, env=keyring.env, pin_source="keychain")
 
 
 @pytest.fixture
@@ -85,8 +76,8 @@ def proves(agent: Agent, *, key: str = "shop", timeout: float = 10.0) -> None:
 def test_a_pin_is_typed_once_and_later_starts_read_it_from_the_keychain(
     agent: Agent, token: Token, keyring: Keyring
 ) -> None:
-    until(lambda: store(agent)["state"] == "locked")
-    assert "the keychain has no PIN for the store softhsm yet" in store(agent)["reason"]
+    reason = until_state(agent, "locked")["reason"]
+    assert "the keychain has no PIN for the store softhsm yet" in reason
     assert agent.run("unlock").returncode == 1  # nobody is there to type
     opens(agent, token.pin)
     assert kept(keyring) == token.pin
@@ -129,8 +120,7 @@ def test_a_pin_from_the_keychain_that_was_refused_costs_one_try_whatever_is_star
     if not deletable:
         keyring.forbid_deleting()
     agent = make_agent(configured(yubikey.token, keyring)).start()
-    until(lambda: store(agent)["state"] == "locked")
-    assert "refused its PIN" in store(agent)["reason"]
+    assert "refused its PIN" in until_state(agent, "locked")["reason"]
     assert (kept(keyring, "yubikey") is None) is deletable
     with Wire(agent.admin_socket) as wire:
         wire.result("reload")
@@ -138,7 +128,7 @@ def test_a_pin_from_the_keychain_that_was_refused_costs_one_try_whatever_is_star
     for _ in range(2):
         agent.stop()
         agent.start()
-        until(lambda: store(agent)["state"] == "locked")
+        until_state(agent, "locked")
     assert yubikey.card.tries == PIN_TRIES - 1
     opens(agent, yubikey.token.pin)
     assert kept(keyring, "yubikey") == yubikey.token.pin
@@ -185,9 +175,7 @@ def test_a_stuck_keychain_is_told_in_time_and_holds_up_no_other_store(
     agent: Agent, token: Token, keyring: Keyring, make_token: Callable[..., Token]
 ) -> None:
     opens(agent, token.pin)
-    other = make_token("other").config.read_text().partition("[stores.")[2]
-    more = other.replace("softhsm]", "other]", 1)
-    agent.config.write_text(f"{agent.config.read_text()}\n[stores.{more}")
+    add_store(agent.config, "other", make_token("other"))
     agent.run("reload", check=True)
     agent.create_key("quick", store="other")
     agent.run("lock", "softhsm", check=True)

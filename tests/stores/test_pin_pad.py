@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -18,7 +17,16 @@ from dpop_agent.cli import locking
 from dpop_agent.cli.main import main
 from dpop_agent.client import AgentClient
 from dpop_agent.errors import Locked
-from tests.agent.places import store, until, until_open
+from tests.agent.places import (
+    add_store,
+    changed_config,
+    serve_with,
+    store,
+    until,
+    until_logged,
+    until_open,
+    until_state,
+)
 from tests.agent.wire import Wire
 from tests.emulators import need
 from tests.processes import ROOT, Agent, Token, running
@@ -67,25 +75,14 @@ def pad(token: Token) -> Pad:
 
 def configured(token: Token, module: Path, *, pin_source: str = "prompt") -> Path:
     """A configuration of the PKCS#11 token as it is behind the pad."""
-    text = token.config.read_text()
-    for name, value in {"module": str(module), "pin_source": pin_source}.items():
-        text = re.sub(f"^{name} = .*$", f'{name} = "{value}"', text, flags=re.M)
-    config = token.folder / "pad.toml"
-    config.write_text(text.replace("env = {", f'env = {{ PIN_PAD = "{token.folder / "pad"}",'))
-    return config
+    env = {"PIN_PAD": str(token.folder / "pad")}
+    return changed_config(token, env=env, module=str(module), pin_source=pin_source)
 
 
 def hurried(**settings: float) -> list[str]:
     """Before `python -m dpop_agent serve`: the same, which waits for signers so long."""
     words = [f"{name}={seconds}" for name, seconds in settings.items()]
-    return [sys.executable, "-c", _HURRIED, *words, "--"]
-
-
-_HURRIED = """
-import os, sys
-words = sys.argv[1 : sys.argv.index("--")]
-os.execv(sys.executable, [sys.executable, "-m", "tests.hurried_agent", *words])
-"""
+    return [sys.executable, "-m", "tests.hurried_agent", *words]
 
 
 @pytest.fixture
@@ -235,10 +232,9 @@ def test_a_released_pad_is_locked_and_doesnt_ask_by_itself(
     make_agent: Callable[..., Agent], token: Token, pad: Pad, module: Path
 ) -> None:
     config = configured(token, module)
-    release = ["sh", "-c", 'exec "$@" --release-after 1s', "sh"]
-    agent = make_agent(config, preexec=release).start()
+    agent = make_agent(config, preexec=serve_with("--release-after", "1s")).start()
     assert unlock(agent, pad, token.pin)[0] == 0
-    until(lambda: "is released" in agent.log.read_text())
+    until_logged(agent, "is released")
     with Wire(agent.admin_socket) as wire:
         error = wire.error("key.create", key="shop")
         assert (error["type"], error["hint"]) == ("locked", "dpop-agent unlock softhsm")
@@ -253,7 +249,7 @@ def test_a_stored_pin_is_given_to_no_pad_and_the_pad_doesnt_ask(
 ) -> None:
     source = f"file:{token.pin_file}" if pin_source == "file" else pin_source
     agent = make_agent(configured(token, module, pin_source=source)).start()
-    until(lambda: store(agent)["state"] == "locked")
+    until_state(agent, "locked")
     ran = agent.run("unlock")
     assert ran.returncode == 1
     assert 'set pin_source = "prompt"' in ran.stderr
@@ -267,10 +263,8 @@ def test_another_store_is_served_while_somebody_is_at_the_pad(
     pad: Pad,
     module: Path,
 ) -> None:
-    other = make_token("other")
     config = configured(token, module)
-    more = other.config.read_text().partition("[stores.")[2].replace("softhsm]", "other]", 1)
-    config.write_text(f"{config.read_text()}\n[stores.{more}")
+    add_store(config, "other", make_token("other"))
     agent = make_agent(config).start()
     agent.create_key("quick", store="other")
     with Terminal(agent, "unlock", "softhsm") as terminal:

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 import pytest
 
 from dpop_agent.jose import ALGORITHMS
-from tests.agent.places import store, until, until_open
+from tests.agent.places import until, until_open, until_state
 from tests.agent.wire import Wire
 from tests.processes import Agent, Token, new_token
 from tests.stores import on_token
@@ -103,7 +103,7 @@ def test_a_token_that_was_initialised_again_has_no_key_and_never_signs_by_anothe
             (key,) = wire.result("key.list", key="shop")["keys"]
             assert key["generations"][0]["missing"]
         else:
-            until(lambda: store(agent)["state"] == "locked")
+            until_state(agent, "locked")
             for _ in range(3):
                 assert wire.error("proof", **TARGET, key="shop")["type"] == "pin_refused"
 

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 
-from tests.agent.places import store, until, until_open
+from tests.agent.places import store, until, until_open, until_state
 from tests.agent.wire import Wire
 from tests.emulators import Tpm
 from tests.processes import Agent
@@ -140,7 +140,7 @@ def test_a_tpm_that_locked_itself_says_so_and_works_again_once_it_is_reset(
     for count in range(1, 4):
         with other_pin(tpm, f"wrong {count}"):
             agent.start()
-            until(lambda: store(agent)["state"] == "locked", seconds=15)
+            until_state(agent, "locked", seconds=15)
             agent.stop()
         assert tpm.wrong_pins() == count
     agent.start()

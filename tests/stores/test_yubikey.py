@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -12,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +18,7 @@ from cryptography import x509
 
 from dpop_agent.client import AgentClient, Touch
 from dpop_agent.verify import verify
-from tests.agent.places import memory_of, store, until, until_open
+from tests.agent.places import changed_config, memory_of, serve_with, store, until, until_open
 from tests.agent.wire import Wire, request
 from tests.emulators import YUBIKEY, YubiKey, file_of, need
 from tests.emulators import yubikey as new_yubikey
@@ -815,7 +813,7 @@ def test_a_released_card_is_another_programs_and_then_the_agents_again(
     make_agent: Callable[..., Agent],
     record_property: Callable[[str, object], None],
 ) -> None:
-    release = ["sh", "-c", 'exec "$@" --release-after 1s', "sh"]
+    release = serve_with("--release-after", "1s")
     agent = make_agent(yubikey.token.config, preexec=release).start()
     until_open(agent)
     with Authorizing(agent.admin_socket, yubikey) as wire:
@@ -835,22 +833,10 @@ def test_a_released_card_is_another_programs_and_then_the_agents_again(
 # PINs that are typed
 
 
-def prompts(yubikey: YubiKey, uri: str | None = None) -> Path:
-    """A configuration of the card whose PIN is typed."""
-    text = re.sub(
-        "^pin_source = .*$", 'pin_source = "prompt"', yubikey.token.config.read_text(), flags=re.M
-    )
-    if uri is not None:
-        text = re.sub("^uri = .*$", f'uri = "{uri}"', text, flags=re.M)
-    config = yubikey.token.folder / "prompt.toml"
-    config.write_text(text)
-    return config
-
-
 @pytest.fixture
 def prompting(yubikey: YubiKey, make_agent: Callable[..., Agent]) -> Agent:
     """An agent for which somebody has typed the card's PIN."""
-    agent = make_agent(prompts(yubikey)).start()
+    agent = make_agent(changed_config(yubikey.token, pin_source="prompt")).start()
     status, shown = unlock(agent, yubikey.card.pin)
     assert status == 0, shown
     return agent
@@ -893,7 +879,9 @@ def test_a_typed_pin_outlives_another_programs_use_of_the_card_but_no_reset(
 def test_another_card_that_came_while_somebody_typed_gets_no_pin(
     yubikey: YubiKey, make_agent: Callable[..., Agent]
 ) -> None:
-    agent = make_agent(prompts(yubikey, "pkcs11:model=YubiKey%20YK5")).start()
+    any_card = "pkcs11:model=YubiKey%20YK5"
+    config = changed_config(yubikey.token, pin_source="prompt", uri=any_card)
+    agent = make_agent(config).start()
     own = yubikey.card
     with Terminal(agent, "unlock") as terminal, new_yubikey() as spare:
         terminal.until("PIN of the store")
