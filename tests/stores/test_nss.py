@@ -21,6 +21,7 @@ from tests.stores.conformance import (
     TARGET,
     AwayConformance,
     PinConformance,
+    SeenByPkcs11,
     StoreConformance,
 )
 
@@ -41,7 +42,7 @@ def agent(make_agent: Callable[..., Agent], token: Token) -> Agent:
     return agent
 
 
-class TestNss(StoreConformance, PinConformance, AwayConformance):
+class TestNss(SeenByPkcs11, StoreConformance, PinConformance, AwayConformance):
     ALGS = ("ES256", "ES384", "ES512", "RS256", "PS256")
     PROTECTION = "software-token"
     LOCAL = False  # so it says of keys that were made in it
@@ -49,25 +50,6 @@ class TestNss(StoreConformance, PinConformance, AwayConformance):
     @pytest.fixture
     def agent(self, agent: Agent) -> Agent:
         return agent
-
-    @pytest.fixture
-    def held(self, token: Token) -> Callable[[], list[str]]:
-        return lambda: on_token.private_ids(token)
-
-    @pytest.fixture
-    def delete(self, token: Token) -> Callable[[str], None]:
-        return lambda ref: on_token.delete(token, ref)
-
-    @pytest.fixture
-    def wrong_pin(self, token: Token) -> Callable[[], AbstractContextManager[None]]:
-        @contextmanager
-        def wrong() -> Iterator[None]:
-            pin = token.pin_file.read_text()
-            token.pin_file.write_text("another\n")
-            yield
-            token.pin_file.write_text(pin)
-
-        return wrong
 
     @pytest.fixture
     def taken_away(self, token: Token) -> Callable[[], AbstractContextManager[None]]:
