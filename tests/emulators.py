@@ -127,12 +127,17 @@ def _free_ports() -> int:
 @contextmanager
 def _bus(folder: Path) -> Iterator[str]:
     """A D-Bus of its own; its address."""
-    socket, config, log = folder / "bus", folder / "bus.conf", folder / "bus.log"
-    config.write_text(_BUS_CONFIG.format(socket=socket, more=""))
+    path, config, log = folder / "bus", folder / "bus.conf", folder / "bus.log"
+    config.write_text(_BUS_CONFIG.format(socket=path, more=""))
     command = ["dbus-daemon", f"--config-file={config}", "--nofork", "--nosyslog"]
+
+    def listens() -> bool:
+        with socket.socket(socket.AF_UNIX) as client:
+            return client.connect_ex(str(path)) == 0
+
     with _running(command, log=log) as process:
-        _until(socket.exists, process, log)
-        yield f"unix:path={socket}"
+        _until(listens, process, log)
+        yield f"unix:path={path}"
 
 
 class Keyring:
