@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -92,6 +93,11 @@ def until_logged(agent: Agent, text: str, *, times: int = 1) -> None:
 def serve_with(*words: str) -> list[str]:
     """Before `python -m dpop_agent serve`: the same with more words after it."""
     return ["sh", "-c", f'exec "$@" {" ".join(words)}', "sh"]
+
+
+def hurried(*settings: str) -> list[str]:
+    """Before `python -m dpop_agent serve`: the same with times such as `signers.TICK_S=0.1`."""
+    return [sys.executable, "-m", "tests.hurried_agent", *settings]
 
 
 def descendants(pid: int) -> set[int]:

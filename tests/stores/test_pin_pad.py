@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from dpop_agent.errors import Locked
 from tests.agent.places import (
     add_store,
     changed_config,
+    hurried,
     serve_with,
     store,
     until,
@@ -77,12 +77,6 @@ def configured(token: Token, module: Path, *, pin_source: str = "prompt") -> Pat
     """A configuration of the PKCS#11 token as it is behind the pad."""
     env = {"PIN_PAD": str(token.folder / "pad")}
     return changed_config(token, env=env, module=str(module), pin_source=pin_source)
-
-
-def hurried(**settings: float) -> list[str]:
-    """Before `python -m dpop_agent serve`: the same, which waits for signers so long."""
-    words = [f"{name}={seconds}" for name, seconds in settings.items()]
-    return [sys.executable, "-m", "tests.hurried_agent", *words]
 
 
 @pytest.fixture
@@ -145,7 +139,8 @@ def test_a_person_at_the_pad_has_longer_than_a_signer_and_requests_meanwhile_are
     agent: Agent, make_agent: Callable[..., Agent], pad: Pad, token: Token
 ) -> None:
     agent.stop()
-    slow = make_agent(agent.config, state=agent.state, preexec=hurried(START_TIMEOUT_S=1.5)).start()
+    preexec = hurried("signers.START_TIMEOUT_S=1.5")
+    slow = make_agent(agent.config, state=agent.state, preexec=preexec).start()
     with Terminal(slow, "unlock") as terminal, Wire(slow.socket) as wire:
         terminal.until("at its own pad")
         until(lambda: pad.asked)
@@ -179,7 +174,7 @@ def test_a_pad_at_which_nobody_types_is_given_up_by_the_agent(
     make_agent: Callable[..., Agent], token: Token, pad: Pad, module: Path
 ) -> None:
     config = configured(token, module)
-    agent = make_agent(config, preexec=hurried(UNLOCK_TIMEOUT_S=1)).start()
+    agent = make_agent(config, preexec=hurried("signers.UNLOCK_TIMEOUT_S=1")).start()
     began = time.monotonic()
     with Terminal(agent, "unlock") as terminal:
         status, shown = terminal.end()
