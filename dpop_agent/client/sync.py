@@ -101,20 +101,21 @@ class _Connection:
         except OSError:
             pass  # refusing a connection, the agent says why before it closes: read on
         received = bytearray()
-        while True:
-            end = received.find(b"\n") + 1
-            if (end or len(received)) > MAX_LINE:
-                raise ProtocolError(f"the agent's answer has more than {MAX_LINE} bytes")
-            if not end:
-                received += self._receive(call, in_the_middle=bool(received))
-                continue
-            outcome = _outcome(call, bytes(received[:end]))
-            del received[:end]
-            if outcome is None:
-                continue
-            if received:
-                raise ProtocolError("the agent answered more than was asked")
-            return outcome
+        while (outcome := _outcome(call, self._line(call, received))) is None:
+            pass
+        if received:
+            raise ProtocolError("the agent answered more than was asked")
+        return outcome
+
+    def _line(self, call: _Call, received: bytearray) -> bytes:
+        """The next line, which is cut off from what was received."""
+        while not (end := received.find(b"\n") + 1) and len(received) <= MAX_LINE:
+            received += self._receive(call, in_the_middle=bool(received))
+        if (end or len(received)) > MAX_LINE:
+            raise ProtocolError(f"the agent's answer has more than {MAX_LINE} bytes")
+        line = bytes(received[:end])
+        del received[:end]
+        return line
 
     def _receive(self, call: _Call, *, in_the_middle: bool) -> bytes:
         self.sock.settimeout(call.left_s())
