@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -28,8 +27,8 @@ from tests.agent.places import (
     until_state,
 )
 from tests.agent.wire import Wire
-from tests.emulators import need
-from tests.processes import ROOT, Agent, Token, running
+from tests.emulators import built, need
+from tests.processes import Agent, Token, running
 from tests.stores import on_token
 from tests.stores.conformance import TARGET
 from tests.terminal import Terminal
@@ -60,12 +59,7 @@ class Pad:
 @pytest.fixture(scope="module")
 def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
     need("gcc", "libc6-dev")
-    path = tmp_path_factory.mktemp("pad") / "pin_pad.so"
-    subprocess.run(
-        ["gcc", "-shared", "-fPIC", "-Wall", "-Werror", "-o", path, ROOT / "tests" / "pin_pad.c"],
-        check=True,
-    )
-    return path
+    return built("pin_pad.c", tmp_path_factory.mktemp("pad"))
 
 
 @pytest.fixture
