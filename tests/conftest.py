@@ -90,6 +90,8 @@ def nothing_left_running() -> Iterator[None]:
     """Every process that a test starts ends with it, its children too."""
     adopt_orphans()
     signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", 143))  # and clean up
+    # A shell's background job ignores SIGINT, and what it starts does so for good.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     assert end_leftovers() == {}
 

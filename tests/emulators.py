@@ -56,6 +56,14 @@ def file_of(package: str) -> str:
     return glob.glob(_FILES[package])[0]
 
 
+def built(source: str, folder: Path) -> Path:
+    """A shared object of one of the tests' own C files, in a folder."""
+    path = folder / Path(source).with_suffix(".so")
+    words = ("-shared", "-fPIC", "-Wall", "-Werror", "-o", path, ROOT / "tests" / source)
+    subprocess.run(["gcc", *words], check=True)
+    return path
+
+
 # As dbus-daemon's own session.conf, but it starts no service of the machine's by itself.
 _BUS_CONFIG = """\
 <!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
@@ -127,12 +135,17 @@ def _free_ports() -> int:
 @contextmanager
 def _bus(folder: Path) -> Iterator[str]:
     """A D-Bus of its own; its address."""
-    socket, config, log = folder / "bus", folder / "bus.conf", folder / "bus.log"
-    config.write_text(_BUS_CONFIG.format(socket=socket, more=""))
+    path, config, log = folder / "bus", folder / "bus.conf", folder / "bus.log"
+    config.write_text(_BUS_CONFIG.format(socket=path, more=""))
     command = ["dbus-daemon", f"--config-file={config}", "--nofork", "--nosyslog"]
+
+    def listens() -> bool:
+        with socket.socket(socket.AF_UNIX) as client:
+            return client.connect_ex(str(path)) == 0
+
     with _running(command, log=log) as process:
-        _until(socket.exists, process, log)
-        yield f"unix:path={socket}"
+        _until(listens, process, log)
+        yield f"unix:path={path}"
 
 
 class Keyring:
@@ -473,11 +486,7 @@ class YubiKey:
             (folder / name).mkdir()
         # Out of the folder that pcscd doesn't see.
         shutil.copy(file_of("vsmartcard-vpcd"), folder / "driver.so")
-        subprocess.run(
-            ["gcc", "-shared", "-fPIC", "-o", str(folder / "loopback.so"), "tests/loopback.c"],
-            cwd=ROOT,
-            check=True,
-        )
+        built("loopback.c", folder)
         self.card = Card(pin=f"{secrets.randbelow(10**6):06}")
         self.start_pcscd()
         self.token = _token(

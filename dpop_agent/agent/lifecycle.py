@@ -264,7 +264,6 @@ class Lifecycle:
                 jkt=adopted.jkt,
                 alg=key.alg,
                 input=secrets.token_urlsafe(),
-                limit_s=TOUCH_TIMEOUT_S,
                 on_touch=on_touch(key, adopted),
             )
 

@@ -49,8 +49,7 @@ class Records:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._writing = asyncio.Lock()
-        self._blocked: set[str] = set()
-        self._doomed: set[tuple[str, str, str]] = set()
+        self._blocked: set[tuple[str, str, str]] = set()  # pending ones have no jkt yet
         self._uses: dict[str, tuple[str, dict[str, None]]] = {}
         self._observed = boottime()
         self.changed = asyncio.Event()
@@ -65,20 +64,13 @@ class Records:
     @property
     def durable(self) -> bool:
         """Whether every block is in the ledger."""
-        durable = self._ledger.contents.keys.by_jkt
-        return all(
-            durable[jkt][1].state in (State.COMPROMISED, State.DESTROYED) for jkt in self._blocked
-        )
+        return all(_compromised(g) == g for _, g in self._blocked_in(self._ledger.contents.keys))
 
     def block(self, name: str, generations: Iterable[Generation]) -> None:
         """Compromised from now on, a pending one once it is made, whether or not that can be
         written.
         """
-        for generation in generations:
-            if generation.state is State.PENDING:
-                self._doomed.add((name, generation.ref, generation.created))
-            else:
-                self._blocked.add(generation.jkt)
+        self._blocked |= {(name, g.ref, g.created) for g in generations}
         self.keys = self._with_blocks(self.keys)
 
     def used(self, jkt: str, origin: str) -> None:
@@ -179,13 +171,17 @@ class Records:
         return {i: asked for i, asked in known.items() if asked["at"] > oldest}
 
     def _with_blocks(self, keys: Keys) -> Keys:
-        if not self._blocked and not self._doomed:
-            return keys
-        for key in list(keys.values()):
-            for g in key.generations:
-                if g.jkt in self._blocked or (key.name, g.ref, g.created) in self._doomed:
-                    keys = keys.with_(keys.named(key.name).with_(_compromised(g)))
+        for name, g in self._blocked_in(keys):
+            keys = keys.with_(keys.named(name).with_(_compromised(g)))
         return keys
+
+    def _blocked_in(self, keys: Keys) -> list[tuple[str, Generation]]:
+        return [
+            (key.name, g)
+            for key in keys.values()
+            for g in key.generations
+            if (key.name, g.ref, g.created) in self._blocked
+        ]
 
 
 def _compromised(generation: Generation) -> Generation:

@@ -380,13 +380,12 @@ class Signer:
             Busy: somebody types its PIN already.
         """
         async with self._unlocking:
-            if self._pin_path is None:
-                await self.started()
-            else:
+            if self._pin_path is not None:
                 raise Busy(
                     f"the PIN of the store {self.config.name} is being typed already",
                     hint=f"finish that, or end it: dpop-agent lock {self.config.name}",
                 )
+            await self.started()
             if self._ready:
                 return Asked()
             source = self.config.pin_source
@@ -441,8 +440,7 @@ class Signer:
         self._sent.clear()
         for job in lost:
             job.finish(self.error or SignerFailed(f"the store {self.config.name} was closed"))
-        if self._pin_path is not None:
-            self._unlink_pin_socket()
+        self._unlink_pin_socket()
         if process is not None:
             process.transport.close()
             await asyncio.to_thread(self._reap, process)

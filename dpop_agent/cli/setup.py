@@ -295,10 +295,9 @@ def _store_name(module: str) -> str:
 def _tokens(module: str, module_args: str) -> list[_Token]:
     """What the module shows, asked in a process of its own: it may crash or hang."""
     what = f"the PKCS#11 module {module}"
-    words = ["dpop_agent.signer", "--tokens", module, *filter(None, [module_args])]
-    shown = _asked(
-        words, what, f"{'correct --module-args, or ' * bool(module_args)}give another --module"
-    )
+    words = ["dpop_agent.signer", "--tokens", module, module_args]
+    hint = "correct --module-args, or give another --module"
+    shown = _asked(words, what, hint if module_args else "give another --module")
     try:
         return [_Token(module, module_args, one) for one in shown]
     except (TypeError, AttributeError) as e:

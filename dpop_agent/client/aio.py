@@ -13,7 +13,6 @@ from dpop_agent.client.answers import (
     DEFAULT_TIMEOUT,
     GRACE,
     SUBSCRIBE,
-    SUBSCRIPTION,
     Generation,
     Listing,
     Proof,
@@ -23,18 +22,13 @@ from dpop_agent.client.answers import (
     may_repeat,
     proof_of,
     proof_params,
+    read_line,
     seen_params,
-    touch_of,
+    timed_out,
 )
 from dpop_agent.client.connection import RETRY_CONNECT_S, connect
-from dpop_agent.errors import AgentUnavailable, DPoPAgentError, ProtocolError, Timeout
-from dpop_agent.protocol import (
-    MAX_LINE,
-    TOUCH_TIMEOUT_S,
-    Event,
-    decode_response,
-    encode_request,
-)
+from dpop_agent.errors import AgentUnavailable, DPoPAgentError, ProtocolError
+from dpop_agent.protocol import MAX_LINE, TOUCH_TIMEOUT_S, encode_request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,9 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Any, Self
 
-    from dpop_agent.client.answers import OnTouch
-
-    Outcome = dict[str, Any] | DPoPAgentError
+    from dpop_agent.client.answers import OnTouch, Outcome
 
 MAX_UNDER_WAY = 32
 """Requests on a connection at once; half of what an agent takes, further ones wait here."""
@@ -141,17 +133,14 @@ class _Connection(asyncio.Protocol):
         if not newline:
             return False
         self._buffer = rest
-        number, outcome = decode_response(bytes(line))
-        if isinstance(outcome, Event):
-            touch = touch_of(outcome)
-            if touch and number in self._asked:
-                self._asked[number].waits_for(touch)
-        elif number in self._asked:
-            self._settle(self._asked.pop(number), outcome)
-        elif number is None and isinstance(outcome, DPoPAgentError):
-            raise outcome  # an agent that takes no more of us says so without an id
-        elif number != SUBSCRIPTION:  # which an agent of before doesn't know
-            raise ProtocolError("the agent answered something that wasn't asked")
+        number, said = read_line(bytes(line))
+        if isinstance(said, Touch):
+            if number in self._asked:
+                self._asked[number].waits_for(said)
+        elif said is not None:
+            if number not in self._asked:
+                raise ProtocolError("the agent answered something that wasn't asked")
+            self._settle(self._asked.pop(number), said)
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  (asyncio's)
@@ -303,10 +292,7 @@ class AsyncAgentClient:
         except TimeoutError:
             if connection:
                 connection.leave()  # an agent that lets deadlines pass isn't asked there again
-            raise Timeout(
-                f"the agent didn't answer within {call.timeout:g} s",
-                hint="try again, with a longer timeout",
-            ) from None
+            raise timed_out(call.timeout) from None
         if isinstance(outcome, DPoPAgentError):
             raise outcome
         return outcome

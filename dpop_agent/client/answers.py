@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from dpop_agent.errors import ConfigurationError, KeyUnknown, NoActive, ProtocolError
+from dpop_agent.errors import (
+    ConfigurationError,
+    DPoPAgentError,
+    KeyUnknown,
+    NoActive,
+    ProtocolError,
+    Timeout,
+)
 from dpop_agent.jose import access_token_hash
-from dpop_agent.protocol import MAX_TIMEOUT_MS, encode_request
+from dpop_agent.protocol import MAX_TIMEOUT_MS, Event, decode_response, encode_request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from typing import Any
 
-    from dpop_agent.protocol import Event
-
     OnTouch = Callable[["Touch"], object]
+    Outcome = dict[str, Any] | DPoPAgentError
 
 DEFAULT_TIMEOUT = 10.0
 MAX_TIMEOUT = 3600.0
@@ -25,10 +31,10 @@ GRACE = 0.5
 MAX_PAGES = 1000
 """Pages of one listing, against an agent whose cursor never ends."""
 
-SUBSCRIPTION = 0
-"""The id of the first request on each connection; its answer needn't be waited for."""
+_SUBSCRIPTION = 0
 
-SUBSCRIBE = encode_request(SUBSCRIPTION, "subscribe", {"events": ["touch"]})
+SUBSCRIBE = encode_request(_SUBSCRIPTION, "subscribe", {"events": ["touch"]})
+"""The first request on each connection; its answer needn't be waited for."""
 
 _REPEATABLE = frozenset({"hello", "proof", "proof.sign", "observe", "key.list", "status", "reload"})
 
@@ -253,12 +259,29 @@ def proof_of(result: Mapping[str, Any], *, jkt: str | None) -> Proof:
     return proof
 
 
-def touch_of(event: Event) -> Touch | None:
-    """The touch that an event announces; None if it is another event.
+def timed_out(timeout: float) -> Timeout:
+    """The error of a call that had so many seconds."""
+    return Timeout(
+        f"the agent didn't answer within {timeout:g} s", hint="try again, with a longer timeout"
+    )
+
+
+def read_line(line: bytes) -> tuple[int | None, Outcome | Touch | None]:
+    """What a line answers to the request with an id, or tells of it; None where it says nothing.
 
     Raises:
-        ProtocolError: the agent left something out.
+        DPoPAgentError: an agent that takes no more of us says so without an id.
+        ProtocolError: the line isn't an agent's.
     """
+    number, said = decode_response(line)
+    if isinstance(said, Event):
+        return number, _touch_of(said)
+    if number is None and isinstance(said, DPoPAgentError):
+        raise said
+    return number, None if number == _SUBSCRIPTION else said  # an agent of before refuses it
+
+
+def _touch_of(event: Event) -> Touch | None:
     if event.name != "touch":
         return None
     values = {name: event.params.get(name) for name in Touch.__slots__}

@@ -13,7 +13,6 @@ from dpop_agent.client.answers import (
     DEFAULT_TIMEOUT,
     GRACE,
     SUBSCRIBE,
-    SUBSCRIPTION,
     Generation,
     Listing,
     Proof,
@@ -23,18 +22,13 @@ from dpop_agent.client.answers import (
     may_repeat,
     proof_of,
     proof_params,
+    read_line,
     seen_params,
-    touch_of,
+    timed_out,
 )
 from dpop_agent.client.connection import RETRY_CONNECT_S, connect
-from dpop_agent.errors import AgentUnavailable, DPoPAgentError, ProtocolError, Timeout
-from dpop_agent.protocol import (
-    MAX_LINE,
-    TOUCH_TIMEOUT_S,
-    Event,
-    decode_response,
-    encode_request,
-)
+from dpop_agent.errors import AgentUnavailable, DPoPAgentError, ProtocolError
+from dpop_agent.protocol import MAX_LINE, TOUCH_TIMEOUT_S, encode_request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,9 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Any, Self
 
-    from dpop_agent.client.answers import OnTouch
-
-    Outcome = dict[str, Any] | DPoPAgentError
+    from dpop_agent.client.answers import OnTouch, Outcome
+    from dpop_agent.errors import Timeout
 
 MAX_IDLE = 16
 """Idle connections kept; more threads than that at once connect anew."""
@@ -78,10 +71,7 @@ class _Call:
         return left_s
 
     def late(self) -> Timeout:
-        return Timeout(
-            f"the agent didn't answer within {self._timeout:g} s",
-            hint="try again, with a longer timeout",
-        )
+        return timed_out(self._timeout)
 
     def waits_for(self, touch: Touch) -> None:
         """A touch has a deadline of its own."""
@@ -111,20 +101,21 @@ class _Connection:
         except OSError:
             pass  # refusing a connection, the agent says why before it closes: read on
         received = bytearray()
-        while True:
-            end = received.find(b"\n") + 1
-            if (end or len(received)) > MAX_LINE:
-                raise ProtocolError(f"the agent's answer has more than {MAX_LINE} bytes")
-            if not end:
-                received += self._receive(call, in_the_middle=bool(received))
-                continue
-            outcome = _outcome(call, bytes(received[:end]))
-            del received[:end]
-            if outcome is None:
-                continue
-            if received:
-                raise ProtocolError("the agent answered more than was asked")
-            return outcome
+        while (outcome := _outcome(call, self._line(call, received))) is None:
+            pass
+        if received:
+            raise ProtocolError("the agent answered more than was asked")
+        return outcome
+
+    def _line(self, call: _Call, received: bytearray) -> bytes:
+        """The next line, which is cut off from what was received."""
+        while not (end := received.find(b"\n") + 1) and len(received) <= MAX_LINE:
+            received += self._receive(call, in_the_middle=bool(received))
+        if (end or len(received)) > MAX_LINE:
+            raise ProtocolError(f"the agent's answer has more than {MAX_LINE} bytes")
+        line = bytes(received[:end])
+        del received[:end]
+        return line
 
     def _receive(self, call: _Call, *, in_the_middle: bool) -> bytes:
         self.sock.settimeout(call.left_s())
@@ -321,16 +312,11 @@ class AgentClient:
 
 def _outcome(call: _Call, line: bytes) -> Outcome | None:
     """What a line says to the call; None if it doesn't answer it."""
-    number, outcome = decode_response(line)
-    if isinstance(outcome, Event):
-        touch = touch_of(outcome)
-        if touch and number == call.number:
-            call.waits_for(touch)
+    number, said = read_line(line)
+    if isinstance(said, Touch):
+        if number == call.number:
+            call.waits_for(said)
         return None
-    if number == call.number:
-        return outcome
-    if number == SUBSCRIPTION:
-        return None  # an agent of before doesn't know the method
-    if number is None and isinstance(outcome, DPoPAgentError):
-        raise outcome  # an agent that takes no more of us says so without an id
-    raise ProtocolError("the agent answered something that wasn't asked")
+    if said is not None and number != call.number:
+        raise ProtocolError("the agent answered something that wasn't asked")
+    return said

@@ -628,9 +628,7 @@ class Pkcs11Store(Store):
             KeyMissing
         """
         opened = self._keys.get(ref) or self._load(ref, alg)
-        if (opened is None or opened.info.jkt != jkt) and (
-            time.monotonic() - self._opened > FRESH_S
-        ):
+        if (opened is None or opened.info.jkt != jkt) and self._view_is_old():
             # Modules show an object list from before a card was pulled: look anew.
             self._look_anew()
             opened = self._load(ref, alg)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,26 @@ env = {{ SOFTHSM2_CONF = {json.dumps(str(token.softhsm_conf))} }}
     return token.config
 
 
+def changed_config(token: Token, *, env: Mapping[str, str] | None = None, **settings: str) -> Path:
+    """Another configuration, as the PKCS#11 token's, but with other settings and more in `env`."""
+    text = token.config.read_text()
+    for name, value in settings.items():
+        old = re.search(f"^{name} = .*$", text, flags=re.M)
+        assert old, name
+        text = text.replace(old[0], f"{name} = {json.dumps(value)}")
+    for name, value in (env or {}).items():
+        text = text.replace("env = {", f"env = {{ {name} = {json.dumps(value)},")
+    config = token.folder / "changed.toml"
+    config.write_text(text)
+    return config
+
+
+def add_store(config: Path, name: str, token: Token) -> None:
+    """Let a configuration name another PKCS#11 token too."""
+    settings = token.config.read_text().partition("[stores.")[2].partition("]\n")[2]
+    config.write_text(f"{config.read_text()}\n[stores.{name}]\n{settings}")
+
+
 def store(agent: Agent) -> dict[str, Any]:
     """The agent's one store, as `status` has it."""
     with Wire(agent.socket) as wire:
@@ -54,13 +76,28 @@ def until(holds: Callable[[], object], *, seconds: float = 10.0) -> None:
 
 def until_open(agent: Agent) -> dict[str, Any]:
     """Wait until the agent's store is open."""
-    until(lambda: store(agent)["state"] == "ready")
+    return until_state(agent, "ready")
+
+
+def until_state(agent: Agent, state: str, *, seconds: float = 10.0) -> dict[str, Any]:
+    """Wait until the agent's store is in that state."""
+    until(lambda: store(agent)["state"] == state, seconds=seconds)
     return store(agent)
+
+
+def until_logged(agent: Agent, text: str, *, times: int = 1) -> None:
+    """Wait until the agent has said something so often."""
+    until(lambda: agent.log.read_text().count(text) >= times)
 
 
 def serve_with(*words: str) -> list[str]:
     """Before `python -m dpop_agent serve`: the same with more words after it."""
     return ["sh", "-c", f'exec "$@" {" ".join(words)}', "sh"]
+
+
+def hurried(*settings: str) -> list[str]:
+    """Before `python -m dpop_agent serve`: the same with times such as `signers.TICK_S=0.1`."""
+    return [sys.executable, "-m", "tests.hurried_agent", *settings]
 
 
 def descendants(pid: int) -> set[int]:

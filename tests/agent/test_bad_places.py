@@ -12,7 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent.places import descendants, refused_to_serve, store, until, until_open, write_config
+from tests.agent.places import (
+    descendants,
+    refused_to_serve,
+    store,
+    until,
+    until_open,
+    until_state,
+    write_config,
+)
 from tests.agent.wire import Wire
 from tests.processes import Agent, Token, new_token
 
@@ -115,8 +123,7 @@ def test_a_store_that_cant_be_opened_says_why_until_it_is_mended_and_no_key_is_l
             assert error["type"] == kind
             assert says in error["message"]
             assert error["hint"]
-        until(lambda: store(agent)["state"] == state)
-        told = store(agent)
+        told = until_state(agent, state)
         assert says in told["reason"]
         assert told["hint"]
         assert told["signer_pid"] is None
@@ -138,7 +145,7 @@ def test_a_refused_pin_is_tried_once_and_again_only_by_command(
     pin = token.pin
     token.pin_file.write_text("wrong-canary-71\n")
     agent = once_fine.start()
-    until(lambda: store(agent)["state"] == "locked")
+    until_state(agent, "locked")
     with Wire(agent.socket) as wire, Wire(agent.admin_socket) as admin:
         # From now on any further try would succeed, and show.
         token.pin_file.write_text(pin)
@@ -169,7 +176,7 @@ def test_a_signer_that_dies_with_a_refused_pin_in_sight_doesnt_lead_to_a_second_
     pin = token.pin
     token.pin_file.write_text("wrong-canary-72\n")
     os.kill(opened["signer_pid"], 9)
-    until(lambda: store(agent)["state"] == "locked")
+    until_state(agent, "locked")
     token.pin_file.write_text(pin)
     with Wire(agent.socket) as wire:
         for _ in range(20):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,36 +10,20 @@ from pathlib import Path
 import pytest
 
 from dpop_agent.errors import Locked, PinRefused
-from tests.agent.places import memory_of, serve_with, until
+from tests.agent.places import (
+    memory_of,
+    serve_with,
+    store,
+    until,
+    until_logged,
+    until_open,
+    until_state,
+    write_config,
+)
 from tests.processes import Agent, Token, running
-from tests.terminal import Terminal, at_a_terminal
+from tests.terminal import Terminal, unlock
 
 HTU = "https://api.example.com/v1/me"
-
-
-def configure(token: Token, pin_source: str) -> None:
-    """The PKCS#11 token's configuration, with another source for its PIN."""
-    text = re.sub(
-        "^pin_source = .*$", f'pin_source = "{pin_source}"', token.config.read_text(), flags=re.M
-    )
-    token.config.write_text(text)
-
-
-def store(agent: Agent) -> dict[str, object]:
-    (found,) = agent.client().status()["stores"]
-    return dict(found)
-
-
-def wait_for(agent: Agent, state: str, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while store(agent)["state"] != state and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert store(agent)["state"] == state
-
-
-def unlock(agent: Agent, typed: str) -> tuple[int, str]:
-    """`dpop-agent unlock` where somebody types; its status, and all that it showed."""
-    return at_a_terminal(agent, "unlock", prompt="PIN of the store", typed=typed)
 
 
 @pytest.fixture
@@ -49,7 +32,7 @@ def prompting(token: Token, make_agent: Callable[..., Agent]) -> Agent:
     agent = make_agent(token.config).start()
     agent.create_key("default")
     agent.stop()
-    configure(token, "prompt")
+    write_config(token, pin_source="prompt")
     return agent.start()
 
 
@@ -65,9 +48,7 @@ def test_a_store_whose_pin_is_typed_is_locked_until_unlock(prompting: Agent, tok
 @pytest.mark.skipif(os.getuid() != 0, reason="reads the memory of processes that forbid it")
 def test_a_typed_pin_reaches_the_signer_and_not_the_agent(prompting: Agent, token: Token) -> None:
     unlock(prompting, token.pin)
-    wait_for(prompting, "ready")
-    signer = store(prompting)["signer_pid"]
-    assert isinstance(signer, int)
+    signer = until_open(prompting)["signer_pid"]
     assert token.pin.encode() in memory_of(signer)
     assert token.pin.encode() not in memory_of(prompting.pid)
     assert token.pin not in prompting.log.read_text()
@@ -91,11 +72,9 @@ def test_a_signer_that_died_with_a_typed_pin_is_locked_again(
     prompting: Agent, token: Token
 ) -> None:
     unlock(prompting, token.pin)
-    wait_for(prompting, "ready")
-    signer = store(prompting)["signer_pid"]
-    assert isinstance(signer, int)
+    signer = until_open(prompting)["signer_pid"]
     os.kill(signer, 9)
-    wait_for(prompting, "locked")
+    until_state(prompting, "locked")
     with pytest.raises(Locked):
         prompting.client().proof("GET", HTU)
 
@@ -214,12 +193,10 @@ def test_a_refused_pin_isnt_tried_again_by_an_agent_that_was_started_anew(
     right = token.pin_file.read_text()
     token.pin_file.write_text("00000000\n")
     agent = make_agent(token.config).start()
-    wait_for(agent, "locked")
-    assert "refused its PIN" in str(store(agent)["reason"])
+    assert "refused its PIN" in until_state(agent, "locked")["reason"]
     agent.stop()
     agent.start()
-    wait_for(agent, "locked")
-    assert "refused before" in str(store(agent)["reason"])
+    assert "refused before" in until_state(agent, "locked")["reason"]
     token.pin_file.write_text(right)
     agent.admin().call("reload")
     assert store(agent)["state"] == "ready"
@@ -232,22 +209,21 @@ def test_a_systemd_credential_opens_a_store(
     credentials.mkdir(mode=0o700)
     (credentials / "hsm-pin").write_text(token.pin)
     (credentials / "hsm-pin").chmod(0o400)
-    configure(token, "credential:hsm-pin")
+    write_config(token, pin_source="credential:hsm-pin")
     agent = make_agent(token.config, env={"CREDENTIALS_DIRECTORY": str(credentials)}).start()
     agent.create_key("default")
     agent.stop()
     without = make_agent(token.config).start()
-    wait_for(without, "locked")
-    assert "hsm-pin" in str(store(without)["reason"])
+    assert "hsm-pin" in until_state(without, "locked")["reason"]
 
 
 def test_a_store_that_nobody_uses_is_locked_after_a_while(
     token: Token, make_agent: Callable[..., Agent]
 ) -> None:
-    agent = make_agent(token.config, preexec=serve_with("--lock-after", "2s")).start()
+    agent = make_agent(token.config, preexec=serve_with("--lock-after", "1s")).start()
     agent.create_key("default")
     agent.client().proof("GET", HTU)
-    wait_for(agent, "locked")
+    until_state(agent, "locked")
     with pytest.raises(Locked):
         agent.client().proof("GET", HTU)
     agent.run("unlock", check=True)
@@ -264,8 +240,7 @@ def test_a_store_whose_pin_was_typed_is_locked_after_a_while_and_asks_again(
     assert unlock(agent, token.pin)[0] == 0
     signer = store(agent)["signer_pid"]
     agent.client().proof("GET", HTU)
-    wait_for(agent, "locked")
-    assert isinstance(signer, int)
+    until_state(agent, "locked")
     until(lambda: not running(signer))
     with pytest.raises(Locked):
         agent.client().proof("GET", HTU)
@@ -279,11 +254,7 @@ def test_a_token_that_nobody_uses_is_released_and_taken_again_by_the_next_reques
     agent = make_agent(token.config, preexec=serve_with("--release-after", "1s")).start()
     agent.create_key("default")
     signer = store(agent)["signer_pid"]
-    for _ in range(2):
-        deadline = time.monotonic() + 10
-        seen = agent.log.read_text().count("is released")
-        while agent.log.read_text().count("is released") == seen and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert agent.log.read_text().count("is released") > seen
+    for times in (1, 2):
+        until_logged(agent, "is released", times=times)
         agent.client().proof("GET", HTU)
     assert store(agent)["signer_pid"] == signer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from dpop_agent.errors import Cancelled, ConfigurationError, DPoPAgentError, Tim
 from tests.agent.places import store, until, write_config
 from tests.emulators import file_of, need
 from tests.processes import Agent, Token
+from tests.terminal import Screen
 
 HTU = "https://api.example.com/v1/me"
 ODD_PIN = "pä%41 +ß%0A"
@@ -26,51 +26,41 @@ CANCEL = "\t\t\r"
 """From the field past OK to Cancel, and there."""
 
 
-class Screen:
-    """A terminal at which somebody sits who waits for a prompt and types."""
+class Person(Screen):
+    """Somebody at a terminal who waits for pinentry's prompt and types."""
 
     def __init__(self) -> None:
-        self._ours, self._theirs = pty.openpty()
-        self.shown = ""
+        super().__init__()
         self.env = {
             "DISPLAY": ":no-such-display",
-            "GPG_TTY": os.ttyname(self._theirs),
+            "GPG_TTY": self.name,
             "LC_ALL": "C.UTF-8",
             "TERM": "xterm",
         }
 
-    def close(self) -> None:
-        os.close(self._ours)
-        os.close(self._theirs)
-
-    def until(self, text: str) -> None:
-        while text not in self.shown:
-            self.shown += os.read(self._ours, 4096).decode(errors="replace")
-
-    def type(self, text: str) -> threading.Thread:
+    def answers(self, text: str) -> threading.Thread:
         """Wait for the prompt and type that, while the test goes on."""
 
-        def person() -> None:
+        def answer() -> None:
             self.until("<Cancel>")
-            os.write(self._ours, text.encode())
+            self.type(text)
 
-        thread = threading.Thread(target=person, daemon=True)
+        thread = threading.Thread(target=answer, daemon=True)
         thread.start()
         return thread
 
 
 @pytest.fixture
-def screen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Screen]:
+def screen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Person]:
     """Where the real pinentry asks; it is found as `pinentry`."""
     need("pinentry-curses")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "pinentry").symlink_to(file_of("pinentry-curses"))
-    screen = Screen()
-    screen.env["PATH"] = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
-    for name, value in screen.env.items():
-        monkeypatch.setenv(name, value)
-    yield screen
-    screen.close()
+    with Person() as screen:
+        screen.env["PATH"] = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+        for name, value in screen.env.items():
+            monkeypatch.setenv(name, value)
+        yield screen
 
 
 @pytest.fixture
@@ -99,22 +89,22 @@ def ask() -> str:
     return pinentry.ask("PIN of the store 50% \n: ", "PIN")
 
 
-def test_what_is_typed_comes_as_it_was_typed(screen: Screen) -> None:
-    thread = screen.type(f"{ODD_PIN}\r")
+def test_what_is_typed_comes_as_it_was_typed(screen: Person) -> None:
+    thread = screen.answers(f"{ODD_PIN}\r")
     assert ask() == ODD_PIN
     thread.join()
     assert "PIN of the store 50%" in screen.shown
     assert ODD_PIN not in screen.shown
 
 
-def test_a_cancelled_pinentry_gives_no_pin(screen: Screen) -> None:
-    screen.type(CANCEL)
+def test_a_cancelled_pinentry_gives_no_pin(screen: Person) -> None:
+    screen.answers(CANCEL)
     with pytest.raises(Cancelled, match="was cancelled"):
         ask()
 
 
 def test_a_pinentry_at_which_nobody_types_ends_in_time(
-    screen: Screen, monkeypatch: pytest.MonkeyPatch
+    screen: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pinentry, "TIMEOUT_S", 1)
     began = time.monotonic()
@@ -124,7 +114,7 @@ def test_a_pinentry_at_which_nobody_types_ends_in_time(
 
 
 def test_a_pinentry_without_a_place_to_ask_at_is_an_error(
-    screen: Screen, monkeypatch: pytest.MonkeyPatch
+    screen: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("GPG_TTY")
     with pytest.raises(Cancelled, match="refused"):
@@ -207,7 +197,7 @@ done"""
 
 
 @pytest.fixture
-def agent(token: Token, make_agent: Callable[..., Agent], screen: Screen) -> Agent:
+def agent(token: Token, make_agent: Callable[..., Agent], screen: Person) -> Agent:
     """An agent whose PKCS#11 token has an odd PIN, which is asked for; where no terminal is."""
     change = (
         "import sys, pkcs11;"
@@ -228,16 +218,16 @@ def agent(token: Token, make_agent: Callable[..., Agent], screen: Screen) -> Age
 
 
 def test_unlock_asks_by_pinentry_where_there_is_a_display_and_no_terminal(
-    agent: Agent, screen: Screen
+    agent: Agent, screen: Person
 ) -> None:
-    screen.type(f"{ODD_PIN}\r")
+    screen.answers(f"{ODD_PIN}\r")
     ran = agent.run("unlock", check=True)
     assert ran.stdout == "the store softhsm is open\n"
     assert "PIN of the store softhsm" in screen.shown
 
 
 def test_an_unlock_that_is_interrupted_leaves_no_pinentry_and_a_locked_store(
-    agent: Agent, screen: Screen
+    agent: Agent, screen: Person
 ) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "dpop_agent", "unlock"],
@@ -257,5 +247,5 @@ def test_an_unlock_that_is_interrupted_leaves_no_pinentry_and_a_locked_store(
     screen.until("\x1b[?1049l")  # it gave the terminal back as it was
     assert store(agent)["state"] == "locked"
     screen.shown = ""
-    screen.type(f"{ODD_PIN}\r")
+    screen.answers(f"{ODD_PIN}\r")
     until(lambda: agent.run("unlock").returncode == 0)

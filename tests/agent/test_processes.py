@@ -15,14 +15,12 @@ from typing import Any
 import pkcs11
 import pytest
 
-from tests.agent.places import descendants, until, until_open
+from tests.agent.places import descendants, serve_with, until, until_open
 from tests.agent.wire import Wire, request
 from tests.processes import ROOT, Agent, Token, new_token
 
 TARGET = {"htm": "GET", "htu": "https://api.example.com/"}
 NOBODY = 65534
-VERBOSE = ("sh", "-c", 'exec "$@" -v', "sh")
-"""Starts what follows with one word more."""
 
 # Runs as the agent's own uid: what of each process can it read?
 _PEEK = """
@@ -199,7 +197,7 @@ def test_the_most_talkative_log_has_no_secret(
     make_agent: Callable[..., Agent], token: Token
 ) -> None:
     pin = token.pin
-    agent = make_agent(token.config, preexec=VERBOSE).start()
+    agent = make_agent(token.config, preexec=serve_with("-v")).start()
     agent.create_key("default", allow_sign_proof=True)
     access_token, nonce = "canary-access-token", "canary-nonce"
     proof = agent.client().proof(

@@ -91,8 +91,6 @@ def test_it_serves_until_it_is_interrupted_and_takes_the_agent_along(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell's background job ignores SIGINT, and what it starts does so for good.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         assert process.stdout is not None

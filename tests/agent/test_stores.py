@@ -10,9 +10,8 @@ import pytest
 
 from dpop_agent.errors import Locked, StoreAbsent
 from dpop_agent.verify import verify
-from tests.agent.places import until
+from tests.agent.places import add_store, until
 from tests.processes import Agent, Token
-from tests.stores.on_token import MODULE
 
 HTU = "https://api.example.com/v1/me"
 
@@ -20,17 +19,9 @@ HTU = "https://api.example.com/v1/me"
 def configure(file: Path, tokens: dict[str, Token]) -> Path:
     """A configuration with a store for each of these PKCS#11 tokens, the first the default."""
     text = f'[agent]\ndefault_store = "{next(iter(tokens))}"\n'
-    for name, token in tokens.items():
-        text += f"""
-[stores.{name}]
-type = "pkcs11"
-module = "{MODULE}"
-uri = "pkcs11:token={token.label}"
-pin_source = "file:{token.pin_file}"
-env = {{ SOFTHSM2_CONF = {json.dumps(str(token.softhsm_conf))} }}
-"""
     file.write_text(text)
-    file.chmod(0o600)
+    for name, token in tokens.items():
+        add_store(file, name, token)
     return file
 
 

@@ -10,13 +10,13 @@ from typing import Any, cast
 
 import pytest
 
-from dpop_agent.agent import records
+from dpop_agent.agent import lifecycle, records
 from dpop_agent.agent.keys import State
 from dpop_agent.agent.ledger import Contents, Ledger
 from dpop_agent.agent.lifecycle import Lifecycle
 from dpop_agent.agent.records import Records
 from dpop_agent.agent.signers import Signer
-from dpop_agent.errors import KeyCompromised, KeyExists
+from dpop_agent.errors import KeyCompromised, KeyExists, NotDurable
 from tests.faults.test_machine import DictStore, Fate, no_touch
 
 HOUR = 3600
@@ -157,6 +157,31 @@ def test_compromising_a_key_means_the_generation_that_is_being_made_too(place: P
             await rotating
         for key in (place.records.keys["a"], place.ledger.contents.keys["a"]):
             assert [g.state for g in key.generations] == [State.COMPROMISED] * 2
+
+    place.run(story())
+
+
+def test_a_block_of_what_is_being_made_is_written_again_until_it_is_durable(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "BLOCK_AGAIN_S", 0.01)
+
+    def full(_ledger: Ledger, _contents: Contents) -> None:
+        raise NotDurable("no space is left")
+
+    async def story() -> None:
+        making = asyncio.ensure_future(place.lifecycle.create({"key": "a"}, "dict"))
+        while "a" not in place.records.keys:
+            await asyncio.sleep(0)
+        making.cancel()
+        await asyncio.gather(making, return_exceptions=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(Ledger, "write", full)
+            with pytest.raises(NotDurable, match="a is blocked"):
+                await place.lifecycle.compromise({"key": "a"})
+        async with asyncio.timeout(5):
+            while not place.ledger.contents.keys["a"].generation(1).compromised:
+                await asyncio.sleep(0.01)
 
     place.run(story())
 

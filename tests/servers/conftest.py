@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.agent.places import hurried
 from tests.processes import Agent, NodeServer, new_token
 from tests.servers import node
 
@@ -36,16 +36,6 @@ def new_authorization_server(node_packages: Path, tmp_path: Path) -> Iterator[No
     yield from start(node_packages, tmp_path)
 
 
-LOOKING_OFTEN = """
-import sys
-from dpop_agent.agent import lifecycle
-from dpop_agent.cli.main import main
-
-lifecycle.SAVE_S = lifecycle.MIN_TICK_S = 0.2
-sys.exit(main(["serve"]))
-"""
-
-
 @pytest.fixture(scope="module")
 def rotating_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     """A running agent without keys, which sees a drain's end at once instead of in a minute."""
@@ -53,7 +43,7 @@ def rotating_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     agent = Agent(
         new_token(folder / "token").config,
         folder / "state",
-        preexec=[sys.executable, "-c", LOOKING_OFTEN],
+        preexec=hurried("lifecycle.SAVE_S=0.2", "lifecycle.MIN_TICK_S=0.2"),
     )
     try:
         yield agent.start()

@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar
 
 import joserfc.jwk
@@ -19,15 +19,32 @@ import pytest
 
 from dpop_agent.jose import ALGORITHMS
 from dpop_agent.verify import verify
-from tests.agent.places import descendants, store, until, until_open
+from tests.agent.places import descendants, store, until, until_open, until_state
 from tests.agent.wire import Wire
-from tests.processes import Agent, running
+from tests.processes import Agent, Token, running
+from tests.stores import on_token
 
 BACK_S = 2.0
 """Seconds after which a store that is back signs again."""
 
+Record = Callable[[str, object], None]
+
 HTM, HTU = "POST", "https://as.example.com/token"
 TARGET = {"htm": HTM, "htu": HTU}
+
+
+def signs(wire: Wire) -> bool:
+    """Whether there is a proof by the key `shop`."""
+    return "result" in wire.ask("proof", **TARGET, key="shop")
+
+
+def until_back(holds: Callable[[], bool], what: str, record_property: Record) -> None:
+    """Wait until a store serves again, which has to be soon."""
+    began = time.monotonic()
+    until(holds, seconds=15)
+    took_s = time.monotonic() - began
+    record_property("measured", f"{what}: back after {took_s:.2f} s")
+    assert took_s < BACK_S
 
 
 class StoreConformance:
@@ -157,6 +174,31 @@ class StoreConformance:
         assert told["signer_pid"] in descendants(agent.pid)
 
 
+@contextmanager
+def other_pin(token: Token, pin: str) -> Iterator[None]:
+    """The agent's source has another PIN than the PKCS#11 token."""
+    right = token.pin_file.read_text()
+    token.pin_file.write_text(f"{pin}\n")
+    yield
+    token.pin_file.write_text(right)
+
+
+class SeenByPkcs11:
+    """Fixtures for a PKCS#11 token that other programs may use meanwhile."""
+
+    @pytest.fixture
+    def held(self, token: Token) -> Callable[[], list[str]]:
+        return lambda: on_token.private_ids(token)
+
+    @pytest.fixture
+    def delete(self, token: Token) -> Callable[[str], None]:
+        return lambda ref: on_token.delete(token, ref)
+
+    @pytest.fixture
+    def wrong_pin(self, token: Token) -> Callable[[], AbstractContextManager[None]]:
+        return lambda: other_pin(token, "another")
+
+
 class PinConformance:
     """A refused PIN is tried once, and again only by command."""
 
@@ -175,7 +217,7 @@ class PinConformance:
         assert agent.stop() == 0
         with wrong_pin():
             agent.start()
-            until(lambda: store(agent)["state"] == "locked", seconds=15)
+            until_state(agent, "locked", seconds=15)
         # The right one is there now: a second try would succeed, and show.
         with Wire(agent.admin_socket, timeout=60) as again:
             for _ in range(20):
@@ -206,7 +248,7 @@ class AwayConformance:
         agent: Agent,
         wire: Wire,
         taken_away: Callable[[], AbstractContextManager[None]],
-        record_property: Callable[[str, object], None],
+        record_property: Record,
     ) -> None:
         (key,) = wire.result("key.create", key="shop")["keys"]
         assert agent.stop() == 0
@@ -217,11 +259,7 @@ class AwayConformance:
                 assert (error["type"], error["retry"]) == ("store_absent", "later")
                 assert error["hint"]
         with Wire(agent.socket, timeout=60) as again:
-            began = time.monotonic()
-            until(lambda: "result" in again.ask("proof", **TARGET, key="shop"), seconds=15)
-            took_s = time.monotonic() - began
-            record_property("measured", f"{type(self).__name__}: back after {took_s:.2f} s")
-            assert took_s < BACK_S
+            until_back(lambda: signs(again), type(self).__name__, record_property)
             result = again.result("proof", **TARGET, key="shop")
             assert result["jkt"] == key["generations"][0]["jkt"]
 

@@ -26,6 +26,7 @@ from dpop_agent.jose import ALGORITHMS, ec_jwk, thumbprint
 from dpop_agent.signer import keychain
 from dpop_agent.signer.keychain import CALL_TIMEOUT_S, KeychainStore
 from dpop_agent.verify import verify
+from tests.agent.places import add_store
 from tests.emulators import Keyring
 from tests.processes import Agent, Token, children, running
 from tests.stores.conformance import AwayConformance, StoreConformance
@@ -62,14 +63,11 @@ def agent(config: Path, make_agent: Callable[..., Agent]) -> Agent:
 @pytest.fixture
 def both(config: Path, token: Token, make_agent: Callable[..., Agent]) -> Agent:
     """An agent with the keychain and a PKCS#11 token, and the keys `default` and `soft`."""
-    text = config.read_text() + token.config.read_text().partition("[stores.")[2].join(
-        ("\n[stores.", "")
-    )
-    config.write_text('[agent]\ndefault_store = "desktop"\n\n' + text)
+    config.write_text(f'[agent]\ndefault_store = "desktop"\n\n{config.read_text()}')
+    add_store(config, "soft", token)
     agent = make_agent(config).start()
     agent.create_key("default")
-    (other,) = (s["store"] for s in stores(agent) if s["type"] == "pkcs11")
-    agent.create_key("soft", store=other)
+    agent.create_key("soft", store="soft")
     return agent
 
 

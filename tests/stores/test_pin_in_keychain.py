@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -13,30 +11,21 @@ from pathlib import Path
 import pytest
 
 from dpop_agent.client import AgentClient
-from dpop_agent.errors import DPoPAgentError
 from dpop_agent.signer.keychain import CALL_TIMEOUT_S
-from tests.agent.places import store, until, until_open
+from tests.agent.places import add_store, changed_config, until, until_open, until_state
 from tests.agent.wire import Wire
 from tests.emulators import Keyring, YubiKey
 from tests.piv_card import PIN_TRIES
 from tests.processes import Agent, Token
-from tests.stores.conformance import TARGET
-from tests.terminal import at_a_terminal
+from tests.stores.conformance import BACK_S, TARGET, signs
+from tests.terminal import unlock
 
 HTU = "https://api.example.com/v1/me"
-PROMPT = "PIN of the store"
 
 
 def configured(token: Token, keyring: Keyring) -> Path:
     """The PKCS#11 token with its PIN in that keychain."""
-    text = re.sub(
-        "^pin_source = .*$", 'pin_source = "keychain"', token.config.read_text(), flags=re.M
-    )
-    for name, value in keyring.env.items():
-        text = text.replace("env = {", f"env = {{ {name} = {json.dumps(value)},")
-    config = token.folder / "keychain.toml"
-    config.write_text(text)
-    return config
+    return changed_config(token, env=keyring.env, pin_source="keychain")
 
 
 @pytest.fixture
@@ -48,8 +37,9 @@ def agent(make_agent: Callable[..., Agent], token: Token, keyring: Keyring) -> A
     return make_agent(configured(token, keyring), state=agent.state).start()
 
 
-def unlock(agent: Agent, pin: str) -> None:
-    status, shown = at_a_terminal(agent, "unlock", prompt=PROMPT, typed=pin)
+def opens(agent: Agent, pin: str) -> None:
+    """Somebody types the PIN, and the store opens."""
+    status, shown = unlock(agent, pin)
     assert status == 0, shown
 
 
@@ -85,10 +75,10 @@ def proves(agent: Agent, *, key: str = "shop", timeout: float = 10.0) -> None:
 def test_a_pin_is_typed_once_and_later_starts_read_it_from_the_keychain(
     agent: Agent, token: Token, keyring: Keyring
 ) -> None:
-    until(lambda: store(agent)["state"] == "locked")
-    assert "the keychain has no PIN for the store softhsm yet" in store(agent)["reason"]
+    reason = until_state(agent, "locked")["reason"]
+    assert "the keychain has no PIN for the store softhsm yet" in reason
     assert agent.run("unlock").returncode == 1  # nobody is there to type
-    unlock(agent, token.pin)
+    opens(agent, token.pin)
     assert kept(keyring) == token.pin
     proves(agent)
     assert agent.stop() == 0
@@ -100,18 +90,18 @@ def test_a_pin_is_typed_once_and_later_starts_read_it_from_the_keychain(
 def test_a_wrong_pin_that_is_typed_isnt_put_into_the_keychain(
     agent: Agent, token: Token, keyring: Keyring
 ) -> None:
-    status, shown = at_a_terminal(agent, "unlock", prompt=PROMPT, typed="99999999")
+    status, shown = unlock(agent, "99999999")
     assert status == 1
     assert "refused its PIN" in shown
     assert kept(keyring) is None
-    unlock(agent, token.pin)
+    opens(agent, token.pin)
     assert kept(keyring) == token.pin
 
 
 def test_after_lock_nothing_logs_in_before_unlock_which_asks_nobody(
     agent: Agent, token: Token, keyring: Keyring
 ) -> None:
-    unlock(agent, token.pin)
+    opens(agent, token.pin)
     agent.run("lock", check=True)
     assert kept(keyring) == token.pin
     with Wire(agent.admin_socket) as wire:
@@ -129,8 +119,7 @@ def test_a_pin_from_the_keychain_that_was_refused_costs_one_try_whatever_is_star
     if not deletable:
         keyring.forbid_deleting()
     agent = make_agent(configured(yubikey.token, keyring)).start()
-    until(lambda: store(agent)["state"] == "locked")
-    assert "refused its PIN" in store(agent)["reason"]
+    assert "refused its PIN" in until_state(agent, "locked")["reason"]
     assert (kept(keyring, "yubikey") is None) is deletable
     with Wire(agent.admin_socket) as wire:
         wire.result("reload")
@@ -138,9 +127,9 @@ def test_a_pin_from_the_keychain_that_was_refused_costs_one_try_whatever_is_star
     for _ in range(2):
         agent.stop()
         agent.start()
-        until(lambda: store(agent)["state"] == "locked")
+        until_state(agent, "locked")
     assert yubikey.card.tries == PIN_TRIES - 1
-    unlock(agent, yubikey.token.pin)
+    opens(agent, yubikey.token.pin)
     assert kept(keyring, "yubikey") == yubikey.token.pin
     agent.stop()
     agent.start()
@@ -151,7 +140,7 @@ def test_a_pin_from_the_keychain_that_was_refused_costs_one_try_whatever_is_star
 def test_a_locked_keychain_is_told_at_once_asks_nobody_and_is_read_when_it_is_unlocked(
     agent: Agent, token: Token, keyring: Keyring
 ) -> None:
-    unlock(agent, token.pin)
+    opens(agent, token.pin)
     agent.stop()
     keyring.lock()
     agent.start()
@@ -164,9 +153,7 @@ def test_a_locked_keychain_is_told_at_once_asks_nobody_and_is_read_when_it_is_un
         assert "unlock it, as the login does" in error["hint"]
         assert wire.error("unlock", store="softhsm")["message"] == "the keychain is locked"
         keyring.unlock()
-        began = time.monotonic()
-        until(lambda: "result" in wire.ask("proof", **TARGET, key="shop"))
-        assert time.monotonic() - began < 2
+        until(lambda: signs(wire), seconds=BACK_S)
 
 
 def test_without_a_keychain_the_store_is_absent_and_nobody_is_asked(
@@ -184,10 +171,8 @@ def test_without_a_keychain_the_store_is_absent_and_nobody_is_asked(
 def test_a_stuck_keychain_is_told_in_time_and_holds_up_no_other_store(
     agent: Agent, token: Token, keyring: Keyring, make_token: Callable[..., Token]
 ) -> None:
-    unlock(agent, token.pin)
-    other = make_token("other").config.read_text().partition("[stores.")[2]
-    more = other.replace("softhsm]", "other]", 1)
-    agent.config.write_text(f"{agent.config.read_text()}\n[stores.{more}")
+    opens(agent, token.pin)
+    add_store(agent.config, "other", make_token("other"))
     agent.run("reload", check=True)
     agent.create_key("quick", store="other")
     agent.run("lock", "softhsm", check=True)
@@ -207,12 +192,5 @@ def test_a_stuck_keychain_is_told_in_time_and_holds_up_no_other_store(
     assert "didn't answer" in answer["error"]["message"]
     assert slowest < 0.5
     keyring.thaw()
-    began = time.monotonic()
-    while True:
-        try:
-            proves(agent)
-        except DPoPAgentError:
-            assert time.monotonic() - began < 2
-            time.sleep(0.02)
-        else:
-            break
+    with Wire(agent.socket) as wire:
+        until(lambda: signs(wire), seconds=BACK_S)

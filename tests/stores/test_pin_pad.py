@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,10 +15,20 @@ from dpop_agent.cli import locking
 from dpop_agent.cli.main import main
 from dpop_agent.client import AgentClient
 from dpop_agent.errors import Locked
-from tests.agent.places import store, until, until_open
+from tests.agent.places import (
+    add_store,
+    changed_config,
+    hurried,
+    serve_with,
+    store,
+    until,
+    until_logged,
+    until_open,
+    until_state,
+)
 from tests.agent.wire import Wire
-from tests.emulators import need
-from tests.processes import ROOT, Agent, Token, running
+from tests.emulators import built, need
+from tests.processes import Agent, Token, running
 from tests.stores import on_token
 from tests.stores.conformance import TARGET
 from tests.terminal import Terminal
@@ -52,12 +59,7 @@ class Pad:
 @pytest.fixture(scope="module")
 def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
     need("gcc", "libc6-dev")
-    path = tmp_path_factory.mktemp("pad") / "pin_pad.so"
-    subprocess.run(
-        ["gcc", "-shared", "-fPIC", "-Wall", "-Werror", "-o", path, ROOT / "tests" / "pin_pad.c"],
-        check=True,
-    )
-    return path
+    return built("pin_pad.c", tmp_path_factory.mktemp("pad"))
 
 
 @pytest.fixture
@@ -67,25 +69,8 @@ def pad(token: Token) -> Pad:
 
 def configured(token: Token, module: Path, *, pin_source: str = "prompt") -> Path:
     """A configuration of the PKCS#11 token as it is behind the pad."""
-    text = token.config.read_text()
-    for name, value in {"module": str(module), "pin_source": pin_source}.items():
-        text = re.sub(f"^{name} = .*$", f'{name} = "{value}"', text, flags=re.M)
-    config = token.folder / "pad.toml"
-    config.write_text(text.replace("env = {", f'env = {{ PIN_PAD = "{token.folder / "pad"}",'))
-    return config
-
-
-def hurried(**settings: float) -> list[str]:
-    """Before `python -m dpop_agent serve`: the same, which waits for signers so long."""
-    words = [f"{name}={seconds}" for name, seconds in settings.items()]
-    return [sys.executable, "-c", _HURRIED, *words, "--"]
-
-
-_HURRIED = """
-import os, sys
-words = sys.argv[1 : sys.argv.index("--")]
-os.execv(sys.executable, [sys.executable, "-m", "tests.hurried_agent", *words])
-"""
+    env = {"PIN_PAD": str(token.folder / "pad")}
+    return changed_config(token, env=env, module=str(module), pin_source=pin_source)
 
 
 @pytest.fixture
@@ -148,7 +133,8 @@ def test_a_person_at_the_pad_has_longer_than_a_signer_and_requests_meanwhile_are
     agent: Agent, make_agent: Callable[..., Agent], pad: Pad, token: Token
 ) -> None:
     agent.stop()
-    slow = make_agent(agent.config, state=agent.state, preexec=hurried(START_TIMEOUT_S=1.5)).start()
+    preexec = hurried("signers.START_TIMEOUT_S=1.5")
+    slow = make_agent(agent.config, state=agent.state, preexec=preexec).start()
     with Terminal(slow, "unlock") as terminal, Wire(slow.socket) as wire:
         terminal.until("at its own pad")
         until(lambda: pad.asked)
@@ -182,7 +168,7 @@ def test_a_pad_at_which_nobody_types_is_given_up_by_the_agent(
     make_agent: Callable[..., Agent], token: Token, pad: Pad, module: Path
 ) -> None:
     config = configured(token, module)
-    agent = make_agent(config, preexec=hurried(UNLOCK_TIMEOUT_S=1)).start()
+    agent = make_agent(config, preexec=hurried("signers.UNLOCK_TIMEOUT_S=1")).start()
     began = time.monotonic()
     with Terminal(agent, "unlock") as terminal:
         status, shown = terminal.end()
@@ -235,10 +221,9 @@ def test_a_released_pad_is_locked_and_doesnt_ask_by_itself(
     make_agent: Callable[..., Agent], token: Token, pad: Pad, module: Path
 ) -> None:
     config = configured(token, module)
-    release = ["sh", "-c", 'exec "$@" --release-after 1s', "sh"]
-    agent = make_agent(config, preexec=release).start()
+    agent = make_agent(config, preexec=serve_with("--release-after", "1s")).start()
     assert unlock(agent, pad, token.pin)[0] == 0
-    until(lambda: "is released" in agent.log.read_text())
+    until_logged(agent, "is released")
     with Wire(agent.admin_socket) as wire:
         error = wire.error("key.create", key="shop")
         assert (error["type"], error["hint"]) == ("locked", "dpop-agent unlock softhsm")
@@ -253,7 +238,7 @@ def test_a_stored_pin_is_given_to_no_pad_and_the_pad_doesnt_ask(
 ) -> None:
     source = f"file:{token.pin_file}" if pin_source == "file" else pin_source
     agent = make_agent(configured(token, module, pin_source=source)).start()
-    until(lambda: store(agent)["state"] == "locked")
+    until_state(agent, "locked")
     ran = agent.run("unlock")
     assert ran.returncode == 1
     assert 'set pin_source = "prompt"' in ran.stderr
@@ -267,10 +252,8 @@ def test_another_store_is_served_while_somebody_is_at_the_pad(
     pad: Pad,
     module: Path,
 ) -> None:
-    other = make_token("other")
     config = configured(token, module)
-    more = other.config.read_text().partition("[stores.")[2].replace("softhsm]", "other]", 1)
-    config.write_text(f"{config.read_text()}\n[stores.{more}")
+    add_store(config, "other", make_token("other"))
     agent = make_agent(config).start()
     agent.create_key("quick", store="other")
     with Terminal(agent, "unlock", "softhsm") as terminal:

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 import pytest
 
 from dpop_agent.jose import ALGORITHMS
-from tests.agent.places import store, until, until_open
+from tests.agent.places import until_open, until_state
 from tests.agent.wire import Wire
 from tests.processes import Agent, Token, new_token
 from tests.stores import on_token
@@ -20,11 +20,14 @@ from tests.stores.conformance import (
     TARGET,
     AwayConformance,
     PinConformance,
+    Record,
+    SeenByPkcs11,
     StoreConformance,
+    until_back,
 )
 
 
-class TestSoftHsm(StoreConformance, PinConformance, AwayConformance):
+class TestSoftHsm(SeenByPkcs11, StoreConformance, PinConformance, AwayConformance):
     ALGS = tuple(ALGORITHMS)
     PROTECTION = "software-token"
 
@@ -33,25 +36,6 @@ class TestSoftHsm(StoreConformance, PinConformance, AwayConformance):
         agent = make_agent(token.config).start()
         until_open(agent)  # two processes that initialise SoftHSM at once can miss a token
         return agent
-
-    @pytest.fixture
-    def held(self, token: Token) -> Callable[[], list[str]]:
-        return lambda: on_token.private_ids(token)
-
-    @pytest.fixture
-    def delete(self, token: Token) -> Callable[[str], None]:
-        return lambda ref: on_token.delete(token, ref)
-
-    @pytest.fixture
-    def wrong_pin(self, token: Token) -> Callable[[], AbstractContextManager[None]]:
-        @contextmanager
-        def wrong() -> Iterator[None]:
-            pin = token.pin_file.read_text()
-            token.pin_file.write_text("another\n")
-            yield
-            token.pin_file.write_text(pin)
-
-        return wrong
 
     @pytest.fixture
     def taken_away(self, token: Token) -> Callable[[], AbstractContextManager[None]]:
@@ -103,13 +87,13 @@ def test_a_token_that_was_initialised_again_has_no_key_and_never_signs_by_anothe
             (key,) = wire.result("key.list", key="shop")["keys"]
             assert key["generations"][0]["missing"]
         else:
-            until(lambda: store(agent)["state"] == "locked")
+            until_state(agent, "locked")
             for _ in range(3):
                 assert wire.error("proof", **TARGET, key="shop")["type"] == "pin_refused"
 
 
 def test_a_token_that_was_made_after_the_start_is_opened_by_the_first_request(
-    make_agent: Callable[..., Agent], token: Token, record_property: Callable[[str, object], None]
+    make_agent: Callable[..., Agent], token: Token, record_property: Record
 ) -> None:
     (token.folder / "tokens").rename(token.folder / "none")
     (token.folder / "tokens").mkdir()
@@ -117,8 +101,8 @@ def test_a_token_that_was_made_after_the_start_is_opened_by_the_first_request(
     with Wire(agent.admin_socket, timeout=60) as wire:
         assert wire.error("key.create", key="shop")["type"] == "store_absent"
         new_token(token.folder, token.label)
-        began = time.monotonic()
-        until(lambda: "result" in wire.ask("key.create", key="shop"))
-        took_s = time.monotonic() - began
-        record_property("measured", f"SoftHSM made after the start: there after {took_s:.2f} s")
-        assert took_s < BACK_S
+        until_back(
+            lambda: "result" in wire.ask("key.create", key="shop"),
+            "SoftHSM made after the start",
+            record_property,
+        )

@@ -10,16 +10,18 @@ from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 
-from tests.agent.places import store, until, until_open
+from tests.agent.places import store, until, until_open, until_state
 from tests.agent.wire import Wire
 from tests.emulators import Tpm
-from tests.processes import Agent
+from tests.processes import Agent, Token
 from tests.stores import on_token
 from tests.stores.conformance import (
     TARGET,
     AwayConformance,
     PinConformance,
+    SeenByPkcs11,
     StoreConformance,
+    other_pin,
 )
 
 
@@ -30,7 +32,7 @@ def agent(make_agent: Callable[..., Agent], tpm: Tpm) -> Agent:
     return agent
 
 
-class TestTpm(StoreConformance, PinConformance, AwayConformance):
+class TestTpm(SeenByPkcs11, StoreConformance, PinConformance, AwayConformance):
     ALGS = ("ES256", "ES384", "RS256", "PS256")
     PROTECTION = "hardware"
 
@@ -39,8 +41,8 @@ class TestTpm(StoreConformance, PinConformance, AwayConformance):
         return agent
 
     @pytest.fixture
-    def held(self, tpm: Tpm) -> Callable[[], list[str]]:
-        return lambda: on_token.private_ids(tpm.token)
+    def token(self, tpm: Tpm) -> Token:
+        return tpm.token
 
     @pytest.fixture
     def delete(self, tpm: Tpm, agent: Agent) -> Callable[[str], None]:
@@ -57,7 +59,7 @@ class TestTpm(StoreConformance, PinConformance, AwayConformance):
     def wrong_pin(self, tpm: Tpm) -> Callable[[], AbstractContextManager[None]]:
         @contextmanager
         def wrong() -> Iterator[None]:
-            with other_pin(tpm, "another"):
+            with other_pin(tpm.token, "another"):
                 yield
             assert tpm.wrong_pins() == 1
 
@@ -72,14 +74,6 @@ class TestTpm(StoreConformance, PinConformance, AwayConformance):
             tpm.start()
 
         return away
-
-
-@contextmanager
-def other_pin(tpm: Tpm, pin: str) -> Iterator[None]:
-    right = tpm.token.pin_file.read_text()
-    tpm.token.pin_file.write_text(f"{pin}\n")
-    yield
-    tpm.token.pin_file.write_text(right)
 
 
 def make(agent: Agent) -> str:
@@ -138,9 +132,9 @@ def test_a_tpm_that_locked_itself_says_so_and_works_again_once_it_is_reset(
     jkt = make(agent)
     agent.stop()
     for count in range(1, 4):
-        with other_pin(tpm, f"wrong {count}"):
+        with other_pin(tpm.token, f"wrong {count}"):
             agent.start()
-            until(lambda: store(agent)["state"] == "locked", seconds=15)
+            until_state(agent, "locked", seconds=15)
             agent.stop()
         assert tpm.wrong_pins() == count
     agent.start()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -12,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,12 +18,13 @@ from cryptography import x509
 
 from dpop_agent.client import AgentClient, Touch
 from dpop_agent.verify import verify
-from tests.agent.places import memory_of, store, until, until_open
+from tests.agent.places import changed_config, memory_of, serve_with, store, until, until_open
 from tests.agent.wire import Wire, request
 from tests.emulators import YUBIKEY, YubiKey, file_of, need
 from tests.emulators import yubikey as new_yubikey
 from tests.piv_card import NEVER, PIN_TRIES, PinPolicy, TouchPolicy
 from tests.processes import Agent
+from tests.stores import conformance
 from tests.stores.conformance import (
     BACK_S,
     HTM,
@@ -33,9 +32,12 @@ from tests.stores.conformance import (
     TARGET,
     AwayConformance,
     PinConformance,
+    Record,
     StoreConformance,
+    signs,
+    until_back,
 )
-from tests.terminal import Terminal, at_a_terminal
+from tests.terminal import Terminal, at_a_terminal, unlock
 
 OPEN_S = 5.0
 """Seconds in which a signer finds the card and logs in."""
@@ -217,13 +219,9 @@ class TestYubiKey(StoreConformance, PinConformance, AwayConformance):
         self.prove(wire, "first")
 
 
-@contextmanager
-def other_pin(yubikey: YubiKey) -> Iterator[None]:
+def other_pin(yubikey: YubiKey) -> AbstractContextManager[None]:
     """The agent's source has another PIN than the card."""
-    right = yubikey.token.pin_file.read_text()
-    yubikey.token.pin_file.write_text(f"{(int(right) + 1) % 10**6:06}\n")
-    yield
-    yubikey.token.pin_file.write_text(right)
+    return conformance.other_pin(yubikey.token, f"{(int(yubikey.card.pin) + 1) % 10**6:06}")
 
 
 # The emulated card
@@ -704,22 +702,27 @@ def pull_and_replug(agent: Agent, wire: Authorizing, yubikey: YubiKey, *, cycles
     assert agent.process.poll() is None
 
 
-def test_a_restarted_pcscd_is_used_again(agent: Agent, wire: Authorizing, yubikey: YubiKey) -> None:
+def back(wire: Wire, jkt: str, what: str, record_property: Record) -> None:
+    """The first proof after something is over comes in time, and by the right key."""
+    until_back(lambda: signs(wire), f"YubiKey {what}", record_property)
+    assert prove(wire, key="shop") == jkt
+
+
+def test_a_restarted_pcscd_is_used_again(
+    wire: Authorizing, yubikey: YubiKey, record_property: Record
+) -> None:
     jkt = wire.make("shop")["jkt"]
     yubikey.stop_pcscd()
     error = wire.error("proof", **TARGET, key="shop")
     assert error["type"] in ("store_absent", "signer_failed")
     assert error["retry"] in ("later", "now")
     yubikey.start_pcscd()
-    began = time.monotonic()
-    until(lambda: "result" in wire.ask("proof", **TARGET, key="shop"))
-    assert time.monotonic() - began < BACK_S
-    assert prove(wire, key="shop") == jkt
+    back(wire, jkt, "with a restarted pcscd", record_property)
     assert yubikey.card.tries == PIN_TRIES
 
 
 def test_a_card_that_another_program_holds_is_named_as_such_and_used_when_it_lets_go(
-    agent: Agent, wire: Authorizing, yubikey: YubiKey
+    agent: Agent, wire: Authorizing, yubikey: YubiKey, record_property: Record
 ) -> None:
     jkt = wire.make("shop")["jkt"]
     agent.stop()
@@ -731,10 +734,7 @@ def test_a_card_that_another_program_holds_is_named_as_such_and_used_when_it_let
         assert "another program holds the card" in error["message"]
         assert store(agent)["state"] == "absent"
     with Wire(agent.socket, timeout=60) as own:
-        began = time.monotonic()
-        until(lambda: "result" in own.ask("proof", **TARGET, key="shop"))
-        assert time.monotonic() - began < BACK_S
-        assert prove(own, key="shop") == jkt
+        back(own, jkt, "held by another from the start", record_property)
 
 
 def test_a_wrong_pin_with_a_thousand_requests_waiting_costs_one_try(
@@ -803,21 +803,11 @@ def test_another_card_in_the_reader_gets_no_pin_and_signs_nothing(
     assert own.tries == PIN_TRIES
 
 
-def back(wire: Wire, jkt: str, what: str, record_property: Callable[[str, object], None]) -> None:
-    """The first proof after something is over comes in time, and by the right key."""
-    began = time.monotonic()
-    until(lambda: "result" in wire.ask("proof", **TARGET, key="shop"))
-    took_s = time.monotonic() - began
-    record_property("measured", f"YubiKey {what}: back after {took_s:.2f} s")
-    assert took_s < BACK_S
-    assert prove(wire, key="shop") == jkt
-
-
 @pytest.mark.parametrize("what", ["reset", "log-out", "select"])
 def test_a_card_that_another_program_used_meanwhile_signs_on(
     wire: Authorizing,
     yubikey: YubiKey,
-    record_property: Callable[[str, object], None],
+    record_property: Record,
     what: str,
 ) -> None:
     jkt = wire.make("shop")["jkt"]
@@ -830,9 +820,9 @@ def test_a_card_that_another_program_used_meanwhile_signs_on(
 def test_a_released_card_is_another_programs_and_then_the_agents_again(
     yubikey: YubiKey,
     make_agent: Callable[..., Agent],
-    record_property: Callable[[str, object], None],
+    record_property: Record,
 ) -> None:
-    release = ["sh", "-c", 'exec "$@" --release-after 1s', "sh"]
+    release = serve_with("--release-after", "1s")
     agent = make_agent(yubikey.token.config, preexec=release).start()
     until_open(agent)
     with Authorizing(agent.admin_socket, yubikey) as wire:
@@ -852,33 +842,17 @@ def test_a_released_card_is_another_programs_and_then_the_agents_again(
 # PINs that are typed
 
 
-def prompts(yubikey: YubiKey, uri: str | None = None) -> Path:
-    """A configuration of the card whose PIN is typed."""
-    text = re.sub(
-        "^pin_source = .*$", 'pin_source = "prompt"', yubikey.token.config.read_text(), flags=re.M
-    )
-    if uri is not None:
-        text = re.sub("^uri = .*$", f'uri = "{uri}"', text, flags=re.M)
-    config = yubikey.token.folder / "prompt.toml"
-    config.write_text(text)
-    return config
-
-
-def unlock(agent: Agent, pin: str) -> tuple[int, str]:
-    return at_a_terminal(agent, "unlock", prompt="PIN of the store", typed=pin)
-
-
 @pytest.fixture
 def prompting(yubikey: YubiKey, make_agent: Callable[..., Agent]) -> Agent:
     """An agent for which somebody has typed the card's PIN."""
-    agent = make_agent(prompts(yubikey)).start()
+    agent = make_agent(changed_config(yubikey.token, pin_source="prompt")).start()
     status, shown = unlock(agent, yubikey.card.pin)
     assert status == 0, shown
     return agent
 
 
 def test_a_pulled_card_whose_pin_was_typed_is_locked_and_unlock_opens_it_when_it_is_back(
-    prompting: Agent, yubikey: YubiKey, record_property: Callable[[str, object], None]
+    prompting: Agent, yubikey: YubiKey, record_property: Record
 ) -> None:
     with Authorizing(prompting.admin_socket, yubikey) as wire:
         jkt = wire.make("shop")["jkt"]
@@ -914,7 +888,9 @@ def test_a_typed_pin_outlives_another_programs_use_of_the_card_but_no_reset(
 def test_another_card_that_came_while_somebody_typed_gets_no_pin(
     yubikey: YubiKey, make_agent: Callable[..., Agent]
 ) -> None:
-    agent = make_agent(prompts(yubikey, "pkcs11:model=YubiKey%20YK5")).start()
+    any_card = "pkcs11:model=YubiKey%20YK5"
+    config = changed_config(yubikey.token, pin_source="prompt", uri=any_card)
+    agent = make_agent(config).start()
     own = yubikey.card
     with Terminal(agent, "unlock") as terminal, new_yubikey() as spare:
         terminal.until("PIN of the store")

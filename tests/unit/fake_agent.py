@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from dpop_agent.errors import DPoPAgentError, MethodNotFound
-from dpop_agent.protocol import encode_error, encode_result
+from dpop_agent.protocol import encode_error, encode_event, encode_result
 
 Params = dict[str, Any]
 JKT = "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I"
@@ -32,9 +32,7 @@ NOTHING = Raw(b"", keep=True)
 HANG_UP = Raw(b"")
 TOUCH = {"key": "shop", "jkt": JKT, "store": "yubikey"}
 TOUCH_DUE = Raw(
-    b'{"jsonrpc":"2.0","method":"touch","params":{"id":$ID,"key":"shop","jkt":"%b",'
-    b'"store":"yubikey","later":1}}\n' % JKT.encode(),
-    keep=True,
+    encode_event("touch", {"id": "$ID", **TOUCH, "later": 1}).replace(b'"$ID"', b"$ID"), keep=True
 )
 """A touch that never comes, unless something is sent after it."""
 
