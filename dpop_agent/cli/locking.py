@@ -150,7 +150,12 @@ def _ask(prompt: str, what: str, *, may_be_empty: bool) -> str:
     if _has_terminal():
         from getpass import getpass
 
-        secret = getpass(prompt)
+        try:
+            secret = getpass(prompt)
+        except EOFError:
+            print(file=sys.stderr)  # his Ctrl-D left the prompt's line unended
+            secret = ""
+            may_be_empty = False
     elif os.environ.get("WAYLAND_DISPLAY") or os.environ.get("DISPLAY"):
         from dpop_agent.cli import pinentry
 

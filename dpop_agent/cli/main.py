@@ -47,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         _report(e, as_json=as_json)
         return NO_AGENT if isinstance(e, AgentUnavailable) else FAILED
     except KeyboardInterrupt:
+        _end_line()
         return INTERRUPTED
     except BrokenPipeError:
         _give_up_output()
@@ -60,6 +61,12 @@ def main(argv: list[str] | None = None) -> int:
         _report(_unexpected(e), as_json=as_json)
         return FAILED
     return status
+
+
+def _end_line() -> None:
+    """A terminal shows ^C where the prompt was; the shell's own begins on the next line."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        print(file=sys.stderr)
 
 
 def _give_up_output() -> None:
