@@ -26,7 +26,7 @@ _VERBS = {
     "status": "the agent, its stores and the servers' nonces",
     "reload": "read the configuration again, look anew into the stores",
     "lock": "forget PINs and close stores",
-    "unlock": "open stores that are locked, asking for their PINs",
+    "unlock": "open stores that aren't open, asking for their PINs",
     "config": "show, check or find the configuration",
     "env": "print the line that sets DPOP_AGENT_SOCK",
 }
@@ -143,15 +143,9 @@ def _overview() -> str:
 
 
 def _report(error: DPoPAgentError, *, as_json: bool) -> None:
-    if as_json:
-        import json
+    from dpop_agent.cli.output import report
 
-        line = json.dumps({"error": error.to_wire()})
-    else:
-        from dpop_agent.cli.output import plain
-
-        line = plain(f"dpop-agent: {error}")
-    print(line, file=sys.stderr)
+    report(error, as_json=as_json)
 
 
 def _unexpected(error: Exception) -> DPoPAgentError:

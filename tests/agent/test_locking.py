@@ -127,7 +127,7 @@ def test_no_socket_for_a_pin_is_left_behind(prompting: Agent, token: Token) -> N
 def test_lock_and_unlock_say_what_they_did(agent: Agent) -> None:
     assert agent.run("lock").stdout == "the store softhsm is locked\n"
     assert agent.run("unlock").stdout == "the store softhsm is open\n"
-    assert agent.run("unlock").stdout == "no store is locked\n"
+    assert agent.run("unlock").stdout == "all stores are open\n"
     assert agent.run("unlock", "softhsm").stdout == "the store softhsm is open\n"
 
 
