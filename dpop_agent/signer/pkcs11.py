@@ -164,7 +164,11 @@ def tokens(module: Module) -> list[dict[str, Any]]:
 
     Raises:
         StoreAbsent: the module can't be loaded, or refuses its arguments.
+        StoreInUse: another program holds the card.
     """
+    present = _present(module)
+    if not present:
+        _refuse_held(module)
     return [
         {
             "label": _text(token.label),
@@ -174,8 +178,17 @@ def tokens(module: Module) -> list[dict[str, Any]]:
             "initialized": bool(token.flags & TokenFlag.TOKEN_INITIALIZED),
             "has_pin": _has_pin(token.flags),
         }
-        for token in _present(module)
+        for token in present
     ]
+
+
+def _refuse_held(module: Module) -> None:
+    slots = vendors.slots(module.library.manufacturer_id)
+    if slots is not None and pcsc.held_by_another(slots.readers):
+        raise StoreInUse(
+            "another program holds the card for itself alone (a sharing violation)",
+            hint="end it; if it is GnuPG's: gpgconf --kill scdaemon",
+        )
 
 
 def _text(value: bytes | str) -> str:
@@ -290,12 +303,7 @@ class Pkcs11Store(Store):
             )
         ]
         if not found:
-            slots = vendors.slots(self._module.library.manufacturer_id)
-            if slots is not None and pcsc.held_by_another(slots.readers):
-                raise StoreInUse(
-                    "another program holds the card for itself alone (a sharing violation)",
-                    hint="end it; if it is GnuPG's: gpgconf --kill scdaemon",
-                )
+            _refuse_held(self._module)
             raise StoreAbsent(
                 f"no PKCS#11 token {self._uri} is there",
                 hint="plug it in, or correct uri in the configuration",

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 
+from dpop_agent.cli.main import main
 from dpop_agent.client import AgentClient, Touch
 from dpop_agent.verify import verify
 from tests.agent.places import memory_of, store, until, until_open
@@ -237,6 +238,16 @@ def test_yubicos_module_shows_the_card_and_listing_it_asks_for_no_pin(yubikey: Y
     assert token["manufacturer"] == "Yubico (www.yubico.com)"
     assert token["initialized"] is True
     assert yubikey.card.pins == 0
+
+
+def test_who_looks_for_a_card_that_another_program_holds_is_told_so(
+    yubikey: YubiKey, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in yubikey.token.env.items():
+        monkeypatch.setenv(name, value)
+    with yubikey.held():
+        assert main(["init", "--dry-run", "--module", file_of("ykcs11")]) == 1
+    assert "another program holds the card for itself alone" in capsys.readouterr().err
 
 
 def test_an_agent_logs_in_to_the_card_with_one_pin(agent: Agent, yubikey: YubiKey) -> None:
