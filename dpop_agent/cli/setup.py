@@ -498,11 +498,7 @@ def _check(args: Namespace) -> int:
 
 def _problems(store: config.StoreConfig) -> list[tuple[str, str]]:
     if store.backend is not None:
-        try:
-            _keychain(store.backend, store.env)
-        except ConfigurationError as e:
-            return [(e.message, e.hint)]
-        return []
+        return _keychain_problems(store.backend, store.env)
     assert store.module is not None  # PKCS#11 has all three
     assert store.pin_source is not None
     problems: list[tuple[str, str]] = []
@@ -514,7 +510,17 @@ def _problems(store: config.StoreConfig) -> list[tuple[str, str]]:
         problems.append((f"the PKCS#11 module {store.module} can't be read", "see its mode"))
     if store.pin_source.kind == "file":
         problems += _pin_file_problems(store.pin_source.argument)
+    elif store.pin_source.kind == "keychain":
+        problems += _keychain_problems(config.default_backend(), store.env)
     return problems
+
+
+def _keychain_problems(backend: str, env: Mapping[str, str]) -> list[tuple[str, str]]:
+    try:
+        _keychain(backend, env)
+    except ConfigurationError as e:
+        return [(e.message, e.hint)]
+    return []
 
 
 def _pin_file_problems(path: str) -> list[tuple[str, str]]:

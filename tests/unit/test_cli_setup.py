@@ -543,6 +543,20 @@ class TestConfig:
         assert main(["config", "check", "--json"]) == 1
         assert len(json.loads(capsys.readouterr().err)["error"]["data"]["problems"]) == 2
 
+    def test_check_looks_for_the_keychain_that_is_to_have_a_pin(
+        self, machine: Machine, capsys: Capture
+    ) -> None:
+        machine.softhsm()
+        machine.keychain(says="#!/bin/sh\necho 'there is no keychain here' >&2\nexit 1\n")
+        assert main(["init"]) == 0
+        text = machine.config.read_text()
+        machine.config.write_text(text.replace('"prompt"', '"keychain"'))
+        capsys.readouterr()
+        assert main(["config", "check"]) == 1
+        assert "stores.soft: there is no keychain here" in error_of(capsys)
+        machine.keychain()
+        assert main(["config", "check"]) == 0
+
     def test_check_of_one_that_others_can_change_fails(
         self, machine: Machine, capsys: Capture
     ) -> None:
