@@ -191,6 +191,13 @@ def _refuse_held(module: Module) -> None:
         )
 
 
+def _pin_locked() -> PinRefused:
+    return PinRefused(
+        "the PKCS#11 token's PIN is locked: too many wrong ones came",
+        hint="unblock it by its vendor's tool: a card by its PUK, a TPM by tpm2_dictionarylockout",
+    )
+
+
 def _text(value: bytes | str) -> str:
     return (value.decode("utf-8", "replace") if isinstance(value, bytes) else value).strip("\0 ")
 
@@ -268,7 +275,7 @@ class Pkcs11Store(Store):
                 retry="no",
             )
         if flags & TokenFlag.USER_PIN_LOCKED:
-            raise PinRefused("the PKCS#11 token's PIN is locked", hint="unblock it with its PUK")
+            raise _pin_locked()
 
     def open(self) -> dict[str, Any]:
         self._token = self._find_token()
@@ -358,9 +365,7 @@ class Pkcs11Store(Store):
         except _LOGIN_REFUSED as e:
             raise self._pin_refused() from e
         except PinLocked as e:
-            raise PinRefused(
-                "the PKCS#11 token's PIN is locked", hint="unblock it with its PUK"
-            ) from e
+            raise _pin_locked() from e
         except _GONE as e:
             raise StoreAbsent(
                 f"the PKCS#11 token {self._uri} went away", hint="plug it in again"
