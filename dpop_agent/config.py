@@ -365,8 +365,9 @@ class _Reader:
             self._text(f"{where}.module", self._must(where, table, "module")),
             "give the PKCS#11 module's full path, as in /usr/lib/softhsm/libsofthsm2.so",
         )
+        text = self._text(f"{where}.uri", self._must(where, table, "uri"))
         try:
-            uri = parse_token_uri(self._text(f"{where}.uri", self._must(where, table, "uri")))
+            uri = parse_token_uri(text)
         except ConfigurationError as e:
             self._refuse(f"{where}.uri: {e.message}", e.hint)
         return StoreConfig(

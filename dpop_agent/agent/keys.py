@@ -139,9 +139,8 @@ class Generation:
             IllegalTransition: the table doesn't have it.
         """
         if state not in TRANSITIONS[self.state]:
-            raise IllegalTransition(
-                f"generation {self.generation} is {self.state} and can't become {state}"
-            )
+            how = "already" if state is self.state else f"and can't become {state}"
+            raise IllegalTransition(f"generation {self.generation} is {self.state} {how}")
         if state is State.COMPROMISED:
             changes["compromised"] = True
         return replace(self, state=state, changed=now, observed_s=0, idle_s=0, **changes)

@@ -389,7 +389,9 @@ class Lifecycle:
             return None
         slot = params.get("slot")
         if slot is None:
-            raise InvalidParams("reuse_slot goes with slot", hint="say which slot")
+            raise InvalidParams(
+                "which slot is to be reused isn't said", hint="name it, as in --slot 82"
+            )
         there = [(key, g) for key, g in self.keys.in_store(store) if g.slot == slot]
         for key, g in there:
             if not _over(g):

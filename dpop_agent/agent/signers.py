@@ -518,12 +518,8 @@ class Signer:
             self._ready, self.locked, self.error, self.place = True, False, None, place
             self._opened_at = self._loop.time()
             self._idle_since = self._loop.time()
-            log.info(
-                "store %s is open: %r, serial %r",
-                self.config.name,
-                place.get("label"),
-                place.get("serial"),
-            )
+            named = [repr(place[name]) for name in ("label", "serial") if place.get(name)]
+            log.info("store %s is open: %s", self.config.name, ", serial ".join(named))
             if asking is not None:
                 # Now, so that whoever typed finds the store open.
                 self._in_passing("tell")

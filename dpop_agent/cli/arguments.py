@@ -80,6 +80,9 @@ def slot(text: str) -> str:
 
 def key_name(text: str) -> str:
     """A key's name."""
+    name, at, _ = text.partition("@")
+    if at and KEY_NAME.fullmatch(name):
+        raise argparse.ArgumentTypeError(f"it has to be a key, not a generation: {name}")
     if not KEY_NAME.fullmatch(text):
         raise argparse.ArgumentTypeError(
             "a key's name has a-z, 0-9, dot, dash and underscore, 64 at most"

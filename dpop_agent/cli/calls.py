@@ -90,7 +90,10 @@ def confirm(command: str, doing: str, question: list[str], refused: str) -> None
             hint=f"if you mean it: {command} --yes",
         )
     print("\n".join(map(output.plain, question)), end=" Type yes: ", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() != "yes":
+    answer = sys.stdin.readline()
+    if not answer:
+        print(file=sys.stderr)  # his Ctrl-D left the question's line unended
+    if answer.strip().lower() != "yes":
         raise Cancelled(refused)
 
 

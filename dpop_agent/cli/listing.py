@@ -93,7 +93,7 @@ def policy(key: Key) -> list[str]:
     every = key.get("rotate_every_s")
     rotation = "by command alone" if every is None else f"every {output.duration(every)}"
     drain, at_most = map(output.duration, (key.get("drain_s"), key.get("max_drain_s")))
-    trouble = _store_trouble(key)
+    trouble, touch = _store_trouble(key), key.get("touch")
     return [
         output.plain(line)
         for line in (
@@ -103,6 +103,7 @@ def policy(key: Key) -> list[str]:
             f"  sign-proof  {'allowed' if key['allow_sign_proof'] else 'not allowed'}",
             f"  rotation    {rotation}{', and due' if key.get('rotation_due') else ''}",
             f"  drain       {drain} without use, {at_most} at most",
+            *([] if touch is None else [f"  touch       {'yes' if touch else 'no'}, as was set"]),
         )
     ]
 
@@ -146,7 +147,11 @@ def _generation(key: Key, generation: Generation) -> list[str]:
 
 
 def _protection(generation: Generation) -> list[str]:
-    places = {True: "made there", False: "not made there", None: "not known whether made there"}
+    places = {
+        True: "made there",
+        False: "not made there, it says",
+        None: "not known whether made there",
+    }
     made = places[generation.get("local")]
     exportable = "exportable" if generation.get("exportable") else "never exportable"
     return [generation.get("protection") or "unknown", exportable, made]

@@ -7,7 +7,15 @@ import sys
 
 from dpop_agent import paths
 from dpop_agent.cli import arguments, calls, output
-from dpop_agent.errors import Cancelled, ConfigurationError, SignerFailed, Timeout, from_wire
+from dpop_agent.errors import (
+    AgentUnavailable,
+    Cancelled,
+    ConfigurationError,
+    DPoPAgentError,
+    SignerFailed,
+    Timeout,
+    from_wire,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +41,7 @@ def parser(verb: str) -> arguments.Parser:
         found = arguments.verb(verb, "Forget PINs and close stores until they are unlocked.")
         found.set_defaults(run=_lock)
     else:
-        found = arguments.verb(verb, "Open stores that are locked, asking for their PINs.")
+        found = arguments.verb(verb, "Open stores that aren't open, asking for their PINs.")
         found.set_defaults(run=_unlock)
     found.add_argument("store", metavar="STORE", nargs="?", help="one store; else all")
     arguments.add_json(found)
@@ -43,7 +51,8 @@ def parser(verb: str) -> arguments.Parser:
 def _lock(args: Namespace) -> int:
     result = calls.admin_call("lock", {"store": args.store} if args.store else {})
     for store in result["stores"]:
-        if store["state"] == "locked" and not args.json:
+        meant = args.store in (None, store["store"])
+        if store["state"] == "locked" and meant and not args.json:
             print(output.plain(f"the store {store['store']} is locked"))
     if args.json:
         output.print_json(result)
@@ -51,22 +60,32 @@ def _lock(args: Namespace) -> int:
 
 
 def _unlock(args: Namespace) -> int:
-    names = [args.store] if args.store else _locked()
-    if not names and not args.json:
-        print("no store is locked")
+    names = [args.store] if args.store else _closed()
     opened = []
     for name in names:
-        asked = calls.admin_call("unlock", {"store": name})
-        if asked["pin_pad"]:
-            _wait_for_pad(name, asked["pin_socket"])
-        elif asked["pin_socket"] is not None:
-            send_secret(asked["pin_socket"], f"PIN of the store {name}: ", what="PIN")
-        opened.append({"store": name, "state": "ready"})
-        if not args.json:
-            print(output.plain(f"the store {name} is open"))
+        try:
+            _open(name, args)
+        except AgentUnavailable:
+            raise
+        except DPoPAgentError as e:  # which keeps no other store closed
+            output.report(e, as_json=args.json)
+        else:
+            opened.append({"store": name, "state": "ready"})
     if args.json:
         output.print_json({"stores": opened})
-    return 0
+    elif not names:
+        print("all stores are open")
+    return 0 if len(opened) == len(names) else 1
+
+
+def _open(name: str, args: Namespace) -> None:
+    asked = calls.admin_call("unlock", {"store": name})
+    if asked["pin_pad"]:
+        _wait_for_pad(name, asked["pin_socket"])
+    elif asked["pin_socket"] is not None:
+        send_secret(asked["pin_socket"], f"PIN of the store {name}: ", what="PIN")
+    if not args.json:
+        print(output.plain(f"the store {name} is open"))
 
 
 def _wait_for_pad(name: str, path: str) -> None:
@@ -80,8 +99,8 @@ def _wait_for_pad(name: str, path: str) -> None:
             raise
 
 
-def _locked() -> list[str]:
-    """The stores that are; what still starts is waited for."""
+def _closed() -> list[str]:
+    """The stores that are locked, absent or failed; what still starts is waited for."""
     import time
 
     from dpop_agent.client.sync import AgentClient
@@ -90,7 +109,7 @@ def _locked() -> list[str]:
         while True:
             states = {s["store"]: s["state"] for s in agent.status()["stores"]}
             if "starting" not in states.values():
-                return [name for name, state in states.items() if state == "locked"]
+                return [name for name, state in states.items() if state != "ready"]
             time.sleep(LOOK_S)
 
 
@@ -104,7 +123,10 @@ def send_secret(path: str, prompt: str, *, what: str, may_be_empty: bool = False
         try:
             sock.sendall(secret.encode() + b"\n")
         except OSError as e:
-            raise SignerFailed("the signer waits no longer", hint="try again") from e
+            raise SignerFailed(
+                f"the signer waits no longer for the {what}",
+                hint="try again: it waits a minute, if no lock ends that",
+            ) from e
         _outcome(sock, LOGIN_TIMEOUT_S)
     return secret != ""
 
@@ -150,7 +172,12 @@ def _ask(prompt: str, what: str, *, may_be_empty: bool) -> str:
     if _has_terminal():
         from getpass import getpass
 
-        secret = getpass(prompt)
+        try:
+            secret = getpass(prompt)
+        except EOFError:
+            print(file=sys.stderr)  # his Ctrl-D left the prompt's line unended
+            secret = ""
+            may_be_empty = False
     elif os.environ.get("WAYLAND_DISPLAY") or os.environ.get("DISPLAY"):
         from dpop_agent.cli import pinentry
 

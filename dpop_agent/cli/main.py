@@ -26,7 +26,7 @@ _VERBS = {
     "status": "the agent, its stores and the servers' nonces",
     "reload": "read the configuration again, look anew into the stores",
     "lock": "forget PINs and close stores",
-    "unlock": "open stores that are locked, asking for their PINs",
+    "unlock": "open stores that aren't open, asking for their PINs",
     "config": "show, check or find the configuration",
     "env": "print the line that sets DPOP_AGENT_SOCK",
 }
@@ -47,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         _report(e, as_json=as_json)
         return NO_AGENT if isinstance(e, AgentUnavailable) else FAILED
     except KeyboardInterrupt:
+        _end_line()
         return INTERRUPTED
     except BrokenPipeError:
         _give_up_output()
@@ -60,6 +61,12 @@ def main(argv: list[str] | None = None) -> int:
         _report(_unexpected(e), as_json=as_json)
         return FAILED
     return status
+
+
+def _end_line() -> None:
+    """A terminal shows ^C where the prompt was; the shell's own begins on the next line."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        print(file=sys.stderr)
 
 
 def _give_up_output() -> None:
@@ -136,15 +143,9 @@ def _overview() -> str:
 
 
 def _report(error: DPoPAgentError, *, as_json: bool) -> None:
-    if as_json:
-        import json
+    from dpop_agent.cli.output import report
 
-        line = json.dumps({"error": error.to_wire()})
-    else:
-        from dpop_agent.cli.output import plain
-
-        line = plain(f"dpop-agent: {error}")
-    print(line, file=sys.stderr)
+    report(error, as_json=as_json)
 
 
 def _unexpected(error: Exception) -> DPoPAgentError:

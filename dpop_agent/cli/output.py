@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from dpop_agent.client import Touch
+    from dpop_agent.errors import DPoPAgentError
 
 _GAP = "  "
 _SHORTEST = 8
@@ -19,6 +20,17 @@ _SHORTEST = 8
 def plain(text: object) -> str:
     """`text` on one line: a PKCS#11 token's label must not steer a terminal."""
     return "".join(c if c.isprintable() else "?" for c in str(text))
+
+
+def report(error: DPoPAgentError, *, as_json: bool) -> None:
+    """What went wrong, on one line of standard error."""
+    if as_json:
+        import json
+
+        line = json.dumps({"error": error.to_wire()})
+    else:
+        line = plain(f"dpop-agent: {error}")
+    print(line, file=sys.stderr)
 
 
 def say_touch(touch: Touch) -> None:

@@ -32,7 +32,7 @@ def _proof_parser() -> arguments.Parser:
         "--key",
         metavar="NAME",
         type=arguments.key_name,
-        help="sign with its active generation; else with that of the only key",
+        help="sign with its active generation; else with that of the key default",
     )
     which.add_argument(
         "--jkt", type=arguments.sha256, help="sign with the generation the access token is bound to"

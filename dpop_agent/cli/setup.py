@@ -26,8 +26,8 @@ _EXPORTABLE = "keys in the keychain are exportable: any program of yours can rea
 _LINUX = ("/usr/lib", "/usr/lib/*-linux-gnu*", "/usr/lib64", "/usr/local/lib")
 _MACOS = ("/opt/homebrew/lib", "/usr/local/lib")
 
-# What a store is called, where its module is in those folders (Debian's, Fedora's, Homebrew's
-# places), and whether it is SoftHSM, which finds its tokens by SOFTHSM2_CONF.
+# What a store is called, and where its module is in those folders (Debian's, Fedora's, Homebrew's
+# places).
 _MODULES = (
     ("soft", ("softhsm/libsofthsm2.so", "pkcs11/libsofthsm2.so")),
     (
@@ -40,6 +40,9 @@ _MODULES = (
         ("libtpm2_pkcs11.so", "libtpm2_pkcs11.so.1", "pkcs11/libtpm2_pkcs11.so"),
     ),
 )
+
+_FOUND_BY = (("softhsm", "SOFTHSM2_CONF"), ("tpm2_pkcs11", "TPM2_PKCS11_STORE"))
+"""What is in a module's name, and the variable that tells it where its tokens are."""
 
 
 def parser(verb: str) -> arguments.Parser:
@@ -251,19 +254,23 @@ def _look(module: str | None, module_args: str) -> list[tuple[str, _Token]]:
                 hint="install one (SoftHSM2 on Debian: apt install softhsm2), or give --module",
             )
     found: list[tuple[str, _Token]] = []
-    silent: list[ConfigurationError] = []
+    silent: dict[str, ConfigurationError] = {}
     for store, path in modules:
         try:
             found += [(store, token) for token in _tokens(path, module_args) if token.usable]
         except ConfigurationError as e:
-            silent.append(e)
+            silent[path] = e
     if found:
         return found
     if silent and len(silent) == len(modules):
-        raise silent[0]
+        raise next(iter(silent.values()))
+    what = f"no initialised PKCS#11 token in {', '.join(p for _, p in modules if p not in silent)}"
+    why = ""
+    if silent:
+        what += f", and no answer from {', '.join(silent)}"
+        why = f"ask why: dpop-agent init --module {next(iter(silent))}; "
     raise _NothingHere(
-        f"no initialised PKCS#11 token in {', '.join(path for _, path in modules)}",
-        hint="plug one in, or make one: softhsm2-util --init-token --free --label work",
+        what, hint=f"{why}plug one in, or make one with its vendor's tool (SoftHSM2's: see README)"
     )
 
 
@@ -356,9 +363,10 @@ def _choose(
     if len(fitting) == 1:
         return fitting[0]
     shown = [{"uri": str(t.uri), "model": t.model, "module": t.module} for _, t in fitting or found]
-    if not args.json:
-        head = ("URI", "MODEL", "MODULE")
-        print("\n".join(output.table(head, [[*row.values()] for row in shown])))
+    if not args.json:  # each on lines of its own: they are long, and to be copied
+        for one in shown:
+            print(output.plain(one["uri"]))
+            print(output.plain(f"  {one['model'] or '-'}, {one['module']}"))
     if not fitting:
         raise ConfigurationError(
             "no PKCS#11 token here is the one that --token names",
@@ -387,9 +395,10 @@ def _toml(store: str, token: _Token, pin_source: config.PinSource) -> str:
         f"uri = {_quoted(str(token.uri))}",
         f"pin_source = {_quoted(str(pin_source))}",
     ]
-    softhsm = os.environ.get("SOFTHSM2_CONF")
-    if softhsm and "softhsm" in os.path.basename(token.module):
-        lines.append(f"env = {{ SOFTHSM2_CONF = {_quoted(os.path.abspath(softhsm))} }}")
+    for module, variable in _FOUND_BY:
+        place = os.environ.get(variable)
+        if place and module in os.path.basename(token.module):
+            lines.append(f"env = {{ {variable} = {_quoted(os.path.abspath(place))} }}")
     return "\n".join(lines) + "\n"
 
 
@@ -488,11 +497,7 @@ def _check(args: Namespace) -> int:
 
 def _problems(store: config.StoreConfig) -> list[tuple[str, str]]:
     if store.backend is not None:
-        try:
-            _keychain(store.backend, store.env)
-        except ConfigurationError as e:
-            return [(e.message, e.hint)]
-        return []
+        return _keychain_problems(store.backend, store.env)
     assert store.module is not None  # PKCS#11 has all three
     assert store.pin_source is not None
     problems: list[tuple[str, str]] = []
@@ -504,7 +509,17 @@ def _problems(store: config.StoreConfig) -> list[tuple[str, str]]:
         problems.append((f"the PKCS#11 module {store.module} can't be read", "see its mode"))
     if store.pin_source.kind == "file":
         problems += _pin_file_problems(store.pin_source.argument)
+    elif store.pin_source.kind == "keychain":
+        problems += _keychain_problems(config.default_backend(), store.env)
     return problems
+
+
+def _keychain_problems(backend: str, env: Mapping[str, str]) -> list[tuple[str, str]]:
+    try:
+        _keychain(backend, env)
+    except ConfigurationError as e:
+        return [(e.message, e.hint)]
+    return []
 
 
 def _pin_file_problems(path: str) -> list[tuple[str, str]]:

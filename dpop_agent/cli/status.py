@@ -67,12 +67,11 @@ def _reload(args: Namespace) -> int:
 
 def _lines(status: dict[str, Any], path: str) -> list[str]:
     get = status.get
-    connections = get("connections")
     lines = [
         output.plain(line)
         for line in (
             f"dpop-agent {get('agent')}, pid {get('pid')}, started {output.since(get('started'))}, "
-            f"{get('proofs')} proofs, {connections} connection{'' if connections == 1 else 's'}",
+            f"{_many(get('proofs'), 'proof')}, {_many(get('connections'), 'connection')}",
             f"  socket   {path}",
             f"  admin    {paths.admin_socket(path)}",
             f"  config   {get('config') or '-'}",
@@ -93,6 +92,10 @@ def _lines(status: dict[str, Any], path: str) -> list[str]:
     return lines
 
 
+def _many(number: object, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def _store_lines(stores: list[dict[str, Any]]) -> list[str]:
     return [
         *output.table(("STORE", "STATE", "PLACE"), [*map(_store, stores)]),
@@ -103,8 +106,9 @@ def _store_lines(stores: list[dict[str, Any]]) -> list[str]:
 def _store(store: dict[str, Any]) -> tuple[object, ...]:
     serial = store.get("serial")
     slots = store.get("slots")
-    known = [store.get("label"), serial and f"serial {serial}", store.get("model")]
-    known.append(slots and f"{slots['free']} of {slots['total']} slots free")
+    # What is at the end is cut where the terminal is narrow.
+    free = slots and f"{slots['free']} of {slots['total']} slots free"
+    known = [store.get("label"), free, serial and f"serial {serial}", store.get("model")]
     return store["store"], store["state"], ", ".join(filter(None, known)) or store.get("module")
 
 

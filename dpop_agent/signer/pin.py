@@ -40,6 +40,8 @@ KEYCHAIN_SERVICE = "dpop-agent/pin"
 
 _IN_KEYCHAIN = "the one in the keychain"
 
+_CORRECT = "correct that, then: dpop-agent unlock"
+
 
 class PinSource:
     """One store's PIN.
@@ -434,17 +436,18 @@ def _read(path: str) -> tuple[str, str]:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as e:
         raise Locked(
-            f"the PIN file {path} can't be opened ({e.strerror})", hint="see pin_source"
+            f"the PIN file {path} can't be opened ({e.strerror})",
+            hint=_CORRECT,
         ) from e
     with open(descriptor, "rb") as file:
         info = os.fstat(descriptor)
         if not stat.S_ISREG(info.st_mode):
-            raise Locked(f"the PIN file {path} isn't a file", hint="see pin_source")
+            raise Locked(f"the PIN file {path} isn't a file", hint=_CORRECT)
         if info.st_uid not in (0, os.getuid()) or info.st_mode & 0o077:
             raise Locked(
                 f"others can read the PIN file {path} (uid {info.st_uid}, mode "
                 f"{stat.S_IMODE(info.st_mode):04o})",
-                hint=f"chmod 600 {path}",
+                hint=f"chmod 600 {path}, then: dpop-agent unlock",
             )
         pin = _text(file.read(MAX_PIN + 3), f"the PIN file {path}")
     return pin, f"{info.st_dev}:{info.st_ino}:{info.st_mtime_ns}:{info.st_size}"
@@ -453,11 +456,11 @@ def _read(path: str) -> tuple[str, str]:
 def _text(line: bytes, where: str) -> str:
     pin = line.rstrip(b"\r\n")
     if not 0 < len(pin) <= MAX_PIN or b"\n" in pin:
-        raise Locked(f"{where} has no PIN on its first line", hint="see pin_source")
+        raise Locked(f"{where} has no PIN on its first line", hint=_CORRECT)
     try:
         return pin.decode("utf-8")
     except UnicodeDecodeError as e:
-        raise Locked(f"{where} isn't UTF-8", hint="see pin_source") from e
+        raise Locked(f"{where} isn't UTF-8", hint=_CORRECT) from e
 
 
 def _remembered(memory: str) -> str | None:

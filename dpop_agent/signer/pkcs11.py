@@ -140,7 +140,10 @@ _TEMPLATE_REFUSED = (
 )
 
 
-_UNBLOCK = "unblock it with its PUK"
+_UNBLOCK = (
+    "unblock it by its vendor's tool (a card by its PUK, a TPM by tpm2_dictionarylockout), then: "
+    "dpop-agent unlock"
+)
 _TRIES = {
     None: "",
     0: ", and is locked now",
@@ -172,7 +175,11 @@ def tokens(module: Module) -> list[dict[str, Any]]:
 
     Raises:
         StoreAbsent: the module can't be loaded, or refuses its arguments.
+        StoreInUse: another program holds the card.
     """
+    present = _present(module)
+    if not present:
+        _refuse_held(module)
     return [
         {
             "label": _text(token.label),
@@ -182,8 +189,21 @@ def tokens(module: Module) -> list[dict[str, Any]]:
             "initialized": bool(token.flags & TokenFlag.TOKEN_INITIALIZED),
             "has_pin": _has_pin(token.flags),
         }
-        for token in _present(module)
+        for token in present
     ]
+
+
+def _refuse_held(module: Module) -> None:
+    slots = vendors.slots(module.library.manufacturer_id)
+    if slots is not None and pcsc.held_by_another(slots.readers):
+        raise StoreInUse(
+            "another program holds the card for itself alone (a sharing violation)",
+            hint="end it; if it is GnuPG's: gpgconf --kill scdaemon",
+        )
+
+
+def _pin_locked() -> PinRefused:
+    return PinRefused("the PKCS#11 token's PIN is locked: too many wrong ones came", hint=_UNBLOCK)
 
 
 def _text(value: bytes | str) -> str:
@@ -263,7 +283,7 @@ class Pkcs11Store(Store):
                 retry="no",
             )
         if flags & TokenFlag.USER_PIN_LOCKED:
-            raise PinRefused("the PKCS#11 token's PIN is locked", hint=_UNBLOCK)
+            raise _pin_locked()
 
     def open(self) -> dict[str, Any]:
         self._token = self._find_token()
@@ -298,12 +318,7 @@ class Pkcs11Store(Store):
             )
         ]
         if not found:
-            slots = vendors.slots(self._module.library.manufacturer_id)
-            if slots is not None and pcsc.held_by_another(slots.readers):
-                raise StoreInUse(
-                    "another program holds the card for itself alone (a sharing violation)",
-                    hint="end it; if it is GnuPG's: gpgconf --kill scdaemon",
-                )
+            _refuse_held(self._module)
             raise StoreAbsent(
                 f"no PKCS#11 token {self._uri} is there",
                 hint="plug it in, or correct uri in the configuration",
@@ -358,7 +373,7 @@ class Pkcs11Store(Store):
         except _LOGIN_REFUSED as e:
             raise self._pin_refused() from e
         except PinLocked as e:
-            raise PinRefused("the PKCS#11 token's PIN is locked", hint=_UNBLOCK) from e
+            raise _pin_locked() from e
         except _GONE as e:
             raise StoreAbsent(
                 f"the PKCS#11 token {self._uri} went away", hint="plug it in again"

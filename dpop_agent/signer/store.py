@@ -163,4 +163,6 @@ class Store(ABC):
         Raises:
             AttestationUnavailable, KeyMissing
         """
-        raise AttestationUnavailable("the store attests no keys")
+        raise AttestationUnavailable(
+            "the store attests no keys", hint="a YubiKey does, through Yubico's ykcs11"
+        )

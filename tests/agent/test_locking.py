@@ -79,6 +79,21 @@ def test_a_signer_that_died_with_a_typed_pin_is_locked_again(
         prompting.client().proof("GET", HTU)
 
 
+@pytest.mark.parametrize(
+    ("typed", "status", "said"), [("\x04", 1, "no PIN was given"), ("\x03", 130, "")]
+)
+def test_who_types_end_or_interrupt_in_place_of_a_pin_gives_none(
+    prompting: Agent, typed: str, status: int, said: str
+) -> None:
+    with Terminal(prompting, "unlock") as terminal:
+        terminal.until("PIN of the store")
+        terminal.type(typed)
+        assert terminal.end()[0] == status
+    _, _, after = terminal.shown.partition("\r\n")  # the prompt's line is ended
+    assert after == (f"dpop-agent: {said}\r\n" if said else ""), terminal.shown
+    assert "\r\n" in terminal.shown
+
+
 def test_no_socket_for_a_pin_is_left_behind(prompting: Agent, token: Token) -> None:
     unlock(prompting, "99999999")
     unlock(prompting, token.pin)
@@ -91,7 +106,7 @@ def test_no_socket_for_a_pin_is_left_behind(prompting: Agent, token: Token) -> N
 def test_lock_and_unlock_say_what_they_did(agent: Agent) -> None:
     assert agent.run("lock").stdout == "the store softhsm is locked\n"
     assert agent.run("unlock").stdout == "the store softhsm is open\n"
-    assert agent.run("unlock").stdout == "no store is locked\n"
+    assert agent.run("unlock").stdout == "all stores are open\n"
     assert agent.run("unlock", "softhsm").stdout == "the store softhsm is open\n"
 
 

@@ -94,3 +94,32 @@ def test_a_store_that_is_locked_or_absent_holds_up_no_other(
         with pytest.raises(StoreAbsent):
             client.proof("GET", HTU, key="spare")
         assert client.proof("GET", HTU, key="work").key == "work"
+
+
+def test_unlock_opens_every_store_that_can_be_and_tells_of_the_others(
+    agent: Agent, tokens: dict[str, Token]
+) -> None:
+    agent.run("lock", check=True)
+    for name in ("work", "home"):
+        tokens[name].pin_file.chmod(0o644)
+    ran = agent.run("unlock")
+    assert (ran.returncode, ran.stdout) == (1, "the store spare is open\n")
+    work, home = ran.stderr.splitlines()
+    assert str(tokens["work"].pin_file) in work
+    assert str(tokens["home"].pin_file) in home
+    assert states(agent) == {"work": "locked", "home": "locked", "spare": "ready"}
+
+
+def test_unlock_tries_a_store_that_isnt_there_and_says_why_it_stays_closed(agent: Agent) -> None:
+    stored = agent.config.read_text()
+    agent.config.write_text(stored.replace("token=home", "token=nowhere"))
+    agent.run("reload", check=True)
+    assert states(agent)["home"] == "absent"
+    ran = agent.run("unlock")
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert "no PKCS#11 token pkcs11:token=nowhere is there" in ran.stderr
+
+
+def test_lock_of_one_store_tells_of_that_one(agent: Agent) -> None:
+    assert agent.run("lock", "work").stdout == "the store work is locked\n"
+    assert agent.run("lock", "home").stdout == "the store home is locked\n"

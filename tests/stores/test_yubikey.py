@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 
+from dpop_agent.cli.main import main
 from dpop_agent.client import AgentClient, Touch
 from dpop_agent.verify import verify
 from tests.agent.places import changed_config, memory_of, serve_with, store, until, until_open
@@ -235,6 +236,16 @@ def test_yubicos_module_shows_the_card_and_listing_it_asks_for_no_pin(yubikey: Y
     assert token["manufacturer"] == "Yubico (www.yubico.com)"
     assert token["initialized"] is True
     assert yubikey.card.pins == 0
+
+
+def test_who_looks_for_a_card_that_another_program_holds_is_told_so(
+    yubikey: YubiKey, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in yubikey.token.env.items():
+        monkeypatch.setenv(name, value)
+    with yubikey.held():
+        assert main(["init", "--dry-run", "--module", file_of("ykcs11")]) == 1
+    assert "another program holds the card for itself alone" in capsys.readouterr().err
 
 
 def test_an_agent_logs_in_to_the_card_with_one_pin(agent: Agent, yubikey: YubiKey) -> None:
@@ -771,7 +782,7 @@ def test_who_types_a_wrong_pin_hears_how_many_tries_are_left(
         heard.append(shown.strip().splitlines()[-1])
     assert "refused its PIN, two tries are left; dpop-agent unlock" in heard[0]
     assert "refused its PIN, one try is left; dpop-agent unlock" in heard[1]
-    assert "is locked; unblock it with its PUK" in heard[2]
+    assert "is locked: too many wrong ones came; unblock it" in heard[2]
 
 
 def test_another_card_in_the_reader_gets_no_pin_and_signs_nothing(

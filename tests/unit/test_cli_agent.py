@@ -422,6 +422,24 @@ class TestKeys:
         ):
             assert part in out
 
+    @pytest.mark.parametrize("verb", ["list", "rotate", "set"])
+    def test_a_generation_where_a_key_is_meant_is_told_from_a_bad_name(
+        self, agent: Agent, capsys: Capture, verb: str
+    ) -> None:
+        assert main(["key", verb, "default@1"]) == 2
+        assert "a key, not a generation: default\n" in capsys.readouterr().err
+        assert main(["key", verb, "Default@1"]) == 2
+        assert "a key's name has" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(("touch", "said"), [(True, "yes"), (False, "no"), (None, None)])
+    def test_show_tells_what_was_set_of_touches(
+        self, agent: Agent, capsys: Capture, touch: bool | None, said: str | None
+    ) -> None:
+        agent.answers["key.list"] = {"keys": [key(generation(1), touch=touch)]}
+        assert main(["key", "show", "default"]) == 0
+        out = capsys.readouterr().out
+        assert (f"  touch       {said}, as was set\n" in out) if said else "touch" not in out
+
     def test_show_of_one_generation_shows_that_one(self, agent: Agent, capsys: Capture) -> None:
         agent.answers["key.list"] = {
             "keys": [key(generation(1, state="destroyed", jwk=None), generation(2))]
@@ -885,6 +903,22 @@ class TestStatus:
         ):
             assert f"\n{line}\n" in out
         assert "\x1b" not in out
+
+    def test_free_slots_are_told_in_eighty_columns(
+        self, agent: Agent, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        card: dict[str, Any] = {
+            "store": "yubikey",
+            "label": "YubiKey PIV #88259816",
+            "serial": "88259816",
+        }
+        card |= {"model": "YubiKey YK5", "slots": {"total": 24, "free": 21}}
+        monkeypatch.setattr(output, "width", lambda: 80)
+        agent.answers["status"] = STATUS | {"stores": [STATUS["stores"][0] | card], "proofs": 1}
+        assert main(["status"]) == 0
+        out = capsys.readouterr().out
+        assert "ready  YubiKey PIV #88259816, 21 of 24 slots free, serial 88259816" in out
+        assert ", 1 proof, 1 connection\n" in out
 
     def test_keys_that_are_not_the_agent_s_are_listed_so_that_adopt_can_name_them(
         self, agent: Agent, capsys: Capture

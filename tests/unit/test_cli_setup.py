@@ -113,6 +113,14 @@ class TestInit:
         assert PIN not in out + machine.config.read_text()
         assert main(["config", "check"]) == 0
 
+    def test_the_folder_of_a_tpms_pkcs11_tokens_goes_into_the_configuration(
+        self, machine: Machine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        machine.module("libtpm2_pkcs11.so.1", token())
+        monkeypatch.setenv("TPM2_PKCS11_STORE", "/home/me/tpm")
+        assert init(machine) == 0
+        assert dict(config.load().stores["tpm"].env) == {"TPM2_PKCS11_STORE": "/home/me/tpm"}
+
     def test_it_never_overwrites_one(self, machine: Machine, capsys: Capture) -> None:
         machine.softhsm()
         machine.config.parent.mkdir()
@@ -193,8 +201,13 @@ class TestInit:
         machine.softhsm(token("work", "01"), token("home", "02"), token("", "", initialized=False))
         assert init(machine) == 1
         out, err = capsys.readouterr()
-        assert "pkcs11:token=work;serial=01" in out
-        assert "pkcs11:token=home;serial=02" in out
+        module = machine.folder / "lib" / "softhsm" / "libsofthsm2.so"
+        assert out.splitlines() == [
+            "pkcs11:token=work;serial=01",
+            f"  SoftHSM v2, {module}",
+            "pkcs11:token=home;serial=02",
+            f"  SoftHSM v2, {module}",
+        ]
         assert "there are 2" in err
         assert "--token" in err
         assert init(machine, "--json") == 1
@@ -367,6 +380,20 @@ type = "keychain"
         assert "no initialised PKCS#11 token in" in out
         assert "exportable" in out
 
+    def test_modules_that_fail_arent_said_to_have_no_token(
+        self, machine: Machine, capsys: Capture
+    ) -> None:
+        empty = machine.softhsm(token(initialized=False))
+        failed = machine.module("libykcs11.so", says="#!/bin/sh\nexit 1\n")
+        said = f"no initialised PKCS#11 token in {empty}, and no answer from {failed}"
+        assert main(["init"]) == 1
+        error = error_of(capsys)
+        assert said in error
+        assert f"dpop-agent init --module {failed}" in error
+        machine.keychain()
+        assert main(["init"]) == 0
+        assert f"{said}, hence the keychain" in capsys.readouterr().out
+
     def test_it_is_not_taken_where_there_is_a_pkcs11_token(
         self, machine: Machine, capsys: Capture
     ) -> None:
@@ -515,6 +542,20 @@ class TestConfig:
         assert f"chmod 600 {machine.pin_file}" in second
         assert main(["config", "check", "--json"]) == 1
         assert len(json.loads(capsys.readouterr().err)["error"]["data"]["problems"]) == 2
+
+    def test_check_looks_for_the_keychain_that_is_to_have_a_pin(
+        self, machine: Machine, capsys: Capture
+    ) -> None:
+        machine.softhsm()
+        machine.keychain(says="#!/bin/sh\necho 'there is no keychain here' >&2\nexit 1\n")
+        assert main(["init"]) == 0
+        text = machine.config.read_text()
+        machine.config.write_text(text.replace('"prompt"', '"keychain"'))
+        capsys.readouterr()
+        assert main(["config", "check"]) == 1
+        assert "stores.soft: there is no keychain here" in error_of(capsys)
+        machine.keychain()
+        assert main(["config", "check"]) == 0
 
     def test_check_of_one_that_others_can_change_fails(
         self, machine: Machine, capsys: Capture

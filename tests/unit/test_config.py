@@ -113,6 +113,10 @@ def test_a_configuration_cannot_be_changed_after_it_was_read(tmp_path: Path) -> 
         ("[stores.Work]\n", "the store name 'Work' isn't one"),
         (f"[stores.{'a' * 65}]\n", "isn't one"),
         ("[stores.work]\n", "stores.work.type is missing; add type"),
+        (
+            "[stores.work]\ntype = 'pkcs11'\nmodule = '/m'\n",
+            "toml: stores.work.uri is missing; add",
+        ),
         ("[stores.work]\ntipe = 'pkcs11'\n", "'tipe' isn't a setting"),
         (changed("type", '"yubikey"'), "this version doesn't have; there are: pkcs11, keychain"),
         (changed("type", "true"), "stores.work.type has to be text, not true or false"),
