@@ -769,11 +769,9 @@ def test_a_wrong_pin_with_a_thousand_requests_waiting_costs_one_try(
 
 
 def test_who_types_a_wrong_pin_hears_how_many_tries_are_left(
-    agent: Agent, yubikey: YubiKey
+    yubikey: YubiKey, make_agent: Callable[..., Agent]
 ) -> None:
-    text = agent.config.read_text().replace(f"file:{yubikey.token.pin_file}", "prompt")
-    agent.config.write_text(text)
-    agent.run("reload", check=True)
+    agent = make_agent(changed_config(yubikey.token, pin_source="prompt")).start()
     wrong = f"{(int(yubikey.card.pin) + 1) % 10**6:06}"
     heard = []
     for _ in range(PIN_TRIES):
