@@ -198,6 +198,11 @@ class _Asking(NamedTuple):
     folder: str
     answer: asyncio.Future[Asked]
 
+    def interrupt(self) -> None:
+        """Tell whoever waits that the start is over, if it didn't come so far."""
+        if not self.answer.done():
+            self.answer.set_exception(Cancelled("the unlocking was interrupted"))
+
 
 class _Process(asyncio.Protocol):
     """One signer process and its channel."""
@@ -368,6 +373,8 @@ class Signer:
     def _start_with(self, asking: _Asking | None) -> None:
         if self._process is None and self._start is None and not self._closed:
             self._start = self._loop.create_task(self._open(asking))
+            if asking is not None:  # of a task that is cancelled before its first step nothing runs
+                self._start.add_done_callback(lambda _: asking.interrupt())
 
     async def unlock(self, folder: str) -> Asked:
         """Open a store that is locked, or say what somebody has to do for that.
@@ -502,10 +509,6 @@ class Signer:
     async def _open(self, asking: _Asking | None) -> None:
         try:
             place = await self._opened(asking)
-        except asyncio.CancelledError:
-            if asking is not None and not asking.answer.done():
-                asking.answer.set_exception(Cancelled("the unlocking was interrupted"))
-            raise
         except OSError as e:
             self._failed(SignerFailed(f"no signer process could be started ({e.strerror})"), asking)
         except DPoPAgentError as e:

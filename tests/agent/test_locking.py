@@ -12,6 +12,7 @@ import pytest
 
 from dpop_agent.errors import Locked, PinRefused
 from tests.agent.places import memory_of, serve_with, until
+from tests.agent.wire import Wire, request
 from tests.processes import Agent, Token, running
 from tests.terminal import Terminal, at_a_terminal
 
@@ -155,6 +156,18 @@ def test_what_is_being_typed_can_be_ended_by_lock_and_asked_for_anew(
         left.type(f"{token.pin}\n")
         assert left.end()[0] == 1
         assert "Traceback" not in left.shown
+    prompting.client().proof("GET", HTU)
+
+
+def test_a_lock_right_behind_an_unlock_ends_it_and_the_next_unlock_asks(
+    prompting: Agent, token: Token
+) -> None:
+    with Wire(prompting.admin_socket) as wire:
+        both = request("unlock", {"store": "softhsm"}, number=1), request("lock", number=2)
+        wire.send(b"".join(both))
+        answers = {answer["id"]: answer for answer in wire.lines(2)}
+    assert answers[1]["error"]["data"]["type"] == "cancelled"
+    assert unlock(prompting, token.pin)[0] == 0
     prompting.client().proof("GET", HTU)
 
 
