@@ -327,7 +327,8 @@ class Agent:
         self._open_stores()
         for name, signer in list(self.signers.items()):
             was_open = signer.state == "ready"  # one that is opened now is looked into by itself
-            await signer.started()
+            if not signer.locked:  # by somebody who may be typing for a minute
+                await signer.started()
             if was_open:
                 await self._lifecycle.reconcile(name)
 

@@ -171,6 +171,15 @@ def test_a_lock_right_behind_an_unlock_ends_it_and_the_next_unlock_asks(
     prompting.client().proof("GET", HTU)
 
 
+def test_neither_a_reload_nor_the_agents_end_waits_for_who_types(prompting: Agent) -> None:
+    with Terminal(prompting, "unlock") as terminal:
+        terminal.until("PIN of the store")
+        asked = time.monotonic()
+        prompting.run("reload", check=True)
+        assert prompting.stop() == 0
+        assert time.monotonic() - asked < 5
+
+
 def test_requests_are_refused_at_once_while_somebody_types(prompting: Agent, token: Token) -> None:
     with Terminal(prompting, "unlock") as terminal:
         terminal.until("PIN of the store")
