@@ -127,7 +127,8 @@ class _Signer:
             return {}
         store = self._opened()
         if op == "release":
-            store.release()
+            if not self._released:  # another program may have it since, and nothing is held here
+                store.release()
             self._released = True
             return {}
         if self._released:

@@ -894,6 +894,23 @@ def test_a_typed_pin_outlives_another_programs_use_of_the_card_but_no_reset(
     assert yubikey.card.tries == PIN_TRIES
 
 
+def test_a_released_card_that_others_hold_for_long_keeps_the_pin_that_was_typed(
+    yubikey: YubiKey, make_agent: Callable[..., Agent]
+) -> None:
+    release = ["sh", "-c", 'exec "$@" --release-after 1s', "sh"]
+    agent = make_agent(prompts(yubikey), preexec=release).start()
+    assert unlock(agent, yubikey.card.pin)[0] == 0
+    with Authorizing(agent.admin_socket, yubikey) as wire:
+        jkt = wire.make("shop")["jkt"]
+        with yubikey.held():
+            assert wire.error("proof", **TARGET, key="shop")["type"] == "store_in_use"
+            released = agent.log.read_text().count("is released")
+            until(lambda: agent.log.read_text().count("is released") > released)
+            assert wire.error("proof", **TARGET, key="shop")["type"] == "store_in_use"
+        until(lambda: "result" in wire.ask("proof", **TARGET, key="shop"))
+        assert prove(wire, key="shop") == jkt
+
+
 def test_another_card_that_came_while_somebody_typed_gets_no_pin(
     yubikey: YubiKey, make_agent: Callable[..., Agent]
 ) -> None:
