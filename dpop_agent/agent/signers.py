@@ -701,8 +701,9 @@ class Signer:
     def _send(self, job: Job, members: dict[str, Any]) -> None:
         process = self._process
         assert process is not None
-        self._idle_since = self._loop.time()
         self._released = members["op"] == "release"
+        if not self._released:
+            self._idle_since = self._loop.time()
         self._next_id += 1
         self._sent[self._next_id] = job
         job.sent, job.untouched = self._loop.time(), False

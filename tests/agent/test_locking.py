@@ -295,6 +295,16 @@ def test_a_store_whose_pin_was_typed_is_locked_after_a_while_and_asks_again(
     agent.client().proof("GET", HTU)
 
 
+def test_a_store_that_was_released_is_locked_no_later_for_that(
+    token: Token, make_agent: Callable[..., Agent]
+) -> None:
+    both = serve_with("--release-after", "3s", "--lock-after", "4s")
+    agent = make_agent(token.config, preexec=both).start()
+    wait_for(agent, "ready")
+    until(lambda: "is released" in agent.log.read_text())
+    wait_for(agent, "locked", seconds=3)
+
+
 def test_a_token_that_nobody_uses_is_released_and_taken_again_by_the_next_request(
     token: Token, make_agent: Callable[..., Agent]
 ) -> None:
