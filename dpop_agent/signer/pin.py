@@ -160,6 +160,9 @@ class PinPrompt(PinSource):
     def at_pad(self) -> None:
         self._accepted_connection()
 
+    def accepted(self, pin: str) -> None:  # noqa: ARG002
+        self.typed = False  # whoever typed it answers for no later use of it
+
     def tell(self, error: DPoPAgentError | None) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
@@ -242,6 +245,7 @@ class PinKeychain(PinPrompt):
         if self.typed:
             self._keychain.put(KEYCHAIN_SERVICE, self._store, pin)
             _forget(self._memory)
+        super().accepted(pin)
 
     def refused(self) -> None:
         if self.typed:

@@ -911,6 +911,16 @@ def test_a_released_card_that_others_hold_for_long_keeps_the_pin_that_was_typed(
         assert prove(wire, key="shop") == jkt
 
 
+def test_the_last_try_isnt_spent_on_a_pin_that_was_typed_before(
+    prompting: Agent, yubikey: YubiKey
+) -> None:
+    yubikey.card.pin, yubikey.card.tries = "94949494", 1
+    with Wire(prompting.admin_socket) as wire:
+        assert wire.error("key.adopt", key="shop", ref="05")["type"] in ("pin_refused", "locked")
+    assert yubikey.card.tries == 1
+    assert unlock(prompting, "94949494")[0] == 0
+
+
 def test_another_card_that_came_while_somebody_typed_gets_no_pin(
     yubikey: YubiKey, make_agent: Callable[..., Agent]
 ) -> None:
