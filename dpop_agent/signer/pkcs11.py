@@ -233,6 +233,7 @@ class Pkcs11Store(Store):
         self._pin = pin
         self._accepted: str | None = None
         self._serial: str | None = None
+        self._token: Any = None
         self._slots: vendors.Slots | None = None
         self._session: Any = None
         self._keys: dict[str, _Open] = {}
@@ -258,7 +259,10 @@ class Pkcs11Store(Store):
             raise PinRefused("the PKCS#11 token's PIN is locked", hint="unblock it with its PUK")
 
     def open(self) -> dict[str, Any]:
-        self._token = self._find_token()
+        token = self._find_token()
+        if self.authority is not None and token.serial != self._token.serial:
+            self.authority.forget()  # it was typed for another card
+        self._token = token
         self._protection = vendors.protection(
             _text(self._token.manufacturer_id),
             hardware_slot=bool(self._token.slot.flags & SlotFlag.HW_SLOT),

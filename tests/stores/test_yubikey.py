@@ -911,6 +911,29 @@ def test_a_released_card_that_others_hold_for_long_keeps_the_pin_that_was_typed(
         assert prove(wire, key="shop") == jkt
 
 
+def test_another_card_that_came_while_somebody_typed_gets_no_management_key(
+    yubikey: YubiKey, make_agent: Callable[..., Agent]
+) -> None:
+    config = prompts(yubikey, "pkcs11:model=YubiKey%20YK5")
+    config.write_text(config.read_text().replace('"prompt"', f'"file:{yubikey.token.pin_file}"'))
+    agent = make_agent(config).start()
+    until_open(agent)
+    own = yubikey.card
+    with Wire(agent.admin_socket, timeout=60) as wire, new_yubikey() as spare:
+        authorize(wire, yubikey)
+        other = spare.card
+        other.pull()
+        other.pin, other.management_key = own.pin, own.management_key
+        yubikey.pull()
+        yubikey.card = other
+        yubikey.plug()
+        assert wire.error("key.create", key="shop")["type"] == "authorization_required"
+        assert set(other.keys) == {0xF9}
+        yubikey.pull()
+        yubikey.card = own
+        yubikey.plug()
+
+
 def test_the_last_try_isnt_spent_on_a_pin_that_was_typed_before(
     prompting: Agent, yubikey: YubiKey
 ) -> None:
