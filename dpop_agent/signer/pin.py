@@ -183,8 +183,7 @@ class PinPrompt(PinSource):
         except TimeoutError as e:
             raise Locked("no PIN came", hint=self.after_refusal) from e
         finally:
-            listener.close()
-            os.unlink(self._path)
+            _close(listener, self._path)
         connection.settimeout(PROMPT_TIMEOUT_S)
         try:
             require_own_uid(peer_of(connection), what="the program that sends a PIN")
@@ -341,8 +340,7 @@ class Authority:
 
     def _close_listener(self) -> None:
         if self._listener is not None:
-            self._listener.close()
-            os.unlink(self._path)
+            _close(self._listener, self._path)
             self._listener = None
 
     def _accept(self) -> None:
@@ -405,6 +403,14 @@ def _listen(folder: str, name: str) -> tuple[socket.socket, str]:
         os.umask(umask)
     listener.listen(1)
     return listener, path
+
+
+def _close(listener: socket.socket, path: str) -> None:
+    listener.close()
+    try:
+        os.unlink(path)
+    except FileNotFoundError:  # whoever tidies up the folder was first
+        pass
 
 
 def _tell(connection: socket.socket, error: DPoPAgentError | None) -> None:

@@ -452,6 +452,16 @@ def test_the_card_signs_while_somebody_types_the_management_key(
     assert Wire.result(wire, "key.rotate", key="shop")["new"]["state"] == "active"
 
 
+def test_a_socket_that_somebody_removed_harms_nothing_and_another_one_is_made(
+    agent: Agent, wire: Authorizing, yubikey: YubiKey
+) -> None:
+    signer = store(agent)["signer_pid"]
+    os.unlink(wire.result("store.authorize", store="yubikey")["socket"])
+    assert wire.make("shop")["slot"] == "82"
+    assert store(agent)["signer_pid"] == signer
+    assert "Traceback" not in agent.log.read_text()
+
+
 def test_a_schedule_is_a_notice_where_keys_need_the_management_key(
     agent: Agent, wire: Authorizing, yubikey: YubiKey
 ) -> None:
