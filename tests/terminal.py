@@ -71,7 +71,7 @@ class Terminal:
         return self.process.poll() is not None
 
     def type(self, line: str) -> None:
-        os.write(self._ours, line.encode())
+        os.write(self._ours, line.encode(errors="surrogateescape"))
 
     def end(self) -> tuple[int, str]:
         """Its exit status, and all that it showed."""

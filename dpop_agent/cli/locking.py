@@ -7,7 +7,14 @@ import sys
 
 from dpop_agent import paths
 from dpop_agent.cli import arguments, calls, output
-from dpop_agent.errors import Cancelled, ConfigurationError, SignerFailed, Timeout, from_wire
+from dpop_agent.errors import (
+    AgentUnavailable,
+    Cancelled,
+    ConfigurationError,
+    SignerFailed,
+    Timeout,
+    from_wire,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -112,7 +119,10 @@ def send_secret(path: str, prompt: str, *, what: str, may_be_empty: bool = False
 def _connected(path: str, what: str) -> socket.socket:
     from dpop_agent.client.connection import connect
 
-    sock = connect(path)
+    try:
+        sock = connect(path)
+    except AgentUnavailable:
+        sock = None
     if sock is None:
         raise SignerFailed(f"the signer takes no {what} now", hint="try again")
     return sock
@@ -150,7 +160,11 @@ def _ask(prompt: str, what: str, *, may_be_empty: bool) -> str:
     if _has_terminal():
         from getpass import getpass
 
-        secret = getpass(prompt)
+        try:
+            secret = getpass(prompt)
+            secret.encode()
+        except UnicodeError:  # from None: it has what was typed
+            raise Cancelled(f"the {what} isn't UTF-8", hint="type it anew") from None
     elif os.environ.get("WAYLAND_DISPLAY") or os.environ.get("DISPLAY"):
         from dpop_agent.cli import pinentry
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from dpop_agent.errors import Locked, PinRefused
+from dpop_agent.cli.locking import send_secret
+from dpop_agent.errors import Locked, PinRefused, SignerFailed
 from tests.agent.places import memory_of, serve_with, until
 from tests.agent.wire import Wire, request
 from tests.processes import Agent, Token, running
@@ -218,6 +220,26 @@ def test_a_pin_is_typed_at_the_terminal_whatever_standard_input_is(
         terminal.type(f"{token.pin}\n")
         status, shown = terminal.end()
     assert (status, token.pin in shown) == (0, False), shown
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_what_isnt_utf_8_is_refused_where_it_is_typed(prompting: Agent, locale: str) -> None:
+    env = {**prompting.env, "LC_ALL": locale}
+    with Terminal(prompting, "unlock", env=env) as terminal:
+        terminal.until("PIN of the store")
+        terminal.type("\udcff1234\n")
+        status, shown = terminal.end()
+    assert status == 1
+    assert "the PIN isn't UTF-8; type it anew" in shown
+
+
+def test_whoever_comes_too_late_to_type_is_told_so(prompting: Agent) -> None:
+    with Wire(prompting.admin_socket) as wire, socket.socket(socket.AF_UNIX) as first:
+        path = wire.result("unlock", store="softhsm")["pin_socket"]
+        first.connect(path)
+        until(lambda: not os.path.exists(path))
+        with pytest.raises(SignerFailed, match="takes no PIN now"):
+            send_secret(path, "PIN: ", what="PIN")
 
 
 def test_without_terminal_and_display_unlock_says_what_to_do(prompting: Agent) -> None:
