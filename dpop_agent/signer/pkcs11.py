@@ -672,7 +672,10 @@ class Pkcs11Store(Store):
 
     def _jkt_of(self, ref: str) -> str | None:
         public = self._objects_with(ref, ObjectClass.PUBLIC_KEY)
-        return thumbprint(_public_jwk(public[0])) if len(public) == 1 else None
+        try:
+            return thumbprint(_public_jwk(public[0])) if len(public) == 1 else None
+        except _OddKey:  # one that the agent can't have made
+            return None
 
     def slots(self) -> dict[str, int] | None:
         if self._slots is None:

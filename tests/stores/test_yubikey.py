@@ -24,7 +24,7 @@ from tests.agent.places import memory_of, store, until, until_open
 from tests.agent.wire import Wire, request
 from tests.emulators import YUBIKEY, YubiKey, file_of, need
 from tests.emulators import yubikey as new_yubikey
-from tests.piv_card import NEVER, PIN_TRIES, PinPolicy, TouchPolicy
+from tests.piv_card import NEVER, PIN_TRIES, WRONG_DATA, PinPolicy, Refused, TouchPolicy
 from tests.processes import Agent
 from tests.stores.conformance import (
     BACK_S,
@@ -288,6 +288,21 @@ def test_the_attestation_key_is_neither_listed_nor_taken_in_nor_overwritten(
     assert wire.error("key.adopt", key="f9", ref="19")["type"] == "key_missing"
     assert wire.error("key.create", key="f9", slot="f9")["type"] == "invalid_params"
     assert yubikey.card.keys[0xF9] is there
+
+
+def test_a_key_that_was_brought_to_the_card_is_listed_and_hides_nothing(
+    agent: Agent, yubikey: YubiKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent.stop()
+    yubikey.card.make_key(0x82)
+    monkeypatch.setattr(yubikey.card, "_attest", no_attestation)  # a card attests none of those
+    agent.start()
+    assert free(agent) == 23
+    assert [found["ref"] for found in store(agent)["unknown"]] == ["05"]
+
+
+def no_attestation(_slot: int) -> bytes:
+    raise Refused(WRONG_DATA)
 
 
 def test_a_rotation_takes_another_slot_and_the_old_key_signs_on(wire: Authorizing) -> None:
