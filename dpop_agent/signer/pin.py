@@ -39,13 +39,15 @@ AUTHORITY_S = 60.0
 KEYCHAIN_SERVICE = "dpop-agent/pin"
 
 _IN_KEYCHAIN = "the one in the keychain"
+_UNDER_WAY = "tried: "
 
 
 class PinSource:
     """One store's PIN.
 
     A stored PIN that was refused once is not tried again while it is what it was, by this process
-    or a later one: three tries lock a card.
+    or a later one: three tries lock a card. Of a try that was cut short nobody knows whether it was
+    refused: it counts as refused where the PKCS#11 token says that its tries are low.
     """
 
     after_refusal = "dpop-agent unlock"
@@ -60,8 +62,11 @@ class PinSource:
         """
         return None
 
-    def get(self) -> str:
+    def get(self, *, tries_low: bool) -> str:
         """The PIN; asked once.
+
+        Args:
+            tries_low: a wrong PIN was tried since the last right one (CKF_USER_PIN_COUNT_LOW).
 
         Raises:
             Locked: there is none now.
@@ -105,13 +110,14 @@ class PinFile(PinSource):
         self._memory = memory
         self._identity = ""
 
-    def get(self) -> str:
+    def get(self, *, tries_low: bool) -> str:
         pin, self._identity = _read(self._path)
-        if self._identity == _remembered(self._memory):
+        if _was_refused(self._memory, self._identity, tries_low=tries_low):
             raise PinRefused(
                 f"the PIN in {self._path} was refused before, and isn't tried again",
                 hint="write the right one to the file, then: dpop-agent reload",
             )
+        _remember(self._memory, _UNDER_WAY + self._identity)
         return pin
 
     def accepted(self, pin: str) -> None:  # noqa: ARG002
@@ -140,7 +146,7 @@ class PinPrompt(PinSource):
         self._listener, self._path = _listen(folder, "pin")
         return self._path
 
-    def get(self) -> str:
+    def get(self, *, tries_low: bool) -> str:  # noqa: ARG002
         connection = self._accepted_connection()
         line = bytearray()
         try:
@@ -221,10 +227,10 @@ class PinKeychain(PinPrompt):
             return None
         return super().listen(folder, pad=pad)
 
-    def get(self) -> str:
+    def get(self, *, tries_low: bool) -> str:
         if self.typed:
-            return super().get()
-        if _remembered(self._memory) == _IN_KEYCHAIN:
+            return super().get(tries_low=tries_low)
+        if _was_refused(self._memory, _IN_KEYCHAIN, tries_low=tries_low):
             raise PinRefused(
                 "the PIN in the keychain was refused before, and isn't tried again",
                 hint=f"dpop-agent unlock {self._store} asks for the right one",
@@ -235,6 +241,7 @@ class PinKeychain(PinPrompt):
                 f"the keychain has no PIN for the store {self._store} yet",
                 hint=f"dpop-agent unlock {self._store} puts it there",
             )
+        _remember(self._memory, _UNDER_WAY + _IN_KEYCHAIN)
         return pin
 
     def at_pad(self) -> None:
@@ -243,7 +250,7 @@ class PinKeychain(PinPrompt):
     def accepted(self, pin: str) -> None:
         if self.typed:
             self._keychain.put(KEYCHAIN_SERVICE, self._store, pin)
-            _forget(self._memory)
+        _forget(self._memory)
         super().accepted(pin)
 
     def refused(self) -> None:
@@ -476,6 +483,14 @@ def _remembered(memory: str) -> str | None:
             return file.read()
     except FileNotFoundError:
         return None
+
+
+def _was_refused(memory: str, which: str, *, tries_low: bool) -> bool:
+    remembered = _remembered(memory)
+    if tries_low and remembered == _UNDER_WAY + which:
+        _remember(memory, which)
+        return True
+    return remembered == which
 
 
 def _remember(memory: str, text: str) -> None:

@@ -327,7 +327,7 @@ class Pkcs11Store(Store):
         serial = _text(self._token.serial)
         pin = self._accepted
         if pin is None or serial != self._serial:  # not one card's PIN for another card
-            pin = self._pin.get()
+            pin = self._pin.get(tries_low=bool(flags & TokenFlag.USER_PIN_COUNT_LOW))
             if self._pin.typed:
                 self._require_still_there(serial)
         session = self._login_with(pin)

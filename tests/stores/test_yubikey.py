@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from cryptography import x509
 
 from dpop_agent.client import AgentClient, Touch
 from dpop_agent.verify import verify
-from tests.agent.places import memory_of, store, until, until_open
+from tests.agent.places import descendants, memory_of, store, until, until_open
 from tests.agent.wire import Wire, request
 from tests.emulators import YUBIKEY, YubiKey, file_of, need
 from tests.emulators import yubikey as new_yubikey
@@ -779,6 +780,34 @@ def test_a_wrong_pin_with_a_thousand_requests_waiting_costs_one_try(
         for own in wires:
             own.close()
     assert kinds == ["pin_refused"] * 1000
+    assert yubikey.card.tries == PIN_TRIES - 1
+
+
+def test_a_wrong_pin_over_which_the_signer_was_killed_costs_one_try(
+    yubikey: YubiKey, make_agent: Callable[..., Agent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = make_agent(yubikey.token.config)
+    verify_pin = yubikey.card._verify
+
+    def kill(p1: int, pin: bytes) -> bytes:
+        try:
+            return verify_pin(p1, pin)
+        except Refused:
+            if pin:
+                for pid in descendants(agent.pid):
+                    os.kill(pid, signal.SIGKILL)
+            raise
+
+    monkeypatch.setattr(yubikey.card, "_verify", kill)
+    with other_pin(yubikey):
+        agent.start()
+        with Wire(agent.admin_socket) as wire:
+            until(
+                lambda: wire.ask("key.create", key="shop")["error"]["data"]["type"] == "pin_refused"
+            )
+        agent.stop()
+        agent.start()
+        until(lambda: store(agent)["state"] == "locked")
     assert yubikey.card.tries == PIN_TRIES - 1
 
 
