@@ -58,8 +58,8 @@ def _pin_source(settings: dict[str, Any]) -> pin.PinSource:
         return pin.PinPrompt()
     if kind == "keychain":
         return pin.PinKeychain(settings["name"], memory=settings["refused_file"])
-    path = pin.credential(argument) if kind == "credential" else argument
-    return pin.PinFile(path, memory=settings["refused_file"])
+    made = pin.PinCredential if kind == "credential" else pin.PinFile
+    return made(argument, memory=settings["refused_file"])
 
 
 def _lock(path: str) -> int:

@@ -5,6 +5,7 @@ It lives in the signer alone and is never shown, logged or passed on.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -96,14 +97,15 @@ class PinSource:
 
 
 class PinFile(PinSource):
-    """A file of mode 0600, or a systemd credential.
+    """A file of mode 0600.
 
     Args:
         path: the file.
-        memory: where the refused file's identity is remembered.
+        memory: where it is remembered which file was refused.
     """
 
     after_refusal = "correct the PIN in its file, then: dpop-agent reload"
+    _again = "write the right one to the file, then: dpop-agent reload"
 
     def __init__(self, path: str, *, memory: str) -> None:
         self._path = path
@@ -111,11 +113,11 @@ class PinFile(PinSource):
         self._identity = ""
 
     def get(self, *, tries_low: bool) -> str:
-        pin, self._identity = _read(self._path)
+        pin, self._identity = self._find()
         if _was_refused(self._memory, self._identity, tries_low=tries_low):
             raise PinRefused(
                 f"the PIN in {self._path} was refused before, and isn't tried again",
-                hint="write the right one to the file, then: dpop-agent reload",
+                hint=self._again,
             )
         _remember(self._memory, _UNDER_WAY + self._identity)
         return pin
@@ -125,6 +127,31 @@ class PinFile(PinSource):
 
     def refused(self) -> None:
         _remember(self._memory, self._identity)
+
+    def _find(self) -> tuple[str, str]:
+        """The PIN, and what tells it from a later one."""
+        pin, info = _read(self._path)
+        return pin, f"{info.st_ino}:{info.st_mtime_ns}:{info.st_size}"
+
+
+class PinCredential(PinFile):
+    """A systemd credential: a new file at each start of the agent, whatever is in it.
+
+    Args:
+        name: its name (LoadCredential=).
+        memory: where it is remembered which PIN was refused.
+    """
+
+    after_refusal = "correct the credential, then start the agent's unit anew"
+
+    def __init__(self, name: str, *, memory: str) -> None:
+        super().__init__(credential(name), memory=memory)
+        self._again = f"{self.after_refusal}; if it is right now, remove {memory}"
+
+    def _find(self) -> tuple[str, str]:
+        pin, _ = _read(self._path)
+        # Enough to know it again, and too little to find it by.
+        return pin, hashlib.sha256(pin.encode()).hexdigest()[:4]
 
 
 class PinPrompt(PinSource):
@@ -445,8 +472,8 @@ def credential(name: str) -> str:
     return os.path.join(folder, name)
 
 
-def _read(path: str) -> tuple[str, str]:
-    """The PIN in a file that nobody else can read, and what tells this file from a later one."""
+def _read(path: str) -> tuple[str, os.stat_result]:
+    """The PIN in a file that nobody else can read, and what the system says of that file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as e:
@@ -464,7 +491,7 @@ def _read(path: str) -> tuple[str, str]:
                 hint=f"chmod 600 {path}",
             )
         pin = _text(file.read(MAX_PIN + 3), f"the PIN file {path}")
-    return pin, f"{info.st_dev}:{info.st_ino}:{info.st_mtime_ns}:{info.st_size}"
+    return pin, info
 
 
 def _text(line: bytes, where: str) -> str:

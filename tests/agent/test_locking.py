@@ -285,6 +285,29 @@ def test_a_systemd_credential_opens_a_store(
     assert "hsm-pin" in str(store(without)["reason"])
 
 
+def test_a_refused_credential_isnt_tried_again_though_each_start_of_a_unit_has_new_files(
+    token: Token, make_agent: Callable[..., Agent], tmp_path: Path
+) -> None:
+    configure(token, "credential:hsm-pin")
+    said = []
+    for number, pin in enumerate(("00000000", "00000000", token.pin)):
+        folder = tmp_path / f"credentials-{number}"
+        folder.mkdir(mode=0o700)
+        (folder / "hsm-pin").write_text(pin)
+        (folder / "hsm-pin").chmod(0o400)
+        agent = make_agent(
+            token.config, state=tmp_path / "state", env={"CREDENTIALS_DIRECTORY": str(folder)}
+        ).start()
+        until(lambda agent=agent: store(agent)["state"] in ("locked", "ready"))  # type: ignore[misc]
+        said.append(str(store(agent)["reason"]))
+        agent.stop()
+    assert "refused its PIN" in said[0]
+    assert "refused before" in said[1]
+    assert said[2] == "None"
+    for file in (tmp_path / "state").iterdir():
+        assert "00000000" not in file.read_text()
+
+
 def test_a_store_that_nobody_uses_is_locked_after_a_while(
     token: Token, make_agent: Callable[..., Agent]
 ) -> None:
