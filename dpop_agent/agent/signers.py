@@ -37,6 +37,10 @@ log = logging.getLogger("dpop_agent.signers")
 START_TIMEOUT_S = 15.0
 """Seconds for loading a module, finding its token and logging in; slow cards take 4."""
 
+APART_S = 5.0
+"""Seconds in which no other store of the same module is started: half of what a signature may take,
+so that what waits behind a stuck one is still served."""
+
 SIGN_TIMEOUT_S = 10.0
 """Seconds for one signature: over ten times the slowest token heard of (0.7 s)."""
 
@@ -536,18 +540,18 @@ class Signer:
             self._pump()
 
     async def _opened(self, asking: _Asking | None) -> dict[str, Any]:
+        listen = {} if asking is None else {"op": "listen", "folder": asking.folder}
         async with self._starting:
             await self._spawn()
-            if asking is None:
-                return await self._first(START_TIMEOUT_S, **self._open_frame())
-            found = await self._first(
-                START_TIMEOUT_S, **self._open_frame() | {"op": "listen", "folder": asking.folder}
-            )
-            self._pin_path = found["path"]
-            asking.answer.set_result(Asked(found["path"], found["pad"]))
-            if self._pin_path is None:
-                return await self._first(START_TIMEOUT_S, **self._open_frame())
-        # A person types now: other stores needn't wait.
+            first = self._begin(START_TIMEOUT_S, **self._open_frame() | listen)
+            await asyncio.wait([first], timeout=APART_S)
+        found = _good(await first)
+        if asking is None:
+            return found
+        self._pin_path = found["path"]
+        asking.answer.set_result(Asked(found["path"], found["pad"]))
+        if self._pin_path is None:
+            return await self._first(START_TIMEOUT_S, **self._open_frame())
         try:
             return await self._first(UNLOCK_TIMEOUT_S, **self._open_frame())
         finally:
@@ -593,6 +597,11 @@ class Signer:
         return {"op": "open", "version": __version__, "lock": self._lock_file, "store": settings}
 
     async def _first(self, limit_s: float, **members: Any) -> dict[str, Any]:
+        return _good(await self._begin(limit_s, **members))
+
+    def _begin(
+        self, limit_s: float, **members: Any
+    ) -> asyncio.Future[dict[str, Any] | DPoPAgentError]:
         """One of the operations that make a signer ready; nothing else is under way."""
         if self._process is None:
             raise SignerFailed(f"the signer of the store {self.config.name} ended at its start")
@@ -606,10 +615,7 @@ class Signer:
             again=False,
         )
         self._send(job, members)
-        answer = await answered
-        if isinstance(answer, DPoPAgentError):
-            raise answer
-        return answer
+        return answered
 
     def _failed(self, error: DPoPAgentError, asking: _Asking | None = None) -> None:
         """No store for now: whoever waits is told, and the next try waits."""
@@ -799,3 +805,9 @@ class Signer:
             hint="touch the card, and try again",
             retry="later",
         )
+
+
+def _good(answer: dict[str, Any] | DPoPAgentError) -> dict[str, Any]:
+    if isinstance(answer, DPoPAgentError):
+        raise answer
+    return answer
