@@ -256,7 +256,7 @@ class Pkcs11Store(Store):
                 retry="no",
             )
         if flags & TokenFlag.USER_PIN_LOCKED:
-            raise PinRefused("the PKCS#11 token's PIN is locked", hint="unblock it with its PUK")
+            raise _pin_is_locked()
 
     def open(self) -> dict[str, Any]:
         token = self._find_token()
@@ -319,7 +319,7 @@ class Pkcs11Store(Store):
         if flags & TokenFlag.USER_PIN_FINAL_TRY and not self._pin.typed:
             raise PinRefused(
                 "the PKCS#11 token has one PIN try left, which isn't spent on a stored PIN",
-                hint="log in once with its vendor's tool",
+                hint="log in once with its vendor's tool, then: dpop-agent unlock",
             )
         if flags & TokenFlag.PROTECTED_AUTHENTICATION_PATH:
             self._pin.at_pad()
@@ -354,9 +354,7 @@ class Pkcs11Store(Store):
         except _LOGIN_REFUSED as e:
             raise self._pin_refused() from e
         except PinLocked as e:
-            raise PinRefused(
-                "the PKCS#11 token's PIN is locked", hint="unblock it with its PUK"
-            ) from e
+            raise _pin_is_locked() from e
         except _GONE as e:
             raise StoreAbsent(
                 f"the PKCS#11 token {self._uri} went away", hint="plug it in again"
@@ -846,6 +844,13 @@ def _read(key: Any, attribute: Attribute) -> Any:
         return key[attribute]
     except (AttributeTypeInvalid, pkcs11.exceptions.AttributeSensitive):
         return None
+
+
+def _pin_is_locked() -> PinRefused:
+    return PinRefused(
+        "the PKCS#11 token's PIN is locked",
+        hint="unblock it with its PUK, then: dpop-agent unlock",
+    )
 
 
 def _pem(der: bytes) -> str:

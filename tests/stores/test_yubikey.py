@@ -783,6 +783,21 @@ def test_a_wrong_pin_with_a_thousand_requests_waiting_costs_one_try(
     assert yubikey.card.tries == PIN_TRIES - 1
 
 
+@pytest.mark.parametrize(("tries", "says"), [(1, "one PIN try left"), (0, "PIN is locked")])
+def test_a_card_with_no_try_to_spare_is_left_alone_until_somebody_mended_it_and_unlocks(
+    yubikey: YubiKey, make_agent: Callable[..., Agent], tries: int, says: str
+) -> None:
+    yubikey.card.tries = tries
+    agent = make_agent(yubikey.token.config).start()
+    until(lambda: store(agent)["state"] == "locked")
+    assert says in store(agent)["reason"]
+    assert store(agent)["hint"].endswith("then: dpop-agent unlock")
+    assert yubikey.card.tries == tries
+    yubikey.card.tries = PIN_TRIES
+    agent.run("unlock", check=True)
+    assert store(agent)["state"] == "ready"
+
+
 def test_a_wrong_pin_over_which_the_signer_was_killed_costs_one_try(
     yubikey: YubiKey, make_agent: Callable[..., Agent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
