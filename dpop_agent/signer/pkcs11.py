@@ -637,7 +637,7 @@ class Pkcs11Store(Store):
             private = self._objects_with(ref, ObjectClass.PRIVATE_KEY)
             public = self._objects_with(ref, ObjectClass.PUBLIC_KEY)
             if any(thumbprint(_public_jwk(key)) != jkt for key in public) or (
-                private and not public
+                len(private) > min(1, len(public))
             ):
                 raise KeyMissing(
                     f"what has the id {ref} on the PKCS#11 token isn't the agent's key any more",
