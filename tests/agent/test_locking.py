@@ -13,7 +13,7 @@ import pytest
 
 from dpop_agent.cli.locking import send_secret
 from dpop_agent.errors import Locked, PinRefused, SignerFailed
-from tests.agent.places import memory_of, serve_with, until
+from tests.agent.places import descendants, memory_of, serve_with, until
 from tests.agent.wire import Wire, request
 from tests.processes import Agent, Token, running
 from tests.terminal import Terminal, at_a_terminal
@@ -110,6 +110,17 @@ def test_no_socket_for_a_pin_is_left_behind(prompting: Agent, token: Token) -> N
         "admin.sock",
         "agent.sock",
     ]
+
+
+def test_the_socket_that_a_killed_agent_left_is_removed_by_the_next(prompting: Agent) -> None:
+    with Wire(prompting.admin_socket) as wire:
+        path = wire.result("unlock", store="softhsm")["pin_socket"]
+    children = descendants(prompting.pid)
+    prompting.kill()
+    until(lambda: not any(running(pid) for pid in children))
+    assert os.path.exists(path)
+    prompting.start()
+    assert not os.path.exists(path)
 
 
 def test_lock_and_unlock_say_what_they_did(agent: Agent) -> None:
