@@ -294,7 +294,7 @@ class Agent:
             await self._close()
 
     def _tidy_up(self) -> None:
-        """Remove the sockets that signers of a killed agent left; the folder is this one's alone."""
+        """Remove the sockets that a killed agent's signers left; the folder is this one's alone."""
         for entry in os.scandir(self.socket_folder):
             if _SECRET_SOCKET.fullmatch(entry.name):
                 os.unlink(entry.path)

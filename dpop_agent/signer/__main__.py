@@ -168,6 +168,12 @@ class _Signer:
         authority = None if self._store is None else self._store.authority
         return None if authority is None or authority.left_s() is None else authority
 
+    def listen_no_more(self) -> None:
+        """Leave no socket behind, and no management key."""
+        if self.authority is not None:
+            self.authority.forget()
+        self._pin.listen_no_more()
+
     @staticmethod
     def _find(store: Store, request: dict[str, Any]) -> dict[str, Any]:
         found = store.find(
@@ -266,8 +272,7 @@ def _run(descriptor: int) -> int:
         _serve(channel, signer)
     except (ConnectionError, Malformed):
         pass
-    if signer.authority is not None:
-        signer.authority.forget()
+    signer.listen_no_more()
     # Not through the interpreter's end: a vendor module's destructors may hang or crash there.
     sys.stderr.flush()
     os._exit(0)

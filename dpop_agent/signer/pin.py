@@ -63,6 +63,9 @@ class PinSource:
         """
         return None
 
+    def listen_no_more(self) -> None:
+        """Remove the socket that nobody came to."""
+
     def get(self, *, tries_low: bool) -> str:
         """The PIN; asked once.
 
@@ -172,6 +175,10 @@ class PinPrompt(PinSource):
         self.typed = True
         self._listener, self._path = _listen(folder, "pin")
         return self._path
+
+    def listen_no_more(self) -> None:
+        if self._listener is not None:
+            _close(self._listener, self._path)
 
     def get(self, *, tries_low: bool) -> str:  # noqa: ARG002
         connection = self._accepted_connection()

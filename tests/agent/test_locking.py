@@ -112,6 +112,16 @@ def test_no_socket_for_a_pin_is_left_behind(prompting: Agent, token: Token) -> N
     ]
 
 
+def test_a_lock_leaves_no_socket_whenever_it_comes(prompting: Agent) -> None:
+    with Wire(prompting.admin_socket) as wire:
+        for number in range(8):  # an unlock makes its socket 0.1 s after it was asked
+            wire.send(request("unlock", {"store": "softhsm"}))
+            time.sleep(number * 0.02)
+            wire.send(request("lock", number=2))
+            wire.lines(2)
+    until(lambda: not list(prompting.runtime.glob("pin-*")))
+
+
 def test_the_socket_that_a_killed_agent_left_is_removed_by_the_next(prompting: Agent) -> None:
     with Wire(prompting.admin_socket) as wire:
         path = wire.result("unlock", store="softhsm")["pin_socket"]
