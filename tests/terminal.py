@@ -39,7 +39,7 @@ class Screen:
             assert self._read(), f"it ended: {self.shown}"
 
     def type(self, text: str) -> None:
-        os.write(self._ours, text.encode())
+        os.write(self._ours, text.encode(errors="surrogateescape"))
 
     def _read(self) -> bool:
         ready, _, _ = select.select([self._ours], [], [], START_S)
@@ -59,9 +59,16 @@ class Terminal(Screen):
         agent: whom it talks to.
         words: what it is told.
         stdin: its standard input where that isn't the terminal.
+        env: its environment, else the agent's.
     """
 
-    def __init__(self, agent: Agent, *words: str, stdin: int | None = None) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        *words: str,
+        stdin: int | None = None,
+        env: dict[str, str] | None = None,
+    ) -> None:
         super().__init__()
         take: Callable[[], Any] = lambda: os.close(os.open(self.name, os.O_RDWR))  # noqa: E731
         self.process = subprocess.Popen(
@@ -69,7 +76,7 @@ class Terminal(Screen):
             stdin=self._theirs if stdin is None else stdin,
             stdout=self._theirs,
             stderr=self._theirs,
-            env=agent.env,
+            env=env or agent.env,
             start_new_session=True,
             preexec_fn=take,  # the first terminal that is opened controls it
         )

@@ -33,6 +33,7 @@ from dpop_agent.errors import (
     KeyPending,
     NoSlot,
     NotDurable,
+    ObjectLeft,
     SlotTaken,
     StoreUnknown,
 )
@@ -72,6 +73,7 @@ class Lifecycle:
         self.unknown: dict[str, list[dict[str, str]]] = {}
         self.slots: dict[str, dict[str, int]] = {}
         self._overwriting: set[str] = set()
+        self._undeletable: set[str] = set()  # by jkt: asked for anew when the store is opened
 
     @property
     def keys(self) -> Keys:
@@ -483,7 +485,11 @@ class Lifecycle:
     async def _delete_object(self, name: str, number: int) -> None:
         key = self.keys.named(name)
         generation = key.generation(number)
-        await self.signer_of(key).ask("destroy", ref=generation.ref, jkt=generation.jkt)
+        try:
+            await self.signer_of(key).ask("destroy", ref=generation.ref, jkt=generation.jkt)
+        except ObjectLeft:
+            self._undeletable.add(generation.jkt)
+            raise
 
         def deleted(keys: Keys) -> Keys:
             key = keys.named(name)
@@ -589,6 +595,7 @@ class Lifecycle:
         for name, key in list(self.keys.items()):
             if key.store != store:
                 continue
+            self._undeletable.difference_update(g.jkt for g in key.generations)
             async with self._by_name[name]:
                 await self._finish(name)
                 for generation in self.keys[name].generations if name in self.keys else ():
@@ -602,7 +609,11 @@ class Lifecycle:
         for generation in self.keys[name].generations if name in self.keys else ():
             if generation.state is State.PENDING:
                 await self._quietly(name, self._settle(name, generation.generation))
-            elif generation.object_left and generation.slot is None:
+            elif (
+                generation.object_left
+                and generation.slot is None
+                and generation.jkt not in self._undeletable
+            ):
                 await self._quietly(name, self._delete_object(name, generation.generation))
 
     async def _list_unknown(self, store: str) -> None:

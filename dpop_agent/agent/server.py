@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import logging
 import os
+import re
 import select
 import signal
 import socket
@@ -45,6 +46,8 @@ LINE_TIMEOUT_S = 5.0
 """Seconds for the rest of a line that has begun."""
 
 BACKLOG = 128
+
+_SECRET_SOCKET = re.compile("(pin|key)-[0-9a-f]{6}")
 
 IDLE_LOOK_S = 1.0
 """Seconds between looks for stores to lock or release."""
@@ -266,6 +269,7 @@ class Agent:
         admin_socket = paths.admin_socket(self._agent_socket)
         with Listener(self._agent_socket) as agent_sock, Listener(admin_socket) as admin_sock:
             await self._save(clean=False)
+            self._tidy_up()
             self._open_stores()
             for sock, methods in (
                 (agent_sock, protocol.AGENT_METHODS),
@@ -288,6 +292,12 @@ class Agent:
                 task.cancel()
             await asyncio.wait(watching)
             await self._close()
+
+    def _tidy_up(self) -> None:
+        """Remove the sockets that a killed agent's signers left; the folder is this one's alone."""
+        for entry in os.scandir(self.socket_folder):
+            if _SECRET_SOCKET.fullmatch(entry.name):
+                os.unlink(entry.path)
 
     def _open_stores(self) -> None:
         for name, store in self._config.stores.items():
@@ -327,7 +337,8 @@ class Agent:
         self._open_stores()
         for name, signer in list(self.signers.items()):
             was_open = signer.state == "ready"  # one that is opened now is looked into by itself
-            await signer.started()
+            if not signer.locked:  # by somebody who may be typing for a minute
+                await signer.started()
             if was_open:
                 await self._lifecycle.reconcile(name)
 

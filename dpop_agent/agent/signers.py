@@ -37,6 +37,10 @@ log = logging.getLogger("dpop_agent.signers")
 START_TIMEOUT_S = 15.0
 """Seconds for loading a module, finding its token and logging in; slow cards take 4."""
 
+APART_S = 5.0
+"""Seconds in which no other store of the same module is started: half of what a signature may take,
+so that what waits behind a stuck one is still served."""
+
 SIGN_TIMEOUT_S = 10.0
 """Seconds for one signature: over ten times the slowest token heard of (0.7 s)."""
 
@@ -197,6 +201,11 @@ class _Asking(NamedTuple):
 
     folder: str
     answer: asyncio.Future[Asked]
+
+    def interrupt(self) -> None:
+        """Tell whoever waits that the start is over, if it didn't come so far."""
+        if not self.answer.done():
+            self.answer.set_exception(Cancelled("the unlocking was interrupted"))
 
 
 class _Process(asyncio.Protocol):
@@ -368,6 +377,8 @@ class Signer:
     def _start_with(self, asking: _Asking | None) -> None:
         if self._process is None and self._start is None and not self._closed:
             self._start = self._loop.create_task(self._open(asking))
+            if asking is not None:  # of a task that is cancelled before its first step nothing runs
+                self._start.add_done_callback(lambda _: asking.interrupt())
 
     async def unlock(self, folder: str) -> Asked:
         """Open a store that is locked, or say what somebody has to do for that.
@@ -500,10 +511,6 @@ class Signer:
     async def _open(self, asking: _Asking | None) -> None:
         try:
             place = await self._opened(asking)
-        except asyncio.CancelledError:
-            if asking is not None and not asking.answer.done():
-                asking.answer.set_exception(Cancelled("the unlocking was interrupted"))
-            raise
         except OSError as e:
             self._failed(SignerFailed(f"no signer process could be started ({e.strerror})"), asking)
         except DPoPAgentError as e:
@@ -527,18 +534,18 @@ class Signer:
             self._pump()
 
     async def _opened(self, asking: _Asking | None) -> dict[str, Any]:
+        listen = {} if asking is None else {"op": "listen", "folder": asking.folder}
         async with self._starting:
             await self._spawn()
-            if asking is None:
-                return await self._first(START_TIMEOUT_S, **self._open_frame())
-            found = await self._first(
-                START_TIMEOUT_S, **self._open_frame() | {"op": "listen", "folder": asking.folder}
-            )
-            self._pin_path = found["path"]
-            asking.answer.set_result(Asked(found["path"], found["pad"]))
-            if self._pin_path is None:
-                return await self._first(START_TIMEOUT_S, **self._open_frame())
-        # A person types now: other stores needn't wait.
+            first = self._begin(START_TIMEOUT_S, **self._open_frame() | listen)
+            await asyncio.wait([first], timeout=APART_S)
+        found = _good(await first)
+        if asking is None:
+            return found
+        self._pin_path = found["path"]
+        asking.answer.set_result(Asked(found["path"], found["pad"]))
+        if self._pin_path is None:
+            return await self._first(START_TIMEOUT_S, **self._open_frame())
         try:
             return await self._first(UNLOCK_TIMEOUT_S, **self._open_frame())
         finally:
@@ -584,6 +591,11 @@ class Signer:
         return {"op": "open", "version": __version__, "lock": self._lock_file, "store": settings}
 
     async def _first(self, limit_s: float, **members: Any) -> dict[str, Any]:
+        return _good(await self._begin(limit_s, **members))
+
+    def _begin(
+        self, limit_s: float, **members: Any
+    ) -> asyncio.Future[dict[str, Any] | DPoPAgentError]:
         """One of the operations that make a signer ready; nothing else is under way."""
         if self._process is None:
             raise SignerFailed(f"the signer of the store {self.config.name} ended at its start")
@@ -597,10 +609,7 @@ class Signer:
             again=False,
         )
         self._send(job, members)
-        answer = await answered
-        if isinstance(answer, DPoPAgentError):
-            raise answer
-        return answer
+        return answered
 
     def _failed(self, error: DPoPAgentError, asking: _Asking | None = None) -> None:
         """No store for now: whoever waits is told, and the next try waits."""
@@ -692,8 +701,9 @@ class Signer:
     def _send(self, job: Job, members: dict[str, Any]) -> None:
         process = self._process
         assert process is not None
-        self._idle_since = self._loop.time()
         self._released = members["op"] == "release"
+        if not self._released:
+            self._idle_since = self._loop.time()
         self._next_id += 1
         self._sent[self._next_id] = job
         job.sent, job.untouched = self._loop.time(), False
@@ -789,3 +799,9 @@ class Signer:
             hint="touch the card, and try again",
             retry="later",
         )
+
+
+def _good(answer: dict[str, Any] | DPoPAgentError) -> dict[str, Any]:
+    if isinstance(answer, DPoPAgentError):
+        raise answer
+    return answer

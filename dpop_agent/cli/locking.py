@@ -134,7 +134,10 @@ def send_secret(path: str, prompt: str, *, what: str, may_be_empty: bool = False
 def _connected(path: str, what: str) -> socket.socket:
     from dpop_agent.client.connection import connect
 
-    sock = connect(path)
+    try:
+        sock = connect(path)
+    except AgentUnavailable:
+        sock = None
     if sock is None:
         raise SignerFailed(f"the signer takes no {what} now", hint="try again")
     return sock
@@ -174,10 +177,13 @@ def _ask(prompt: str, what: str, *, may_be_empty: bool) -> str:
 
         try:
             secret = getpass(prompt)
+            secret.encode()
         except EOFError:
             print(file=sys.stderr)  # his Ctrl-D left the prompt's line unended
             secret = ""
             may_be_empty = False
+        except UnicodeError:  # from None: it has what was typed
+            raise Cancelled(f"the {what} isn't UTF-8", hint="type it anew") from None
     elif os.environ.get("WAYLAND_DISPLAY") or os.environ.get("DISPLAY"):
         from dpop_agent.cli import pinentry
 

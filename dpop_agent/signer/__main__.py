@@ -58,8 +58,8 @@ def _pin_source(settings: dict[str, Any]) -> pin.PinSource:
         return pin.PinPrompt()
     if kind == "keychain":
         return pin.PinKeychain(settings["name"], memory=settings["refused_file"])
-    path = pin.credential(argument) if kind == "credential" else argument
-    return pin.PinFile(path, memory=settings["refused_file"])
+    made = pin.PinCredential if kind == "credential" else pin.PinFile
+    return made(argument, memory=settings["refused_file"])
 
 
 def _lock(path: str) -> int:
@@ -127,7 +127,8 @@ class _Signer:
             return {}
         store = self._opened()
         if op == "release":
-            store.release()
+            if not self._released:  # another program may have it since, and nothing is held here
+                store.release()
             self._released = True
             return {}
         if self._released:
@@ -166,6 +167,12 @@ class _Signer:
         """Where a management key may come in, or go out of date, between two frames."""
         authority = None if self._store is None else self._store.authority
         return None if authority is None or authority.left_s() is None else authority
+
+    def listen_no_more(self) -> None:
+        """Leave no socket behind, and no management key."""
+        if self.authority is not None:
+            self.authority.forget()
+        self._pin.listen_no_more()
 
     @staticmethod
     def _find(store: Store, request: dict[str, Any]) -> dict[str, Any]:
@@ -265,8 +272,7 @@ def _run(descriptor: int) -> int:
         _serve(channel, signer)
     except (ConnectionError, Malformed):
         pass
-    if signer.authority is not None:
-        signer.authority.forget()
+    signer.listen_no_more()
     # Not through the interpreter's end: a vendor module's destructors may hang or crash there.
     sys.stderr.flush()
     os._exit(0)

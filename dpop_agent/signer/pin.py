@@ -5,6 +5,7 @@ It lives in the signer alone and is never shown, logged or passed on.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -39,6 +40,7 @@ AUTHORITY_S = 60.0
 KEYCHAIN_SERVICE = "dpop-agent/pin"
 
 _IN_KEYCHAIN = "the one in the keychain"
+_UNDER_WAY = "tried: "
 
 _CORRECT = "correct that, then: dpop-agent unlock"
 
@@ -47,7 +49,8 @@ class PinSource:
     """One store's PIN.
 
     A stored PIN that was refused once is not tried again while it is what it was, by this process
-    or a later one: three tries lock a card.
+    or a later one: three tries lock a card. Of a try that was cut short nobody knows whether it was
+    refused: it counts as refused where the PKCS#11 token says that its tries are low.
     """
 
     after_refusal = "dpop-agent unlock"
@@ -62,8 +65,14 @@ class PinSource:
         """
         return None
 
-    def get(self) -> str:
+    def listen_no_more(self) -> None:
+        """Remove the socket that nobody came to."""
+
+    def get(self, *, tries_low: bool) -> str:
         """The PIN; asked once.
+
+        Args:
+            tries_low: a wrong PIN was tried since the last right one (CKF_USER_PIN_COUNT_LOW).
 
         Raises:
             Locked: there is none now.
@@ -93,27 +102,29 @@ class PinSource:
 
 
 class PinFile(PinSource):
-    """A file of mode 0600, or a systemd credential.
+    """A file of mode 0600.
 
     Args:
         path: the file.
-        memory: where the refused file's identity is remembered.
+        memory: where it is remembered which file was refused.
     """
 
     after_refusal = "correct the PIN in its file, then: dpop-agent reload"
+    _again = "write the right one to the file, then: dpop-agent reload"
 
     def __init__(self, path: str, *, memory: str) -> None:
         self._path = path
         self._memory = memory
         self._identity = ""
 
-    def get(self) -> str:
-        pin, self._identity = _read(self._path)
-        if self._identity == _remembered(self._memory):
+    def get(self, *, tries_low: bool) -> str:
+        pin, self._identity = self._find()
+        if _was_refused(self._memory, self._identity, tries_low=tries_low):
             raise PinRefused(
                 f"the PIN in {self._path} was refused before, and isn't tried again",
-                hint="write the right one to the file, then: dpop-agent reload",
+                hint=self._again,
             )
+        _remember(self._memory, _UNDER_WAY + self._identity)
         return pin
 
     def accepted(self, pin: str) -> None:  # noqa: ARG002
@@ -121,6 +132,31 @@ class PinFile(PinSource):
 
     def refused(self) -> None:
         _remember(self._memory, self._identity)
+
+    def _find(self) -> tuple[str, str]:
+        """The PIN, and what tells it from a later one."""
+        pin, info = _read(self._path)
+        return pin, f"{info.st_ino}:{info.st_mtime_ns}:{info.st_size}"
+
+
+class PinCredential(PinFile):
+    """A systemd credential: a new file at each start of the agent, whatever is in it.
+
+    Args:
+        name: its name (LoadCredential=).
+        memory: where it is remembered which PIN was refused.
+    """
+
+    after_refusal = "correct the credential, then start the agent's unit anew"
+
+    def __init__(self, name: str, *, memory: str) -> None:
+        super().__init__(credential(name), memory=memory)
+        self._again = f"{self.after_refusal}; if it is right now, remove {memory}"
+
+    def _find(self) -> tuple[str, str]:
+        pin, _ = _read(self._path)
+        # One byte: enough to know it again mostly, and too little to find it by.
+        return pin, hashlib.sha256(pin.encode()).hexdigest()[:2]
 
 
 class PinPrompt(PinSource):
@@ -142,7 +178,11 @@ class PinPrompt(PinSource):
         self._listener, self._path = _listen(folder, "pin")
         return self._path
 
-    def get(self) -> str:
+    def listen_no_more(self) -> None:
+        if self._listener is not None:
+            _close(self._listener, self._path)
+
+    def get(self, *, tries_low: bool) -> str:  # noqa: ARG002
         connection = self._accepted_connection()
         line = bytearray()
         try:
@@ -161,6 +201,9 @@ class PinPrompt(PinSource):
 
     def at_pad(self) -> None:
         self._accepted_connection()
+
+    def accepted(self, pin: str) -> None:  # noqa: ARG002
+        self.typed = False  # whoever typed it answers for no later use of it
 
     def tell(self, error: DPoPAgentError | None) -> None:
         connection, self._connection = self._connection, None
@@ -182,8 +225,7 @@ class PinPrompt(PinSource):
         except TimeoutError as e:
             raise Locked("no PIN came", hint=self.after_refusal) from e
         finally:
-            listener.close()
-            os.unlink(self._path)
+            _close(listener, self._path)
         connection.settimeout(PROMPT_TIMEOUT_S)
         try:
             require_own_uid(peer_of(connection), what="the program that sends a PIN")
@@ -221,10 +263,10 @@ class PinKeychain(PinPrompt):
             return None
         return super().listen(folder, pad=pad)
 
-    def get(self) -> str:
+    def get(self, *, tries_low: bool) -> str:
         if self.typed:
-            return super().get()
-        if _remembered(self._memory) == _IN_KEYCHAIN:
+            return super().get(tries_low=tries_low)
+        if _was_refused(self._memory, _IN_KEYCHAIN, tries_low=tries_low):
             raise PinRefused(
                 "the PIN in the keychain was refused before, and isn't tried again",
                 hint=f"dpop-agent unlock {self._store} asks for the right one",
@@ -235,6 +277,7 @@ class PinKeychain(PinPrompt):
                 f"the keychain has no PIN for the store {self._store} yet",
                 hint=f"dpop-agent unlock {self._store} puts it there",
             )
+        _remember(self._memory, _UNDER_WAY + _IN_KEYCHAIN)
         return pin
 
     def at_pad(self) -> None:
@@ -243,7 +286,8 @@ class PinKeychain(PinPrompt):
     def accepted(self, pin: str) -> None:
         if self.typed:
             self._keychain.put(KEYCHAIN_SERVICE, self._store, pin)
-            _forget(self._memory)
+        _forget(self._memory)
+        super().accepted(pin)
 
     def refused(self) -> None:
         if self.typed:
@@ -339,8 +383,7 @@ class Authority:
 
     def _close_listener(self) -> None:
         if self._listener is not None:
-            self._listener.close()
-            os.unlink(self._path)
+            _close(self._listener, self._path)
             self._listener = None
 
     def _accept(self) -> None:
@@ -405,6 +448,14 @@ def _listen(folder: str, name: str) -> tuple[socket.socket, str]:
     return listener, path
 
 
+def _close(listener: socket.socket, path: str) -> None:
+    listener.close()
+    try:
+        os.unlink(path)
+    except FileNotFoundError:  # whoever tidies up the folder was first
+        pass
+
+
 def _tell(connection: socket.socket, error: DPoPAgentError | None) -> None:
     """The outcome, to whoever sent the secret."""
     answer: dict[str, Any] = {"ok": True} if error is None else {"error": error.to_wire()}
@@ -430,8 +481,8 @@ def credential(name: str) -> str:
     return os.path.join(folder, name)
 
 
-def _read(path: str) -> tuple[str, str]:
-    """The PIN in a file that nobody else can read, and what tells this file from a later one."""
+def _read(path: str) -> tuple[str, os.stat_result]:
+    """The PIN in a file that nobody else can read, and what the system says of that file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as e:
@@ -450,7 +501,7 @@ def _read(path: str) -> tuple[str, str]:
                 hint=f"chmod 600 {path}, then: dpop-agent unlock",
             )
         pin = _text(file.read(MAX_PIN + 3), f"the PIN file {path}")
-    return pin, f"{info.st_dev}:{info.st_ino}:{info.st_mtime_ns}:{info.st_size}"
+    return pin, info
 
 
 def _text(line: bytes, where: str) -> str:
@@ -469,6 +520,14 @@ def _remembered(memory: str) -> str | None:
             return file.read()
     except FileNotFoundError:
         return None
+
+
+def _was_refused(memory: str, which: str, *, tries_low: bool) -> bool:
+    remembered = _remembered(memory)
+    if tries_low and remembered == _UNDER_WAY + which:
+        _remember(memory, which)
+        return True
+    return remembered == which
 
 
 def _remember(memory: str, text: str) -> None:

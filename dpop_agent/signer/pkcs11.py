@@ -261,6 +261,7 @@ class Pkcs11Store(Store):
         self._pin = pin
         self._accepted: str | None = None
         self._serial: str | None = None
+        self._token: Any = None
         self._slots: vendors.Slots | None = None
         self._session: Any = None
         self._keys: dict[str, _Open] = {}
@@ -286,7 +287,10 @@ class Pkcs11Store(Store):
             raise _pin_locked()
 
     def open(self) -> dict[str, Any]:
-        self._token = self._find_token()
+        token = self._find_token()
+        if self.authority is not None and token.serial != self._token.serial:
+            self.authority.forget()  # it was typed for another card
+        self._token = token
         self._protection = vendors.protection(
             _text(self._token.manufacturer_id),
             hardware_slot=bool(self._token.slot.flags & SlotFlag.HW_SLOT),
@@ -338,7 +342,7 @@ class Pkcs11Store(Store):
         if flags & TokenFlag.USER_PIN_FINAL_TRY and not self._pin.typed:
             raise PinRefused(
                 "the PKCS#11 token has one PIN try left, which isn't spent on a stored PIN",
-                hint="log in once with its vendor's tool",
+                hint="log in once with its vendor's tool, then: dpop-agent unlock",
             )
         if flags & TokenFlag.PROTECTED_AUTHENTICATION_PATH:
             self._pin.at_pad()
@@ -346,7 +350,7 @@ class Pkcs11Store(Store):
         serial = _text(self._token.serial)
         pin = self._accepted
         if pin is None or serial != self._serial:  # not one card's PIN for another card
-            pin = self._pin.get()
+            pin = self._pin.get(tries_low=bool(flags & TokenFlag.USER_PIN_COUNT_LOW))
             if self._pin.typed:
                 self._require_still_there(serial)
         session = self._login_with(pin)
@@ -659,7 +663,7 @@ class Pkcs11Store(Store):
             private = self._objects_with(ref, ObjectClass.PRIVATE_KEY)
             public = self._objects_with(ref, ObjectClass.PUBLIC_KEY)
             if any(thumbprint(_public_jwk(key)) != jkt for key in public) or (
-                private and not public
+                len(private) > min(1, len(public))
             ):
                 raise KeyMissing(
                     f"what has the id {ref} on the PKCS#11 token isn't the agent's key any more",
@@ -692,7 +696,10 @@ class Pkcs11Store(Store):
 
     def _jkt_of(self, ref: str) -> str | None:
         public = self._objects_with(ref, ObjectClass.PUBLIC_KEY)
-        return thumbprint(_public_jwk(public[0])) if len(public) == 1 else None
+        try:
+            return thumbprint(_public_jwk(public[0])) if len(public) == 1 else None
+        except _OddKey:  # one that the agent can't have made
+            return None
 
     def slots(self) -> dict[str, int] | None:
         if self._slots is None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from dpop_agent.errors import Locked, PinRefused
+from dpop_agent.cli.locking import send_secret
+from dpop_agent.errors import Locked, PinRefused, SignerFailed
 from tests.agent.places import (
+    descendants,
     memory_of,
     serve_with,
     store,
@@ -20,6 +23,7 @@ from tests.agent.places import (
     until_state,
     write_config,
 )
+from tests.agent.wire import Wire, request
 from tests.processes import Agent, Token, running
 from tests.terminal import Terminal, unlock
 
@@ -103,6 +107,27 @@ def test_no_socket_for_a_pin_is_left_behind(prompting: Agent, token: Token) -> N
     ]
 
 
+def test_a_lock_leaves_no_socket_whenever_it_comes(prompting: Agent) -> None:
+    with Wire(prompting.admin_socket) as wire:
+        for number in range(8):  # an unlock makes its socket 0.1 s after it was asked
+            wire.send(request("unlock", {"store": "softhsm"}))
+            time.sleep(number * 0.02)
+            wire.send(request("lock", number=2))
+            wire.lines(2)
+    until(lambda: not list(prompting.runtime.glob("pin-*")))
+
+
+def test_the_socket_that_a_killed_agent_left_is_removed_by_the_next(prompting: Agent) -> None:
+    with Wire(prompting.admin_socket) as wire:
+        path = wire.result("unlock", store="softhsm")["pin_socket"]
+    children = descendants(prompting.pid)
+    prompting.kill()
+    until(lambda: not any(running(pid) for pid in children))
+    assert os.path.exists(path)
+    prompting.start()
+    assert not os.path.exists(path)
+
+
 def test_lock_and_unlock_say_what_they_did(agent: Agent) -> None:
     assert agent.run("lock").stdout == "the store softhsm is locked\n"
     assert agent.run("unlock").stdout == "the store softhsm is open\n"
@@ -152,6 +177,27 @@ def test_what_is_being_typed_can_be_ended_by_lock_and_asked_for_anew(
     prompting.client().proof("GET", HTU)
 
 
+def test_a_lock_right_behind_an_unlock_ends_it_and_the_next_unlock_asks(
+    prompting: Agent, token: Token
+) -> None:
+    with Wire(prompting.admin_socket) as wire:
+        both = request("unlock", {"store": "softhsm"}, number=1), request("lock", number=2)
+        wire.send(b"".join(both))
+        answers = {answer["id"]: answer for answer in wire.lines(2)}
+    assert answers[1]["error"]["data"]["type"] == "cancelled"
+    assert unlock(prompting, token.pin)[0] == 0
+    prompting.client().proof("GET", HTU)
+
+
+def test_neither_a_reload_nor_the_agents_end_waits_for_who_types(prompting: Agent) -> None:
+    with Terminal(prompting, "unlock") as terminal:
+        terminal.until("PIN of the store")
+        asked = time.monotonic()
+        prompting.run("reload", check=True)
+        assert prompting.stop() == 0
+        assert time.monotonic() - asked < 5
+
+
 def test_requests_are_refused_at_once_while_somebody_types(prompting: Agent, token: Token) -> None:
     with Terminal(prompting, "unlock") as terminal:
         terminal.until("PIN of the store")
@@ -190,6 +236,26 @@ def test_a_pin_is_typed_at_the_terminal_whatever_standard_input_is(
         terminal.type(f"{token.pin}\n")
         status, shown = terminal.end()
     assert (status, token.pin in shown) == (0, False), shown
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_what_isnt_utf_8_is_refused_where_it_is_typed(prompting: Agent, locale: str) -> None:
+    env = {**prompting.env, "LC_ALL": locale}
+    with Terminal(prompting, "unlock", env=env) as terminal:
+        terminal.until("PIN of the store")
+        terminal.type("\udcff1234\n")
+        status, shown = terminal.end()
+    assert status == 1
+    assert "the PIN isn't UTF-8; type it anew" in shown
+
+
+def test_whoever_comes_too_late_to_type_is_told_so(prompting: Agent) -> None:
+    with Wire(prompting.admin_socket) as wire, socket.socket(socket.AF_UNIX) as first:
+        path = wire.result("unlock", store="softhsm")["pin_socket"]
+        first.connect(path)
+        until(lambda: not os.path.exists(path))
+        with pytest.raises(SignerFailed, match="takes no PIN now"):
+            send_secret(path, "PIN: ", what="PIN")
 
 
 def test_without_terminal_and_display_unlock_says_what_to_do(prompting: Agent) -> None:
@@ -232,6 +298,29 @@ def test_a_systemd_credential_opens_a_store(
     assert "hsm-pin" in until_state(without, "locked")["reason"]
 
 
+def test_a_refused_credential_isnt_tried_again_though_each_start_of_a_unit_has_new_files(
+    token: Token, make_agent: Callable[..., Agent], tmp_path: Path
+) -> None:
+    write_config(token, pin_source="credential:hsm-pin")
+    said = []
+    for number, pin in enumerate(("00000000", "00000000", token.pin)):
+        folder = tmp_path / f"credentials-{number}"
+        folder.mkdir(mode=0o700)
+        (folder / "hsm-pin").write_text(pin)
+        (folder / "hsm-pin").chmod(0o400)
+        agent = make_agent(
+            token.config, state=tmp_path / "state", env={"CREDENTIALS_DIRECTORY": str(folder)}
+        ).start()
+        until(lambda agent=agent: store(agent)["state"] in ("locked", "ready"))  # type: ignore[misc]
+        said.append(str(store(agent)["reason"]))
+        agent.stop()
+    assert "refused its PIN" in said[0]
+    assert "refused before" in said[1]
+    assert said[2] == "None"
+    for file in (tmp_path / "state").iterdir():
+        assert "00000000" not in file.read_text()
+
+
 def test_a_store_that_nobody_uses_is_locked_after_a_while(
     token: Token, make_agent: Callable[..., Agent]
 ) -> None:
@@ -261,6 +350,16 @@ def test_a_store_whose_pin_was_typed_is_locked_after_a_while_and_asks_again(
         agent.client().proof("GET", HTU)
     assert unlock(agent, token.pin)[0] == 0
     agent.client().proof("GET", HTU)
+
+
+def test_a_store_that_was_released_is_locked_no_later_for_that(
+    token: Token, make_agent: Callable[..., Agent]
+) -> None:
+    both = serve_with("--release-after", "3s", "--lock-after", "4s")
+    agent = make_agent(token.config, preexec=both).start()
+    until_open(agent)
+    until_logged(agent, "is released")
+    until_state(agent, "locked", seconds=3)
 
 
 def test_a_token_that_nobody_uses_is_released_and_taken_again_by_the_next_request(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from dpop_agent.agent.signers import SIGN_TIMEOUT_S
 from dpop_agent.errors import Locked, StoreAbsent
 from dpop_agent.verify import verify
 from tests.agent.places import add_store, until
@@ -123,3 +126,17 @@ def test_unlock_tries_a_store_that_isnt_there_and_says_why_it_stays_closed(agent
 def test_lock_of_one_store_tells_of_that_one(agent: Agent) -> None:
     assert agent.run("lock", "work").stdout == "the store work is locked\n"
     assert agent.run("lock", "home").stdout == "the store home is locked\n"
+
+
+def test_a_store_that_hangs_in_its_module_holds_up_another_of_that_module_for_seconds_alone(
+    tmp_path: Path, token: Token, make_token: Callable[..., Token], make_agent: Callable[..., Agent]
+) -> None:
+    hanging = make_token("hanging")
+    hanging.softhsm_conf.unlink()
+    os.mkfifo(hanging.softhsm_conf, 0o600)  # which C_Initialize waits for
+    stores = {"hanging": hanging, "work": token}
+    agent = make_agent(configure(tmp_path / "config.toml", stores)).start()
+    asked = time.monotonic()
+    agent.create_key("shop", store="work")
+    assert time.monotonic() - asked < SIGN_TIMEOUT_S
+    assert states(agent) == {"hanging": "starting", "work": "ready"}

@@ -16,7 +16,7 @@ from dpop_agent.agent.ledger import Contents, Ledger
 from dpop_agent.agent.lifecycle import Lifecycle
 from dpop_agent.agent.records import Records
 from dpop_agent.agent.signers import Signer
-from dpop_agent.errors import KeyCompromised, KeyExists, NotDurable
+from dpop_agent.errors import KeyCompromised, KeyExists, NotDurable, ObjectLeft
 from tests.faults.test_machine import DictStore, Fate, no_touch
 
 HOUR = 3600
@@ -101,6 +101,29 @@ def test_an_object_is_adopted_once(place: Place) -> None:
             return_exceptions=True,
         )
         assert sorted(type(one).__name__ for one in both) == ["Key", "KeyExists"]
+
+    place.run(story())
+
+
+def test_a_store_that_cant_delete_is_asked_once_each_time_that_it_is_opened(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def refuse(ref: str, jkt: str) -> None:
+        asked.append(ref)
+        raise ObjectLeft("the store can't delete keys")
+
+    async def story() -> None:
+        await place.lifecycle.create({"key": "a"}, "dict")
+        monkeypatch.setattr(place.store, "_destroy", refuse)
+        with pytest.raises(ObjectLeft):
+            await place.lifecycle.destroy({"key": "a", "generation": 1})
+        for _ in range(3):  # each would put off the lock or the release of an idle store
+            await place.lifecycle.do_what_is_due()
+        assert len(asked) == 1
+        await place.lifecycle.reconcile("dict")
+        assert len(asked) == 2
 
     place.run(story())
 

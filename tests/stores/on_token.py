@@ -40,9 +40,12 @@ def make_stranger(
     _run(token, "make", key_id, label, *["was extractable"] * was_extractable)
 
 
-def delete(token: Token, key_id: str, *, label: str | None = None) -> None:
+def delete(
+    token: Token, key_id: str, *, label: str | None = None, public_alone: bool = False
+) -> None:
     """Delete every object with that id, and that label where one is given."""
-    _run(token, "delete", key_id, *([] if label is None else [label]))
+    words = ["delete public" if public_alone else "delete", key_id]
+    _run(token, *words, *([] if label is None else [label]))
 
 
 def _run(token: Token, *words: str) -> str:
@@ -113,6 +116,8 @@ def _main(
                 private[Attribute.EXTRACTABLE] = False
         else:
             wanted: dict[Any, Any] = {Attribute.ID: bytes.fromhex(words[0])}
+            if what == "delete public":
+                wanted[Attribute.CLASS] = ObjectClass.PUBLIC_KEY
             if len(words) > 1:
                 wanted[Attribute.LABEL] = words[1]
             for item in list(session.get_objects(wanted)):

@@ -18,6 +18,7 @@ from tests.emulators import Keyring, YubiKey
 from tests.piv_card import PIN_TRIES
 from tests.processes import Agent, Token
 from tests.stores.conformance import BACK_S, TARGET, signs
+from tests.stores.test_yubikey import Authorizing
 from tests.terminal import unlock
 
 HTU = "https://api.example.com/v1/me"
@@ -135,6 +136,22 @@ def test_a_pin_from_the_keychain_that_was_refused_costs_one_try_whatever_is_star
     agent.start()
     until_open(agent)
     assert yubikey.card.tries == PIN_TRIES
+
+
+def test_a_pin_that_was_typed_kept_and_then_refused_costs_one_try_and_leaves_the_keychain(
+    make_agent: Callable[..., Agent], yubikey: YubiKey, keyring: Keyring
+) -> None:
+    agent = make_agent(configured(yubikey.token, keyring)).start()
+    unlock(agent, yubikey.card.pin)
+    with Authorizing(agent.admin_socket, yubikey) as wire:
+        wire.make("always", slot="9c")
+        yubikey.card.pin = "94949494"
+        for _ in range(3):
+            error = wire.error("proof", **TARGET, key="always")
+            assert error["type"] in ("pin_refused", "locked")
+        wire.result("reload")
+    assert yubikey.card.tries == PIN_TRIES - 1
+    assert kept(keyring, "yubikey") is None
 
 
 def test_a_locked_keychain_is_told_at_once_asks_nobody_and_is_read_when_it_is_unlocked(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import time
@@ -11,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 import pytest
 
 from dpop_agent.jose import ALGORITHMS
-from tests.agent.places import until_open, until_state
+from tests.agent.places import until, until_open, until_state
 from tests.agent.wire import Wire
 from tests.processes import Agent, Token, new_token
 from tests.stores import on_token
@@ -106,3 +107,21 @@ def test_a_token_that_was_made_after_the_start_is_opened_by_the_first_request(
             "SoftHSM made after the start",
             record_property,
         )
+
+
+def test_a_private_key_that_somebody_put_beside_a_destroyed_one_is_not_deleted_with_it(
+    token: Token, make_agent: Callable[..., Agent]
+) -> None:
+    agent = make_agent(token.config).start()
+    agent.create_key("shop")
+    agent.stop()
+    (ref,) = on_token.private_ids(token)
+    ledger = agent.state / "ledger.json"
+    contents = json.loads(ledger.read_text())
+    contents["keys"][0]["generations"][0] |= {"state": "destroyed", "object_left": True}
+    ledger.write_text(json.dumps(contents))  # as of an agent that was killed before it deleted
+    on_token.make_stranger(token, key_id=ref)
+    on_token.delete(token, ref, label="somebody else's", public_alone=True)
+    agent.start()
+    until(lambda: "isn't the agent's key any more" in agent.log.read_text())
+    assert on_token.private_ids(token) == [ref, ref]

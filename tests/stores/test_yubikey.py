@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -19,11 +20,19 @@ from cryptography import x509
 from dpop_agent.cli.main import main
 from dpop_agent.client import AgentClient, Touch
 from dpop_agent.verify import verify
-from tests.agent.places import changed_config, memory_of, serve_with, store, until, until_open
+from tests.agent.places import (
+    changed_config,
+    descendants,
+    memory_of,
+    serve_with,
+    store,
+    until,
+    until_open,
+)
 from tests.agent.wire import Wire, request
 from tests.emulators import YUBIKEY, YubiKey, file_of, need
 from tests.emulators import yubikey as new_yubikey
-from tests.piv_card import NEVER, PIN_TRIES, PinPolicy, TouchPolicy
+from tests.piv_card import NEVER, PIN_TRIES, WRONG_DATA, PinPolicy, Refused, TouchPolicy
 from tests.processes import Agent
 from tests.stores import conformance
 from tests.stores.conformance import (
@@ -299,6 +308,21 @@ def test_the_attestation_key_is_neither_listed_nor_taken_in_nor_overwritten(
     assert yubikey.card.keys[0xF9] is there
 
 
+def test_a_key_that_was_brought_to_the_card_is_listed_and_hides_nothing(
+    agent: Agent, yubikey: YubiKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent.stop()
+    yubikey.card.make_key(0x82)
+    monkeypatch.setattr(yubikey.card, "_attest", no_attestation)  # a card attests none of those
+    agent.start()
+    assert free(agent) == 23
+    assert [found["ref"] for found in store(agent)["unknown"]] == ["05"]
+
+
+def no_attestation(_slot: int) -> bytes:
+    raise Refused(WRONG_DATA)
+
+
 def test_a_rotation_takes_another_slot_and_the_old_key_signs_on(wire: Authorizing) -> None:
     old = wire.make("shop")
     new = wire.result("key.rotate", key="shop")["new"]
@@ -459,6 +483,16 @@ def test_the_card_signs_while_somebody_types_the_management_key(
         sock.sendall(yubikey.card.management_key.hex()[10:].encode() + b"\n")
         assert json.loads(sock.recv(4096)) == {"ok": True}
     assert Wire.result(wire, "key.rotate", key="shop")["new"]["state"] == "active"
+
+
+def test_a_socket_that_somebody_removed_harms_nothing_and_another_one_is_made(
+    agent: Agent, wire: Authorizing, yubikey: YubiKey
+) -> None:
+    signer = store(agent)["signer_pid"]
+    os.unlink(wire.result("store.authorize", store="yubikey")["socket"])
+    assert wire.make("shop")["slot"] == "82"
+    assert store(agent)["signer_pid"] == signer
+    assert "Traceback" not in agent.log.read_text()
 
 
 def test_a_schedule_is_a_notice_where_keys_need_the_management_key(
@@ -783,6 +817,49 @@ def test_who_types_a_wrong_pin_hears_how_many_tries_are_left(
     assert "is locked: too many wrong ones came; unblock it" in heard[2]
 
 
+@pytest.mark.parametrize(("tries", "says"), [(1, "one PIN try left"), (0, "PIN is locked")])
+def test_a_card_with_no_try_to_spare_is_left_alone_until_somebody_mended_it_and_unlocks(
+    yubikey: YubiKey, make_agent: Callable[..., Agent], tries: int, says: str
+) -> None:
+    yubikey.card.tries = tries
+    agent = make_agent(yubikey.token.config).start()
+    until(lambda: store(agent)["state"] == "locked")
+    assert says in store(agent)["reason"]
+    assert store(agent)["hint"].endswith("then: dpop-agent unlock")
+    assert yubikey.card.tries == tries
+    yubikey.card.tries = PIN_TRIES
+    agent.run("unlock", check=True)
+    assert store(agent)["state"] == "ready"
+
+
+def test_a_wrong_pin_over_which_the_signer_was_killed_costs_one_try(
+    yubikey: YubiKey, make_agent: Callable[..., Agent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = make_agent(yubikey.token.config)
+    verify_pin = yubikey.card._verify
+
+    def kill(p1: int, pin: bytes) -> bytes:
+        try:
+            return verify_pin(p1, pin)
+        except Refused:
+            if pin:
+                for pid in descendants(agent.pid):
+                    os.kill(pid, signal.SIGKILL)
+            raise
+
+    monkeypatch.setattr(yubikey.card, "_verify", kill)
+    with other_pin(yubikey):
+        agent.start()
+        with Wire(agent.admin_socket) as wire:
+            until(
+                lambda: wire.ask("key.create", key="shop")["error"]["data"]["type"] == "pin_refused"
+            )
+        agent.stop()
+        agent.start()
+        until(lambda: store(agent)["state"] == "locked")
+    assert yubikey.card.tries == PIN_TRIES - 1
+
+
 def test_another_card_in_the_reader_gets_no_pin_and_signs_nothing(
     agent: Agent, wire: Authorizing, yubikey: YubiKey
 ) -> None:
@@ -892,6 +969,55 @@ def test_a_typed_pin_outlives_another_programs_use_of_the_card_but_no_reset(
             assert unlock(prompting, yubikey.card.pin)[0] == 0
         assert prove(wire, key="shop") == jkt
     assert yubikey.card.tries == PIN_TRIES
+
+
+def test_a_released_card_that_others_hold_for_long_keeps_the_pin_that_was_typed(
+    yubikey: YubiKey, make_agent: Callable[..., Agent]
+) -> None:
+    prompts = changed_config(yubikey.token, pin_source="prompt")
+    agent = make_agent(prompts, preexec=serve_with("--release-after", "1s")).start()
+    assert unlock(agent, yubikey.card.pin)[0] == 0
+    with Authorizing(agent.admin_socket, yubikey) as wire:
+        jkt = wire.make("shop")["jkt"]
+        with yubikey.held():
+            assert wire.error("proof", **TARGET, key="shop")["type"] == "store_in_use"
+            released = agent.log.read_text().count("is released")
+            until(lambda: agent.log.read_text().count("is released") > released)
+            assert wire.error("proof", **TARGET, key="shop")["type"] == "store_in_use"
+        until(lambda: "result" in wire.ask("proof", **TARGET, key="shop"))
+        assert prove(wire, key="shop") == jkt
+
+
+def test_another_card_that_came_while_somebody_typed_gets_no_management_key(
+    yubikey: YubiKey, make_agent: Callable[..., Agent]
+) -> None:
+    config = changed_config(yubikey.token, uri="pkcs11:model=YubiKey%20YK5")
+    agent = make_agent(config).start()
+    until_open(agent)
+    own = yubikey.card
+    with Wire(agent.admin_socket, timeout=60) as wire, new_yubikey() as spare:
+        authorize(wire, yubikey)
+        other = spare.card
+        other.pull()
+        other.pin, other.management_key = own.pin, own.management_key
+        yubikey.pull()
+        yubikey.card = other
+        yubikey.plug()
+        assert wire.error("key.create", key="shop")["type"] == "authorization_required"
+        assert set(other.keys) == {0xF9}
+        yubikey.pull()
+        yubikey.card = own
+        yubikey.plug()
+
+
+def test_the_last_try_isnt_spent_on_a_pin_that_was_typed_before(
+    prompting: Agent, yubikey: YubiKey
+) -> None:
+    yubikey.card.pin, yubikey.card.tries = "94949494", 1
+    with Wire(prompting.admin_socket) as wire:
+        assert wire.error("key.adopt", key="shop", ref="05")["type"] in ("pin_refused", "locked")
+    assert yubikey.card.tries == 1
+    assert unlock(prompting, "94949494")[0] == 0
 
 
 def test_another_card_that_came_while_somebody_typed_gets_no_pin(
