@@ -644,7 +644,7 @@ class Handler:
                 "serial": signer.place.get("serial"),
                 "model": signer.place.get("model"),
                 "signer_pid": signer.pid,
-                "slots": self._lifecycle.slots.get(name),
+                "slots": self._lifecycle.slots.get(name) if signer.state == "ready" else None,
                 "unknown": self._lifecycle.unknown.get(name, [])[:MAX_UNKNOWN],
                 "unknown_count": len(self._lifecycle.unknown.get(name, [])),
             }

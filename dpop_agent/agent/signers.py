@@ -287,6 +287,7 @@ class Signer:
         self.locked = self._prompts
         if self.locked:
             self.error = self._wants_pin()
+            log.info("%s", self.error)
 
     # What the rest of the agent asks
 
@@ -426,6 +427,7 @@ class Signer:
                 hint=f"dpop-agent unlock {self.config.name}",
             )
         )
+        log.info("store %s is locked", self.config.name)
         await self._end_process()
 
     def _lock(self, error: Locked) -> None:
@@ -462,7 +464,7 @@ class Signer:
         if not self._ready or self._sent or self._queue:
             return
         if lock_after_s is not None and idle_s >= lock_after_s:
-            log.info("store %s was idle for %d s and is locked", self.config.name, idle_s)
+            log.info("store %s was idle for %d s", self.config.name, idle_s)
             task = self._loop.create_task(self.lock())
             self._locking = task
         elif release_after_s is not None and idle_s >= release_after_s and not self._released:
@@ -620,9 +622,12 @@ class Signer:
                 asking.answer.set_exception(error)
         if self.error is None or self.error.message != error.message:
             log.warning("store %s can't be used: %s", self.config.name, error)
-        # Whatever kept it from being unlocked: it opens by nothing but a PIN that is typed.
-        typed = self.locked and not isinstance(error, Locked)
-        self.error = self._wants_pin() if typed else error
+        self.error = error
+        if self.locked and not isinstance(error, Locked):  # it opens by nothing but a PIN
+            self.error = Locked(
+                f"the store {self.config.name} wants its PIN, and {error.message}",
+                hint=f"{error.hint}; then: dpop-agent unlock {self.config.name}",
+            )
         self._back_off()
         for job in self._queue.take_all():
             job.finish(error)

@@ -265,12 +265,14 @@ def _look(module: str | None, module_args: str) -> list[tuple[str, _Token]]:
     if silent and len(silent) == len(modules):
         raise next(iter(silent.values()))
     what = f"no initialised PKCS#11 token in {', '.join(p for _, p in modules if p not in silent)}"
-    why = ""
     if silent:
-        what += f", and no answer from {', '.join(silent)}"
-        why = f"ask why: dpop-agent init --module {next(iter(silent))}; "
+        raise ConfigurationError(
+            f"{what}, and no answer from {', '.join(silent)}",
+            hint=f"ask why: dpop-agent init --module {next(iter(silent))}; or take the operating "
+            "system's keychain, whose keys are exportable: dpop-agent init --keychain",
+        )
     raise _NothingHere(
-        what, hint=f"{why}plug one in, or make one with its vendor's tool (SoftHSM2's: see README)"
+        what, hint="plug one in, or make one with its vendor's tool (SoftHSM2's: see README)"
     )
 
 
@@ -360,6 +362,9 @@ def _choose(
     fitting = [(store, token) for store, token in found if token.fits(wanted)]
     # One without a PIN, such as NSS's for computing alone, is chosen by nobody.
     fitting = [(store, token) for store, token in fitting if token.has_pin] or fitting
+    if wanted is None and any(store == "yubikey" for store, _ in fitting):
+        # OpenSC shows the same card, and makes no keys on it.
+        fitting = [(store, token) for store, token in fitting if store != "smartcard"]
     if len(fitting) == 1:
         return fitting[0]
     shown = [{"uri": str(t.uri), "model": t.model, "module": t.module} for _, t in fitting or found]
