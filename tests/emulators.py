@@ -385,7 +385,7 @@ class Tpm:
         _until(lambda: _listens(port + 1), swtpm, log)
         self._port = port
         # Without it tpm2-pkcs11 soon fills a TPM's few places for loaded keys.
-        command = ["tpm2-abrmd", "--session", f"--tcti={self._tcti}"]
+        command = [file_of("tpm2-abrmd"), "--session", f"--tcti={self._tcti}"]
         if os.geteuid() == 0:
             command.append("--allow-root")
         env = {**os.environ, **self._env}
@@ -465,7 +465,7 @@ mkdir /run/pcscd
 mount --bind "$1/run" /run/pcscd
 mount --bind "$1/none" /usr/lib/pcsc/drivers
 export LD_PRELOAD="$1/loopback.so"
-exec setpriv --pdeathsig KILL pcscd --foreground --info --config "$1/readers"
+exec setpriv --pdeathsig KILL "$2" --foreground --info --config "$1/readers"
 """
 
 
@@ -567,7 +567,8 @@ class YubiKey:
             _READER.format(port=self._port, driver=self._folder / "driver.so")
         )
         as_root = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-        command = ["unshare", "--mount", *as_root, "sh", "-ec", _PCSCD, "sh", str(self._folder)]
+        command = ["unshare", "--mount", *as_root, "sh", "-ec", _PCSCD]
+        command += ["sh", str(self._folder), file_of("pcscd")]
         self._process = self._pcscd.enter_context(_running(command, log=self._log))
         with self._noticed("Card ATR"):
             _until(self._put_in, self._process, self._log)

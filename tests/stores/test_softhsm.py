@@ -12,8 +12,9 @@ from contextlib import AbstractContextManager, contextmanager
 import pytest
 
 from dpop_agent.jose import ALGORITHMS
-from tests.agent.places import until, until_open, until_state
+from tests.agent.places import changed_config, until, until_open, until_state
 from tests.agent.wire import Wire
+from tests.emulators import built, need
 from tests.processes import Agent, Token, new_token
 from tests.stores import on_token
 from tests.stores.conformance import (
@@ -91,6 +92,18 @@ def test_a_token_that_was_initialised_again_has_no_key_and_never_signs_by_anothe
             until_state(agent, "locked")
             for _ in range(3):
                 assert wire.error("proof", **TARGET, key="shop")["type"] == "pin_refused"
+
+
+def test_a_module_that_crashes_is_told_by_the_settings_that_may_be_wrong(
+    token: Token, make_agent: Callable[..., Agent]
+) -> None:
+    need("gcc", "libc6-dev")
+    module = built("crashing_module.c", token.folder)
+    agent = make_agent(changed_config(token, module=str(module))).start()
+    told = until_state(agent, "failed")
+    assert (
+        told["hint"] == "its module may have crashed: see the store's module, module_args and env"
+    )
 
 
 def test_a_token_that_was_made_after_the_start_is_opened_by_the_first_request(
