@@ -707,8 +707,6 @@ class Signer:
         process = self._process
         assert process is not None
         self._released = members["op"] == "release"
-        if not self._released:
-            self._idle_since = self._loop.time()
         self._next_id += 1
         self._sent[self._next_id] = job
         job.sent, job.untouched = self._loop.time(), False
@@ -731,14 +729,17 @@ class Signer:
         except Malformed:
             job.finish(SignerFailed(f"the signer of the store {self.config.name} isn't understood"))
             raise
-        took_s = self._loop.time() - job.sent
+        now = self._loop.time()
+        took_s = now - job.sent
+        if not self._released:
+            self._idle_since = now
         if self._sent:
-            next(iter(self._sent.values())).sent = self._loop.time()  # its turn begins now
+            next(iter(self._sent.values())).sent = now  # its turn begins now
         if answer.get("broken"):
             self._ready, self._lost = False, self._ready
         if not isinstance(what, DPoPAgentError):
             self._sign_s += (took_s - self._sign_s) / 8
-            if self._loop.time() - self._opened_at > MAX_BACK_OFF_S:
+            if now - self._opened_at > MAX_BACK_OFF_S:
                 self._failures = 0  # it lives; opening alone proves nothing
         elif self._lost and job.again and job.done is not None:
             job.again = False  # the process ends now; a new one looks whether it is as bad

@@ -177,3 +177,17 @@ def test_a_connection_that_is_gone_is_told_of_no_touch_and_gets_no_signature(
         assert (sent, queued, card.frames) == ([], [], [])
 
     with_card(tmp_path, story)
+
+
+def test_a_store_is_idle_from_its_last_answer_on(tmp_path: Path) -> None:
+    async def story(card: Card) -> None:
+        card.submit(1, within_s=5)
+        await asyncio.sleep(0.2)
+        card.touch()
+        card.signer.look_idle(lock_after_s=None, release_after_s=0.15)
+        assert card.frames == []
+        await asyncio.sleep(0.2)
+        card.signer.look_idle(lock_after_s=None, release_after_s=0.15)
+        assert [frame["op"] for frame in card.frames] == ["release"]
+
+    with_card(tmp_path, story)
