@@ -68,7 +68,7 @@ class PinSource:
     def listen_no_more(self) -> None:
         """Remove the socket that nobody came to."""
 
-    def get(self, *, tries_low: bool) -> str:
+    def get(self, *, tries_low: bool) -> str:  # noqa: ARG002
         """The PIN; asked once.
 
         Args:
@@ -78,7 +78,7 @@ class PinSource:
             Locked: there is none now.
             PinRefused: it was refused before.
         """
-        raise NotImplementedError
+        raise Locked("the store has no PIN")
 
     def at_pad(self) -> None:
         """Let pass who is there to type the PIN at the PKCS#11 token itself.
