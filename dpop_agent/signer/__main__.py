@@ -57,7 +57,7 @@ def _pin_source(settings: dict[str, Any]) -> pin.PinSource:
     if kind == "prompt":
         return pin.PinPrompt()
     if kind == "keychain":
-        return pin.PinKeychain(settings["name"], memory=settings["refused_file"])
+        return pin.PinKeychain(settings["name"], settings["uri"], memory=settings["refused_file"])
     made = pin.PinCredential if kind == "credential" else pin.PinFile
     return made(argument, memory=settings["refused_file"])
 

@@ -243,16 +243,17 @@ class PinKeychain(PinPrompt):
     accepted.
 
     Args:
-        store: the store's name, which the item has.
+        store: the store's name, for people.
+        uri: the PKCS#11 token's, which the item has: not one card's PIN for another card.
         memory: where it is remembered that the one there was refused, should it stay there.
     """
 
-    def __init__(self, store: str, *, memory: str) -> None:
+    def __init__(self, store: str, uri: str, *, memory: str) -> None:
         from dpop_agent.signer.keychain import Keychain
 
         super().__init__()
         self._keychain = Keychain(default_backend())
-        self._store = store
+        self._store, self._uri = store, uri
         self._memory = memory
 
     def listen(self, folder: str, *, pad: bool) -> str | None:
@@ -285,7 +286,7 @@ class PinKeychain(PinPrompt):
 
     def accepted(self, pin: str) -> None:
         if self.typed:
-            self._keychain.put(KEYCHAIN_SERVICE, self._store, pin)
+            self._keychain.put(KEYCHAIN_SERVICE, self._uri, pin)
         _forget(self._memory)
         super().accepted(pin)
 
@@ -294,13 +295,13 @@ class PinKeychain(PinPrompt):
             return
         _remember(self._memory, _IN_KEYCHAIN)
         try:
-            self._keychain.delete(KEYCHAIN_SERVICE, self._store)
+            self._keychain.delete(KEYCHAIN_SERVICE, self._uri)
         except StoreUnusable:
             return
         _forget(self._memory)
 
     def _stored(self) -> str | None:
-        return self._keychain.get(KEYCHAIN_SERVICE, self._store)
+        return self._keychain.get(KEYCHAIN_SERVICE, self._uri)
 
 
 class Authority:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -44,10 +45,17 @@ def opens(agent: Agent, pin: str) -> None:
     assert status == 0, shown
 
 
-def kept(keyring: Keyring, name: str = "softhsm") -> str | None:
+def uri(token: Token) -> str:
+    """What names the PKCS#11 token, in its configuration and in the keychain."""
+    found = re.search('^uri = "(.*)"$', token.config.read_text(), flags=re.M)
+    assert found
+    return found[1]
+
+
+def kept(keyring: Keyring, token: Token) -> str | None:
     """What any program of the same user reads."""
     done = subprocess.run(
-        ["secret-tool", "lookup", "service", "dpop-agent/pin", "username", name],
+        ["secret-tool", "lookup", "service", "dpop-agent/pin", "username", uri(token)],
         env={**os.environ, **keyring.env},
         check=False,
         stdout=subprocess.PIPE,
@@ -57,9 +65,17 @@ def kept(keyring: Keyring, name: str = "softhsm") -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def keep(keyring: Keyring, name: str, pin: str) -> None:
+def keep(keyring: Keyring, token: Token, pin: str) -> None:
     subprocess.run(
-        ["secret-tool", "store", "--label=PIN", "service", "dpop-agent/pin", "username", name],
+        [
+            "secret-tool",
+            "store",
+            "--label=PIN",
+            "service",
+            "dpop-agent/pin",
+            "username",
+            uri(token),
+        ],
         env={**os.environ, **keyring.env},
         check=True,
         input=pin,
@@ -80,7 +96,7 @@ def test_a_pin_is_typed_once_and_later_starts_read_it_from_the_keychain(
     assert "the keychain has no PIN for the store softhsm yet" in reason
     assert agent.run("unlock").returncode == 1  # nobody is there to type
     opens(agent, token.pin)
-    assert kept(keyring) == token.pin
+    assert kept(keyring, token) == token.pin
     proves(agent)
     assert agent.stop() == 0
     agent.start()
@@ -94,9 +110,9 @@ def test_a_wrong_pin_that_is_typed_isnt_put_into_the_keychain(
     status, shown = unlock(agent, "99999999")
     assert status == 1
     assert "refused its PIN" in shown
-    assert kept(keyring) is None
+    assert kept(keyring, token) is None
     opens(agent, token.pin)
-    assert kept(keyring) == token.pin
+    assert kept(keyring, token) == token.pin
 
 
 def test_after_lock_nothing_logs_in_before_unlock_which_asks_nobody(
@@ -104,7 +120,7 @@ def test_after_lock_nothing_logs_in_before_unlock_which_asks_nobody(
 ) -> None:
     opens(agent, token.pin)
     agent.run("lock", check=True)
-    assert kept(keyring) == token.pin
+    assert kept(keyring, token) == token.pin
     with Wire(agent.admin_socket) as wire:
         wire.result("reload")
         assert wire.error("proof", **TARGET, key="shop")["type"] == "locked"
@@ -116,12 +132,12 @@ def test_after_lock_nothing_logs_in_before_unlock_which_asks_nobody(
 def test_a_pin_from_the_keychain_that_was_refused_costs_one_try_whatever_is_started_again(
     make_agent: Callable[..., Agent], yubikey: YubiKey, keyring: Keyring, *, deletable: bool
 ) -> None:
-    keep(keyring, "yubikey", "000000")
+    keep(keyring, yubikey.token, "000000")
     if not deletable:
         keyring.forbid_deleting()
     agent = make_agent(configured(yubikey.token, keyring)).start()
     assert "refused its PIN" in until_state(agent, "locked")["reason"]
-    assert (kept(keyring, "yubikey") is None) is deletable
+    assert (kept(keyring, yubikey.token) is None) is deletable
     with Wire(agent.admin_socket) as wire:
         wire.result("reload")
         assert wire.error("key.create", key="shop")["type"] in ("locked", "pin_refused")
@@ -131,7 +147,7 @@ def test_a_pin_from_the_keychain_that_was_refused_costs_one_try_whatever_is_star
         until_state(agent, "locked")
     assert yubikey.card.tries == PIN_TRIES - 1
     opens(agent, yubikey.token.pin)
-    assert kept(keyring, "yubikey") == yubikey.token.pin
+    assert kept(keyring, yubikey.token) == yubikey.token.pin
     agent.stop()
     agent.start()
     until_open(agent)
@@ -151,7 +167,7 @@ def test_a_pin_that_was_typed_kept_and_then_refused_costs_one_try_and_leaves_the
             assert error["type"] in ("pin_refused", "locked")
         wire.result("reload")
     assert yubikey.card.tries == PIN_TRIES - 1
-    assert kept(keyring, "yubikey") is None
+    assert kept(keyring, yubikey.token) is None
 
 
 def test_a_locked_keychain_is_told_at_once_asks_nobody_and_is_read_when_it_is_unlocked(
@@ -211,3 +227,16 @@ def test_a_stuck_keychain_is_told_in_time_and_holds_up_no_other_store(
     keyring.thaw()
     with Wire(agent.socket) as wire:
         until(lambda: signs(wire), seconds=BACK_S)
+
+
+def test_a_pin_in_the_keychain_is_tried_on_no_other_token(
+    keyring: Keyring, make_token: Callable[..., Token], make_agent: Callable[..., Agent]
+) -> None:
+    one, other = make_token("one"), make_token("other")
+    agent = make_agent(configured(one, keyring)).start()
+    opens(agent, one.pin)
+    agent.stop()
+    later = make_agent(configured(other, keyring), state=agent.state).start()
+    assert "has no PIN" in until_state(later, "locked")["reason"]
+    opens(later, other.pin)
+    assert (kept(keyring, one), kept(keyring, other)) == (one.pin, other.pin)
