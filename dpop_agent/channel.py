@@ -6,11 +6,15 @@
 
 The signer answers in order, one frame at a time. It trusts the agent's frames; the agent takes a
 signer's frames for what a vendor module made of it, and a malformed one for a dead signer.
+Secrets don't pass here: a signer takes each at a socket of its own, in the agent's folder.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import secrets
 
 from dpop_agent.errors import DPoPAgentError, from_wire
 
@@ -22,7 +26,20 @@ if TYPE_CHECKING:
 MAX_FRAME = 4 * 1024 * 1024
 """Bytes: a listing of every object on a large HSM partition."""
 
+_SECRET_SOCKET = re.compile("(pin|key)-[0-9a-f]{6}")
+
 _COMPACT = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def secret_socket(folder: str, what: str) -> str:
+    """The path of a signer's new socket for one secret, a `pin` or a management `key`."""
+    # No longer than admin.sock, which fits a socket's path.
+    return os.path.join(folder, f"{what}-{secrets.token_hex(3)}")
+
+
+def is_secret_socket(name: str) -> bool:
+    """Whether a file in the agent's folder is such a socket, by its name."""
+    return _SECRET_SOCKET.fullmatch(name) is not None
 
 
 class Malformed(Exception):

@@ -6,7 +6,6 @@ import asyncio
 import fcntl
 import logging
 import os
-import re
 import select
 import signal
 import socket
@@ -21,6 +20,7 @@ from dpop_agent.agent.ledger import Ledger
 from dpop_agent.agent.lifecycle import Lifecycle
 from dpop_agent.agent.records import Records
 from dpop_agent.agent.signers import Signer
+from dpop_agent.channel import is_secret_socket
 from dpop_agent.config import Config, load
 from dpop_agent.errors import (
     Busy,
@@ -46,8 +46,6 @@ LINE_TIMEOUT_S = 5.0
 """Seconds for the rest of a line that has begun."""
 
 BACKLOG = 128
-
-_SECRET_SOCKET = re.compile("(pin|key)-[0-9a-f]{6}")
 
 IDLE_LOOK_S = 1.0
 """Seconds between looks for stores to lock or release."""
@@ -296,7 +294,7 @@ class Agent:
     def _tidy_up(self) -> None:
         """Remove the sockets that a killed agent's signers left; the folder is this one's alone."""
         for entry in os.scandir(self.socket_folder):
-            if _SECRET_SOCKET.fullmatch(entry.name):
+            if is_secret_socket(entry.name):
                 os.unlink(entry.path)
 
     def _open_stores(self) -> None:

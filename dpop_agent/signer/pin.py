@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import socket
 import stat
 import string
@@ -16,6 +15,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from dpop_agent.channel import secret_socket
 from dpop_agent.config import default_backend
 from dpop_agent.errors import (
     AuthorizationRefused,
@@ -435,10 +435,9 @@ class Authority:
 _KEY_DIGITS = (32, 48, 64)  # AES-128, 3DES and AES-192, AES-256
 
 
-def _listen(folder: str, name: str) -> tuple[socket.socket, str]:
+def _listen(folder: str, what: str) -> tuple[socket.socket, str]:
     """A socket for one secret in a folder that is the user's alone, and its path."""
-    # No longer than admin.sock, which fits a socket's path.
-    path = os.path.join(folder, f"{name}-{secrets.token_hex(3)}")
+    path = secret_socket(folder, what)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     umask = os.umask(0o177)
     try:
