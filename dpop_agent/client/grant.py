@@ -1,100 +1,182 @@
-"""Which access token to present, and which generation signs its renewal."""
+"""Which access token a request presents, and which generation signs its renewal.
+
+A `Grant` has an access token and renews it. Which generation signs the requests that `renew` makes,
+a `Renewal` says in a context variable: neither other threads nor other tasks see it, and nested
+renewals say their own.
+"""
 
 from __future__ import annotations
 
 import contextvars
+import threading
 import time
 from contextlib import contextmanager
+from functools import partial
+from inspect import isawaitable
 from typing import TYPE_CHECKING
 
+from dpop_agent.client.exchange import awaiting, blocking
+from dpop_agent.client.hop import has_error
 from dpop_agent.client.token import BoundToken
-from dpop_agent.errors import ConfigurationError
+from dpop_agent.errors import ConfigurationError, KeyMismatch, KeyUnusable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
+    from typing import Any
 
-    import httpx
+    from dpop_agent.client.answers import Proof
+    from dpop_agent.client.exchange import Calls, Response
+    from dpop_agent.client.hop import Answer
 
 RENEW_BEFORE_S = 30.0
 """An access token is renewed this long before it expires, a short-lived one at half its life."""
 
 
-class _Renewal:
+class Renewal:
     """A renewal under way, known to what it calls.
 
     Its requests stay with one generation of a key, whatever is rotated meanwhile: a code and a
     refresh token are of no use with another (RFC 9449 sections 5 and 10).
 
     Attributes:
-        auth: whose renewal it is.
+        grant: whose renewal it is.
         pin: the generation that the grant was made with; None where a new one may sign.
         lost: the agent gives no proofs by `pin` any more.
         outer: the renewal that this one is part of.
     """
 
-    __slots__ = ("_signers", "auth", "done", "lost", "outer", "pin")
+    __slots__ = ("_signers", "done", "grant", "lost", "outer", "pin")
 
-    def __init__(self, auth: _Chooser, pin: str | None, outer: _Renewal | None) -> None:
-        self.auth = auth
+    def __init__(self, grant: Grant, pin: str | None, outer: Renewal | None) -> None:
+        self.grant = grant
         self.pin = pin
         self.outer = outer
         self.lost = False
         self.done = False
         self._signers: dict[tuple[str, str], str] = {}
 
-    def signer(self, agent: str, key: str) -> str | None:
-        """The generation that signs, None for the active one."""
-        return self._signers.get((agent, key), self.pin)
+    def hop(
+        self,
+        hop_by: Callable[[str | None], Calls[tuple[Response, Proof | None]]],
+        *,
+        agent: str,
+        key: str,
+    ) -> Calls[tuple[Response, Proof | None]]:
+        """Do one hop of the renewal's by the right generation.
 
-    def signed(self, agent: str, key: str, response: httpx.Response) -> None:
-        """What follows stays with the generation that signed first."""
-        if proof := response.extensions.get("dpop"):
+        Args:
+            hop_by: does it by the generation with that jkt, by the active one where None.
+            agent: the path of the agent's socket.
+            key: the key's name.
+        """
+        jkt = self._signers.get((agent, key), self.pin)
+        try:
+            response, proof = yield from hop_by(jkt)
+        except KeyMismatch:
+            # The grant is another key's.
+            response, proof = yield from hop_by(None)
+        except KeyUnusable:
+            if jkt is not None and jkt == self.pin:
+                self.lost = True
+            raise
+        if proof is not None:
+            # What follows stays with the generation that signed first.
             self._signers.setdefault((agent, key), proof.jkt)
-
-    def refused(self, jkt: str | None) -> None:
-        """The agent gave no proof by that generation."""
-        if jkt is not None and jkt == self.pin:
-            self.lost = True
+        return response, proof
 
 
-_renewal: contextvars.ContextVar[_Renewal | None] = contextvars.ContextVar("renewal", default=None)
+_renewal: contextvars.ContextVar[Renewal | None] = contextvars.ContextVar("renewal", default=None)
 
 
-def _current(renewal: _Renewal | None) -> _Renewal | None:
+def current_renewal() -> Renewal | None:
+    """The renewal that this code is part of."""
+    renewal = _renewal.get()
     # A task that `renew` started can outlive it.
     while renewal is not None and renewal.done:
         renewal = renewal.outer
     return renewal
 
 
-class _Chooser:
-    """Which access token to present, without I/O."""
+class Grant:
+    """An access token and how it is renewed.
 
-    def __init__(self, access_token: BoundToken | None, *, rebind: bool) -> None:
-        self._access_token = access_token
+    Args:
+        renew: gets the old access token, or None for a new grant; returns a BoundToken.
+        token: one from earlier.
+        on_token: gets each new one.
+        rebind: whether the active generation signs renewals.
+    """
+
+    def __init__(
+        self,
+        renew: Callable[[BoundToken | None], Any],
+        *,
+        token: BoundToken | None,
+        on_token: Callable[[BoundToken], Any] | None,
+        rebind: bool,
+    ) -> None:
+        self._renew = renew
+        self._on_token = on_token
+        self._access_token = token
         self._rebind = rebind
-        self._renew_at = _renew_at(access_token, RENEW_BEFORE_S)
+        self._renew_at = _renew_at(token, RENEW_BEFORE_S)
         self._overdue: BoundToken | None = None
         self._drained: str | None = None
 
-    def _usable(self) -> BoundToken | None:
-        access_token = self._access_token
-        if access_token is self._overdue or time.time() >= self._renew_at:
-            return None
-        return access_token
+    def replaces(
+        self, access_token: BoundToken, answer: Answer, proof: Proof | None, *, repeatable: bool
+    ) -> bool:
+        """Hear what a server answered to an access token.
 
-    def _usable_but(self, refused: BoundToken | None) -> BoundToken | None:
-        access_token = self._usable()
-        return None if access_token is refused else access_token
+        Args:
+            access_token: the one that was presented.
+            answer: the server's.
+            proof: what went along.
+            repeatable: whether the request can be sent again; if not, the next request gets
+                another access token.
+
+        Returns:
+            Whether to send the request again with another access token (RFC 6750 section 3.1).
+        """
+        if proof is not None and proof.state == "draining" and access_token.jkt != self._drained:
+            # Once for each generation: a grant that stays with it gets no other.
+            self._drained = access_token.jkt
+            self._overdue = access_token
+        refused = answer.status == 401 and has_error(
+            answer.headers("WWW-Authenticate"), "invalid_token"
+        )
+        if refused and not repeatable:
+            self._overdue = access_token
+        return refused and repeatable
+
+    def _usable(self, *, but: BoundToken | None) -> BoundToken | None:
+        access_token = self._access_token
+        if access_token is but or access_token is self._overdue:
+            return None
+        return access_token if time.time() < self._renew_at else None
+
+    def _renewed(self, old: BoundToken | None) -> Calls[BoundToken]:
+        with self._renewing(old) as renewal:
+            try:
+                access_token: BoundToken = yield partial(self._renew, old)
+            except KeyUnusable:
+                if not renewal.lost:
+                    raise
+            else:
+                self._keep(access_token)
+                if self._on_token is not None:
+                    yield partial(self._on_token, access_token)
+                return access_token
+        return (yield from self._renewed(None))
 
     @contextmanager
-    def _renewing(self, old: BoundToken | None) -> Iterator[_Renewal]:
+    def _renewing(self, old: BoundToken | None) -> Iterator[Renewal]:
         # Should renewing fail, the access token at hand is tried once more.
         self._overdue = None
         pin = None
         if old is not None and old.refresh_token is not None and not self._rebind:
             pin = old.jkt
-        renewal = _Renewal(self, pin, _renewal.get())
+        renewal = Renewal(self, pin, _renewal.get())
         begun = _renewal.set(renewal)
         try:
             yield renewal
@@ -107,14 +189,14 @@ class _Chooser:
             raise ConfigurationError(
                 "renew didn't return a BoundToken", hint="return BoundToken.from_response(…)"
             )
-        left = (access_token.expires_at or 0.0) - time.time()
-        self._renew_at = _renew_at(access_token, min(RENEW_BEFORE_S, left / 2))
+        left_s = (access_token.expires_at or 0.0) - time.time()
+        self._renew_at = _renew_at(access_token, min(RENEW_BEFORE_S, left_s / 2))
         self._access_token = access_token
 
     def _refuse_recursion(self) -> None:
         renewal = _renewal.get()
         while renewal is not None:
-            if renewal.auth is self and not renewal.done:
+            if renewal.grant is self and not renewal.done:
                 raise ConfigurationError(
                     "renew made a request that wants the access token being renewed",
                     hint="give the token request its own auth, or auth=None",
@@ -122,7 +204,76 @@ class _Chooser:
             renewal = renewal.outer
 
 
-def _renew_at(access_token: BoundToken | None, before: float) -> float:
+class BlockingGrant(Grant):
+    """A grant for threads: one of them renews, the others wait for it."""
+
+    def __init__(
+        self,
+        renew: Callable[[BoundToken | None], BoundToken],
+        *,
+        token: BoundToken | None,
+        on_token: Callable[[BoundToken], object] | None,
+        rebind: bool,
+    ) -> None:
+        super().__init__(renew, token=token, on_token=on_token, rebind=rebind)
+        self._lock = threading.Lock()
+
+    def access_token(self, *, but: BoundToken | None = None) -> BoundToken:
+        """The access token to present, which isn't the one that was refused.
+
+        Raises:
+            ConfigurationError: its own renewal asks for it; `renew` returned something else.
+            Exception: what `renew` and `on_token` raise.
+        """
+        self._refuse_recursion()
+        if access_token := self._usable(but=but):
+            return access_token
+        with self._lock:
+            if access_token := self._usable(but=but):
+                return access_token
+            return blocking(self._renewed(self._access_token))
+
+
+class AsyncGrant(Grant):
+    """A grant for an event loop's tasks: one of them renews, the others wait for it."""
+
+    def __init__(
+        self,
+        renew: Callable[[BoundToken | None], Awaitable[BoundToken]],
+        *,
+        token: BoundToken | None,
+        on_token: Callable[[BoundToken], Awaitable[object] | object] | None,
+        rebind: bool,
+    ) -> None:
+        import asyncio
+
+        on_token = _awaitable(on_token) if on_token is not None else None
+        super().__init__(renew, token=token, on_token=on_token, rebind=rebind)
+        self._lock = asyncio.Lock()
+
+    async def access_token(self, *, but: BoundToken | None = None) -> BoundToken:
+        """`BlockingGrant.access_token`, async."""
+        self._refuse_recursion()
+        if access_token := self._usable(but=but):
+            return access_token
+        async with self._lock:
+            if access_token := self._usable(but=but):
+                return access_token
+            return await awaiting(self._renewed(self._access_token))
+
+
+def _awaitable(
+    on_token: Callable[[BoundToken], Awaitable[object] | object],
+) -> Callable[[BoundToken], Awaitable[None]]:
+    async def tell(access_token: BoundToken) -> None:
+        told = on_token(access_token)
+        if isawaitable(told):
+            await told
+
+    return tell
+
+
+def _renew_at(access_token: BoundToken | None, before_s: float) -> float:
     if access_token is None or access_token.expires_at is None:
         return float("inf")
-    return access_token.expires_at - before
+    return access_token.expires_at - before_s

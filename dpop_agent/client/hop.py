@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from dpop_agent.client.answers import Proof
 
-    Step = "Sign | Send | Read | Tell"
+    Steps = Generator["Sign | Send | Read | Tell", Any, Proof | None]
 
 DEFAULT_KEY = "default"
 """The key that the agent takes where none is named (PROTOCOL.md)."""
@@ -132,7 +132,7 @@ def hop(
     key: str | None,
     jkt: str | None,
     replayable: bool,
-) -> Generator[Sign | Send | Read | Tell, Any, Proof | None]:
+) -> Steps:
     """Send one request, a second time at most where the server asks for a nonce.
 
     Args:

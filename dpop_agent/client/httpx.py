@@ -2,14 +2,12 @@
 
 The transport signs because redirects run inside `httpx.Auth`: an auth's proof would go on to the
 next URL, wherever that is. The auth never sees the agent; where the agent refuses a generation, the
-transport asks the request's own auth for another access token. Which generation signs the requests
-that `renew` makes, the auth says in a context variable: neither other threads nor other tasks see
-it, and nested renewals say their own.
+transport asks the request's own grant for another access token.
 """
 
 from __future__ import annotations
 
-import threading
+from functools import partial
 from typing import TYPE_CHECKING
 
 try:
@@ -17,21 +15,17 @@ try:
 except ModuleNotFoundError as e:
     raise ImportError("httpx isn't installed; install it: pip install 'dpop-agent[httpx]'") from e
 
-from dpop_agent.client.grant import _Chooser, _current, _Renewal, _renewal
+from dpop_agent.client.exchange import awaiting, blocking, exchange
+from dpop_agent.client.grant import AsyncGrant, BlockingGrant, current_renewal
 from dpop_agent.client.hop import (
     DEFAULT_KEY,
     MAX_CHALLENGE_BODY,
     Answer,
     Origins,
-    Read,
-    Send,
-    Sign,
-    Tell,
     dpop_access_token,
-    has_error,
     hop,
 )
-from dpop_agent.errors import ConfigurationError, DPoPAgentError, KeyMismatch, KeyUnusable
+from dpop_agent.errors import ConfigurationError, KeyUnusable
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -44,18 +38,81 @@ if TYPE_CHECKING:
         Iterator,
     )
     from types import TracebackType
-    from typing import Any, Self
+    from typing import Self
 
     from dpop_agent.client.aio import AsyncAgentClient
     from dpop_agent.client.answers import Proof
+    from dpop_agent.client.exchange import Calls, Sender
+    from dpop_agent.client.grant import Grant, Renewal
     from dpop_agent.client.sync import AgentClient
     from dpop_agent.client.token import BoundToken
 
-_PIN = "dpop_jkt"
+_JKT = "dpop_jkt"
 _PRESENTED = "dpop_agent.presented"
 
 
-class DPoPTransport(httpx.BaseTransport):
+class _Signing:
+    """What both transports do with a request, each by a sender of its own."""
+
+    _grant_type: type[BlockingGrant | AsyncGrant]
+
+    def __init__(
+        self, agent: AgentClient | AsyncAgentClient, *, key: str | None, origins: Iterable[str]
+    ) -> None:
+        self._agent = agent
+        self._key = key
+        self._origins = Origins(origins)
+
+    def _handled(
+        self, request: httpx.Request, sender: Sender[httpx.Response]
+    ) -> Calls[httpx.Response]:
+        response, proof = yield from self._signed(request, sender)
+        if proof is not None:
+            response.extensions = {**response.extensions, "dpop": proof}
+        return response
+
+    def _signed(
+        self, request: httpx.Request, sender: Sender[httpx.Response]
+    ) -> Calls[tuple[httpx.Response, Proof | None]]:
+        """One hop by the generation of its renewal, of its access token, or that it names."""
+        if (renewal := _renewal_of(request)) is not None:
+            key = self._key or DEFAULT_KEY
+            hop_by = partial(self._hop, request, sender, key)
+            return (yield from renewal.hop(hop_by, agent=self._agent.path, key=key))
+        hop_by = partial(self._hop, request, sender, self._key)
+        try:
+            return (yield from hop_by(request.extensions.get(_JKT)))
+        except KeyUnusable:
+            presented = _presented(request)
+            if presented is None or not isinstance(presented.grant, self._grant_type):
+                raise
+            other = yield partial(presented.grant.access_token, but=presented.access_token)
+            _present(request, _Presented(presented.grant, other))
+        return (yield from hop_by(other.jkt))
+
+    def _hop(
+        self,
+        request: httpx.Request,
+        sender: Sender[httpx.Response],
+        key: str | None,
+        jkt: str | None,
+    ) -> Calls[tuple[httpx.Response, Proof | None]]:
+        url = request.url
+        wire_path: bytes = request.extensions.get("target", url.raw_path)  # httpcore's override
+        steps = hop(
+            htm=request.method,
+            authority=f"{url.scheme}://{url.netloc.decode('ascii')}",
+            path=wire_path.decode("latin-1").partition("?")[0],
+            authorization=request.headers.get_list("Authorization"),
+            origins=self._origins,
+            key=key,
+            jkt=jkt,
+            replayable=isinstance(request.stream, httpx.ByteStream),
+        )
+        return exchange(steps, self._agent, sender)
+
+
+class DPoPTransport(_Signing, httpx.BaseTransport):
     """Signs each hop to a listed origin; others are left unsigned.
 
     `response.extensions["dpop"]` is the hop's Proof. `extensions={"dpop_jkt": jkt}` with a request
@@ -74,6 +131,8 @@ class DPoPTransport(httpx.BaseTransport):
         NonceRequired: see above.
     """
 
+    _grant_type = BlockingGrant
+
     def __init__(
         self,
         agent: AgentClient,
@@ -82,9 +141,7 @@ class DPoPTransport(httpx.BaseTransport):
         origins: Iterable[str],
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._agent = agent
-        self._key = key
-        self._origins = Origins(origins)
+        super().__init__(agent, key=key, origins=origins)
         self._inner = httpx.HTTPTransport() if transport is None else transport
 
     def __enter__(self) -> Self:
@@ -105,65 +162,13 @@ class DPoPTransport(httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send one hop; httpx calls this."""
-        if (renewal := _renewal_of(request)) is not None:
-            return self._hop_of(renewal, request)
-        try:
-            return self._hop(request, self._key, request.extensions.get(_PIN))
-        except KeyUnusable:
-            presented = _presented(request)
-            if presented is None or not isinstance(presented.auth, DPoPAuth):
-                raise
-            presented.auth._present(request, presented.auth._other_than(presented.access_token))
-        return self._hop(request, self._key, request.extensions[_PIN])
-
-    def _hop_of(self, renewal: _Renewal, request: httpx.Request) -> httpx.Response:
-        key = self._key or DEFAULT_KEY
-        jkt = renewal.signer(self._agent.path, key)
-        try:
-            response = self._hop(request, key, jkt)
-        except KeyMismatch:
-            # The grant is another key's.
-            response = self._hop(request, key, None)
-        except KeyUnusable:
-            renewal.refused(jkt)
-            raise
-        renewal.signed(self._agent.path, key, response)
-        return response
-
-    def _hop(self, request: httpx.Request, key: str | None, jkt: str | None) -> httpx.Response:
-        steps = _steps(request, self._origins, key, jkt)
-        response: httpx.Response | None = None
-        result: Any = None
-        try:
-            while True:
-                step = steps.send(result)
-                result = None
-                if isinstance(step, Sign):
-                    result = self._agent.proof(**step.arguments)
-                elif isinstance(step, Send):
-                    if response is not None:
-                        response.close()
-                    response = self._inner.handle_request(_signed(request, step.proof))
-                    result = _answer(response)
-                elif isinstance(step, Tell):
-                    try:
-                        self._agent.observe([step.seen])
-                    except DPoPAgentError:
-                        pass  # the response is worth more than the nonce
-                else:
-                    assert response is not None
-                    result = _peek(response)
-        except StopIteration as done:
-            assert response is not None
-            return _finished(response, done.value)
-        except BaseException:
-            if response is not None:
-                response.close()
-            raise
+        return blocking(self._handled(request, _Sender(request, self._inner)))
 
 
-class AsyncDPoPTransport(httpx.AsyncBaseTransport):
+class AsyncDPoPTransport(_Signing, httpx.AsyncBaseTransport):
     """`DPoPTransport` for `httpx.AsyncClient`, with an AsyncAgentClient."""
+
+    _grant_type = AsyncGrant
 
     def __init__(
         self,
@@ -173,9 +178,7 @@ class AsyncDPoPTransport(httpx.AsyncBaseTransport):
         origins: Iterable[str],
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._agent = agent
-        self._key = key
-        self._origins = Origins(origins)
+        super().__init__(agent, key=key, origins=origins)
         self._inner = httpx.AsyncHTTPTransport() if transport is None else transport
 
     async def __aenter__(self) -> Self:
@@ -196,84 +199,10 @@ class AsyncDPoPTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one hop; httpx calls this."""
-        if (renewal := _renewal_of(request)) is not None:
-            return await self._hop_of(renewal, request)
-        try:
-            return await self._hop(request, self._key, request.extensions.get(_PIN))
-        except KeyUnusable:
-            presented = _presented(request)
-            if presented is None or not isinstance(presented.auth, AsyncDPoPAuth):
-                raise
-            other = await presented.auth._other_than(presented.access_token)
-            presented.auth._present(request, other)
-        return await self._hop(request, self._key, request.extensions[_PIN])
-
-    async def _hop_of(self, renewal: _Renewal, request: httpx.Request) -> httpx.Response:
-        key = self._key or DEFAULT_KEY
-        jkt = renewal.signer(self._agent.path, key)
-        try:
-            response = await self._hop(request, key, jkt)
-        except KeyMismatch:
-            # The grant is another key's.
-            response = await self._hop(request, key, None)
-        except KeyUnusable:
-            renewal.refused(jkt)
-            raise
-        renewal.signed(self._agent.path, key, response)
-        return response
-
-    async def _hop(
-        self, request: httpx.Request, key: str | None, jkt: str | None
-    ) -> httpx.Response:
-        steps = _steps(request, self._origins, key, jkt)
-        response: httpx.Response | None = None
-        result: Any = None
-        try:
-            while True:
-                step = steps.send(result)
-                result = None
-                if isinstance(step, Sign):
-                    result = await self._agent.proof(**step.arguments)
-                elif isinstance(step, Send):
-                    if response is not None:
-                        await response.aclose()
-                    response = await self._inner.handle_async_request(_signed(request, step.proof))
-                    result = _answer(response)
-                elif isinstance(step, Tell):
-                    try:
-                        await self._agent.observe([step.seen])
-                    except DPoPAgentError:
-                        pass  # the response is worth more than the nonce
-                else:
-                    assert response is not None
-                    result = await _apeek(response)
-        except StopIteration as done:
-            assert response is not None
-            return _finished(response, done.value)
-        except BaseException:
-            if response is not None:
-                await response.aclose()
-            raise
+        return await awaiting(self._handled(request, _AsyncSender(request, self._inner)))
 
 
-def _steps(
-    request: httpx.Request, origins: Origins, key: str | None, jkt: str | None
-) -> Generator[Sign | Send | Read | Tell, Any, Proof | None]:
-    url = request.url
-    wire_path: bytes = request.extensions.get("target", url.raw_path)  # httpcore's override
-    return hop(
-        htm=request.method,
-        authority=f"{url.scheme}://{url.netloc.decode('ascii')}",
-        path=wire_path.decode("latin-1").partition("?")[0],
-        authorization=request.headers.get_list("Authorization"),
-        origins=origins,
-        key=key,
-        jkt=jkt,
-        replayable=isinstance(request.stream, httpx.ByteStream),
-    )
-
-
-def _signed(request: httpx.Request, proof: Proof | None) -> httpx.Request:
+def _with_proof(request: httpx.Request, proof: Proof | None) -> httpx.Request:
     # The caller's request stays as it is: a redirect copies its headers.
     headers = httpx.Headers(request.headers)
     headers.pop("DPoP", None)
@@ -292,10 +221,70 @@ def _answer(response: httpx.Response) -> Answer:
     return Answer(response.status_code, response.headers.get_list)
 
 
-def _finished(response: httpx.Response, proof: Proof | None) -> httpx.Response:
-    if proof is not None:
-        response.extensions = {**response.extensions, "dpop": proof}
-    return response
+class _Sender:
+    """Sends a request by a blocking transport."""
+
+    answer = staticmethod(_answer)
+
+    def __init__(self, request: httpx.Request, transport: httpx.BaseTransport) -> None:
+        self._request = request
+        self._transport = transport
+
+    def send(self, proof: Proof | None) -> httpx.Response:
+        return self._transport.handle_request(_with_proof(self._request, proof))
+
+    def read(self, response: httpx.Response) -> bytes | None:
+        stream = response.stream
+        assert isinstance(stream, httpx.SyncByteStream)
+        begun: list[bytes] = []
+        rest = iter(stream)
+        response.stream = _Replay(begun, rest, stream)
+        size = 0
+        for part in rest:
+            begun.append(part)
+            size += len(part)
+            if size > MAX_CHALLENGE_BODY:
+                return None
+        return _decoded(response, begun)
+
+    def close(self, response: httpx.Response) -> None:
+        response.close()
+
+    def rewind(self) -> None:
+        pass  # bytes begin anew by themselves
+
+
+class _AsyncSender:
+    """Sends a request by an async transport."""
+
+    answer = staticmethod(_answer)
+
+    def __init__(self, request: httpx.Request, transport: httpx.AsyncBaseTransport) -> None:
+        self._request = request
+        self._transport = transport
+
+    async def send(self, proof: Proof | None) -> httpx.Response:
+        return await self._transport.handle_async_request(_with_proof(self._request, proof))
+
+    async def read(self, response: httpx.Response) -> bytes | None:
+        stream = response.stream
+        assert isinstance(stream, httpx.AsyncByteStream)
+        begun: list[bytes] = []
+        rest = aiter(stream)
+        response.stream = _AsyncReplay(begun, rest, stream)
+        size = 0
+        async for part in rest:
+            begun.append(part)
+            size += len(part)
+            if size > MAX_CHALLENGE_BODY:
+                return None
+        return _decoded(response, begun)
+
+    async def close(self, response: httpx.Response) -> None:
+        await response.aclose()
+
+    def rewind(self) -> None:
+        pass  # bytes begin anew by themselves
 
 
 class _Replay(httpx.SyncByteStream):
@@ -332,36 +321,6 @@ class _AsyncReplay(httpx.AsyncByteStream):
         await self._stream.aclose()
 
 
-def _peek(response: httpx.Response) -> bytes | None:
-    stream = response.stream
-    assert isinstance(stream, httpx.SyncByteStream)
-    begun: list[bytes] = []
-    rest = iter(stream)
-    response.stream = _Replay(begun, rest, stream)
-    size = 0
-    for part in rest:
-        begun.append(part)
-        size += len(part)
-        if size > MAX_CHALLENGE_BODY:
-            return None
-    return _decoded(response, begun)
-
-
-async def _apeek(response: httpx.Response) -> bytes | None:
-    stream = response.stream
-    assert isinstance(stream, httpx.AsyncByteStream)
-    begun: list[bytes] = []
-    rest = aiter(stream)
-    response.stream = _AsyncReplay(begun, rest, stream)
-    size = 0
-    async for part in rest:
-        begun.append(part)
-        size += len(part)
-        if size > MAX_CHALLENGE_BODY:
-            return None
-    return _decoded(response, begun)
-
-
 def _decoded(response: httpx.Response, raw: list[bytes]) -> bytes | None:
     encoding = response.headers.get("Content-Encoding")
     headers = {"Content-Encoding": encoding} if encoding else None
@@ -372,13 +331,23 @@ def _decoded(response: httpx.Response, raw: list[bytes]) -> bytes | None:
 
 
 class _Presented:
-    """Which access token a request presents, and who chose it."""
+    """Which access token a request presents, and whose it is."""
 
-    __slots__ = ("access_token", "auth")
+    __slots__ = ("access_token", "grant")
 
-    def __init__(self, auth: _Presenting, access_token: BoundToken) -> None:
-        self.auth = auth
+    def __init__(self, grant: Grant, access_token: BoundToken) -> None:
+        self.grant = grant
         self.access_token = access_token
+
+
+def _present(request: httpx.Request, presented: _Presented) -> None:
+    access_token = presented.access_token
+    request.headers["Authorization"] = f"DPoP {access_token.access_token}"
+    request.extensions = {
+        **request.extensions,
+        _JKT: access_token.jkt,
+        _PRESENTED: presented,
+    }
 
 
 def _presented(request: httpx.Request) -> _Presented | None:
@@ -390,51 +359,36 @@ def _presented(request: httpx.Request) -> _Presented | None:
     return presented if shown else None
 
 
-def _renewal_of(request: httpx.Request) -> _Renewal | None:
+def _renewal_of(request: httpx.Request) -> Renewal | None:
     """The renewal that says which generation signs this request, if one does.
 
     None does where the request says so itself, or presents an access token: which generation that
     one is bound to isn't guessed.
     """
-    renewal = _current(_renewal.get())
-    if renewal is None or _PIN in request.extensions:
+    renewal = current_renewal()
+    if renewal is None or _JKT in request.extensions:
         return None
     presents = dpop_access_token(request.headers.get_list("Authorization")) is not None
     return None if presents else renewal
 
 
-class _Presenting(_Chooser, httpx.Auth):
-    def _present(self, request: httpx.Request, access_token: BoundToken) -> None:
-        request.headers["Authorization"] = f"DPoP {access_token.access_token}"
-        request.extensions = {
-            **request.extensions,
-            _PIN: access_token.jkt,
-            _PRESENTED: _Presented(self, access_token),
-        }
-
-    def _refused(self, request: httpx.Request, response: httpx.Response) -> BoundToken | None:
-        """The access token to replace before the request is sent again, if that makes sense."""
-        presented = _presented(response.request)
-        if presented is None or presented.auth is not self:
-            return None
-        access_token = presented.access_token
-        proof = response.extensions.get("dpop")
-        if proof is not None and proof.state == "draining" and access_token.jkt != self._drained:
-            # Once for each generation: a grant that stays with it gets no other.
-            self._drained = access_token.jkt
-            self._overdue = access_token
-        if response.status_code != 401 or not has_error(
-            response.headers.get_list("WWW-Authenticate"), "invalid_token"
-        ):
-            return None
-        endless = response.headers.get("Content-Type", "").startswith("text/event-stream")
-        if endless or not isinstance(request.stream, httpx.ByteStream):
-            self._overdue = access_token
-            return None
-        return access_token
+def _refused(grant: Grant, request: httpx.Request, response: httpx.Response) -> BoundToken | None:
+    """The access token to replace before the request is sent again, if that makes sense."""
+    presented = _presented(response.request)
+    if presented is None or presented.grant is not grant:
+        return None
+    # httpx reads an answer to its end before it sends the request again.
+    endless = response.headers.get("Content-Type", "").startswith("text/event-stream")
+    replace = presented.grant.replaces(
+        presented.access_token,
+        _answer(response),
+        response.extensions.get("dpop"),
+        repeatable=not endless and isinstance(request.stream, httpx.ByteStream),
+    )
+    return presented.access_token if replace else None
 
 
-class DPoPAuth(_Presenting):
+class DPoPAuth(httpx.Auth):
     """Presents an access token, and renews it: one renewal at a time, others wait for it.
 
     Renewed are: none yet, one near its expiry, one that the server calls `invalid_token` (the
@@ -464,21 +418,19 @@ class DPoPAuth(_Presenting):
         on_token: Callable[[BoundToken], object] | None = None,
         rebind: bool = False,
     ) -> None:
-        super().__init__(token, rebind=rebind)
-        self._renew = renew
-        self._on_token = on_token
-        self._lock = threading.Lock()
+        self._grant = BlockingGrant(renew, token=token, on_token=on_token, rebind=rebind)
 
     def sync_auth_flow(
         self, request: httpx.Request
     ) -> Generator[httpx.Request, httpx.Response, None]:
         """Choose, and choose anew once; httpx calls this."""
-        self._present(request, self._other_than(None))
-        response = yield request
-        refused = self._refused(request, response)
+        access_token = self._grant.access_token()
+        _present(request, _Presented(self._grant, access_token))
+        refused = _refused(self._grant, request, (yield request))
         if refused is not None:
-            self._present(request, self._other_than(refused))
-            self._refused(request, (yield request))
+            access_token = self._grant.access_token(but=refused)
+            _present(request, _Presented(self._grant, access_token))
+            _refused(self._grant, request, (yield request))
 
     async def async_auth_flow(
         self, request: httpx.Request
@@ -489,31 +441,8 @@ class DPoPAuth(_Presenting):
         )
         yield request
 
-    def _other_than(self, refused: BoundToken | None) -> BoundToken:
-        self._refuse_recursion()
-        if access_token := self._usable_but(refused):
-            return access_token
-        with self._lock:
-            if access_token := self._usable_but(refused):
-                return access_token
-            return self._renewed(self._access_token)
 
-    def _renewed(self, old: BoundToken | None) -> BoundToken:
-        with self._renewing(old) as renewal:
-            try:
-                access_token = self._renew(old)
-            except KeyUnusable:
-                if not renewal.lost:
-                    raise
-            else:
-                self._keep(access_token)
-                if self._on_token is not None:
-                    self._on_token(access_token)
-                return access_token
-        return self._renewed(None)
-
-
-class AsyncDPoPAuth(_Presenting):
+class AsyncDPoPAuth(httpx.Auth):
     """`DPoPAuth` for `httpx.AsyncClient`: `renew` is async, `on_token` may be."""
 
     def __init__(
@@ -524,12 +453,7 @@ class AsyncDPoPAuth(_Presenting):
         on_token: Callable[[BoundToken], Awaitable[object] | object] | None = None,
         rebind: bool = False,
     ) -> None:
-        import asyncio
-
-        super().__init__(token, rebind=rebind)
-        self._renew = renew
-        self._on_token = on_token
-        self._lock = asyncio.Lock()
+        self._grant = AsyncGrant(renew, token=token, on_token=on_token, rebind=rebind)
 
     def sync_auth_flow(
         self, request: httpx.Request
@@ -544,36 +468,10 @@ class AsyncDPoPAuth(_Presenting):
         self, request: httpx.Request
     ) -> AsyncGenerator[httpx.Request, httpx.Response]:
         """Choose, and choose anew once; httpx calls this."""
-        self._present(request, await self._other_than(None))
-        response = yield request
-        refused = self._refused(request, response)
+        access_token = await self._grant.access_token()
+        _present(request, _Presented(self._grant, access_token))
+        refused = _refused(self._grant, request, (yield request))
         if refused is not None:
-            self._present(request, await self._other_than(refused))
-            self._refused(request, (yield request))
-
-    async def _other_than(self, refused: BoundToken | None) -> BoundToken:
-        self._refuse_recursion()
-        if access_token := self._usable_but(refused):
-            return access_token
-        async with self._lock:
-            if access_token := self._usable_but(refused):
-                return access_token
-            return await self._renewed(self._access_token)
-
-    async def _renewed(self, old: BoundToken | None) -> BoundToken:
-        from inspect import isawaitable
-
-        with self._renewing(old) as renewal:
-            try:
-                access_token = await self._renew(old)
-            except KeyUnusable:
-                if not renewal.lost:
-                    raise
-            else:
-                self._keep(access_token)
-                if self._on_token is not None:
-                    saved = self._on_token(access_token)
-                    if isawaitable(saved):
-                        await saved
-                return access_token
-        return await self._renewed(None)
+            access_token = await self._grant.access_token(but=refused)
+            _present(request, _Presented(self._grant, access_token))
+            _refused(self._grant, request, (yield request))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -16,19 +17,12 @@ except ModuleNotFoundError as e:
         "requests isn't installed; install it: pip install 'dpop-agent[requests]'"
     ) from e
 
-from dpop_agent.client.hop import (
-    MAX_CHALLENGE_BODY,
-    Answer,
-    Origins,
-    Send,
-    Sign,
-    Tell,
-    hop,
-)
-from dpop_agent.errors import ConfigurationError, DPoPAgentError
+from dpop_agent.client.exchange import blocking, exchange
+from dpop_agent.client.hop import MAX_CHALLENGE_BODY, Answer, Origins, hop
+from dpop_agent.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
     from dpop_agent.client.answers import Proof
@@ -105,44 +99,54 @@ class DPoPAdapter(HTTPAdapter):
             jkt=self._jkt,
             replayable=_replayable(request),
         )
-        response: requests.Response | None = None
-        result: Any = None
-        try:
-            while True:
-                step = steps.send(result)
-                result = None
-                if isinstance(step, Sign):
-                    result = self._agent.proof(**step.arguments)
-                elif isinstance(step, Send):
-                    if response is not None:
-                        response.close()
-                        _rewind(request)
-                    response = super().send(
-                        _signed(request, step.proof),
-                        stream=stream,
-                        timeout=timeout,
-                        verify=verify,
-                        cert=cert,
-                        proxies=proxies,
-                    )
-                    result = _answer(response)
-                elif isinstance(step, Tell):
-                    try:
-                        self._agent.observe([step.seen])
-                    except DPoPAgentError:
-                        pass  # the response is worth more than the nonce
-                else:
-                    assert response is not None
-                    result = _peek(response)
-        except StopIteration as done:
-            assert response is not None
-            response.request = request
-            response.dpop = done.value  # type: ignore[attr-defined]
-            return response
-        except BaseException:
-            if response is not None:
-                response.close()
-            raise
+        send = partial(
+            super().send, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies
+        )
+        response, proof = blocking(exchange(steps, self._agent, _Sender(request, send)))
+        response.request = request
+        response.dpop = proof  # type: ignore[attr-defined]
+        return response
+
+
+class _Sender:
+    """Sends a request by HTTPAdapter."""
+
+    def __init__(
+        self,
+        request: requests.PreparedRequest,
+        send: Callable[[requests.PreparedRequest], requests.Response],
+    ) -> None:
+        self._request = request
+        self._send = send
+
+    def send(self, proof: Proof | None) -> requests.Response:
+        # The caller's request stays as it is: a redirect copies its headers.
+        signed = self._request.copy()
+        signed.headers.pop("DPoP", None)
+        if proof is not None:
+            signed.headers["DPoP"] = str(proof)
+        return self._send(signed)
+
+    def answer(self, response: requests.Response) -> Answer:
+        def headers(name: str) -> Sequence[str]:
+            values: list[str] = response.raw.headers.getlist(name)
+            return values
+
+        return Answer(response.status_code, headers)
+
+    def read(self, response: requests.Response) -> bytes | None:
+        # requests keeps a body that was read, for iter_content too.
+        length = response.headers.get("Content-Length", "0")
+        if not length.isdigit() or int(length) > MAX_CHALLENGE_BODY:
+            return None
+        return response.content
+
+    def close(self, response: requests.Response) -> None:
+        response.close()
+
+    def rewind(self) -> None:
+        if self._request.body is not None and not isinstance(self._request.body, str | bytes):
+            rewind_body(self._request)
 
 
 def _refuse_retries(retries: Retry) -> None:
@@ -169,33 +173,3 @@ def _replayable(request: requests.PreparedRequest) -> bool:
         or isinstance(request.body, str | bytes)
         or (isinstance(request._body_position, int) and hasattr(request.body, "seek"))
     )
-
-
-def _rewind(request: requests.PreparedRequest) -> None:
-    if request.body is not None and not isinstance(request.body, str | bytes):
-        rewind_body(request)
-
-
-def _signed(request: requests.PreparedRequest, proof: Proof | None) -> requests.PreparedRequest:
-    # The caller's request stays as it is: a redirect copies its headers.
-    signed = request.copy()
-    signed.headers.pop("DPoP", None)
-    if proof is not None:
-        signed.headers["DPoP"] = str(proof)
-    return signed
-
-
-def _answer(response: requests.Response) -> Answer:
-    def headers(name: str) -> Sequence[str]:
-        values: list[str] = response.raw.headers.getlist(name)
-        return values
-
-    return Answer(response.status_code, headers)
-
-
-def _peek(response: requests.Response) -> bytes | None:
-    # requests keeps a body that was read, for iter_content too.
-    length = response.headers.get("Content-Length", "0")
-    if not length.isdigit() or int(length) > MAX_CHALLENGE_BODY:
-        return None
-    return response.content
