@@ -133,6 +133,37 @@ def test_imports_go_down(module: str) -> None:
             assert not above or above in allowed, where
 
 
+# Rooms of the same part that a room may import; a part in ROOMS is there with all its rooms.
+ROOMS: dict[str, dict[str, set[str]]] = {
+    "client": {
+        "answers": set(),
+        "connection": set(),
+        "sync": {"answers", "connection"},
+        "aio": {"answers", "connection"},
+        "token": set(),
+        # From here on HTTP; one library's face imports no other's.
+        "hop": {"answers"},
+        "exchange": {"hop"},
+        "grant": {"hop", "exchange", "token"},
+        "httpx": {"hop", "exchange", "grant"},
+        "requests": {"hop", "exchange", "grant"},
+    },
+}
+
+
+@pytest.mark.parametrize("part", ROOMS)
+def test_a_room_imports_no_other_room_than_those_below_it(part: str) -> None:
+    prefix = f"dpop_agent.{part}."
+    rooms = {module.removeprefix(prefix) for module in MODULES if module.startswith(prefix)}
+    assert rooms == set(ROOMS[part])
+    for room in rooms:
+        for found in imports_of(prefix + room):
+            if found.name.startswith(prefix):
+                named = [r for r in rooms if f"{found.name}.".startswith(f"{prefix}{r}.")]
+                where = f"{prefix}{room}:{found.line} imports {found.name}"
+                assert max(named, key=len, default="?") in ROOMS[part][room], where
+
+
 def test_the_verifier_shares_no_code_with_the_builder() -> None:
     ours = {i.name for i in imports_of("dpop_agent.verify") if i.name.startswith("dpop_agent")}
     assert {name for name in ours if name.count(".") == 1} == {"dpop_agent.errors"}
