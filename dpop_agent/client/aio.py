@@ -84,8 +84,8 @@ class _Connection(asyncio.Protocol):
         self._leaving = False
         self._greeting = SUBSCRIBE  # goes out with the first request
         self._buffer = bytearray()
-        self._asked: dict[int, _Call] = {}
-        self._places = asyncio.Semaphore(MAX_UNDER_WAY)
+        self._unanswered: dict[int, _Call] = {}
+        self._capacity = asyncio.Semaphore(MAX_UNDER_WAY)
         self._transport: asyncio.Transport | None = None
 
     @property
@@ -93,12 +93,12 @@ class _Connection(asyncio.Protocol):
         return not self.closed and not self._leaving
 
     async def ask(self, call: _Call) -> Outcome:
-        await self._places.acquire()
+        await self._capacity.acquire()
         if self.closed or self._transport is None:
-            self._places.release()
+            self._capacity.release()
             return _Closed("the agent closed the connection")
         call.answer = asyncio.get_running_loop().create_future()
-        self._asked[call.number] = call
+        self._unanswered[call.number] = call
         self._transport.write(self._greeting + call.line)
         self._greeting = b""
         return await call.answer
@@ -106,11 +106,11 @@ class _Connection(asyncio.Protocol):
     def leave(self) -> None:
         """Close as soon as nobody waits for an answer."""
         self._leaving = True
-        if self._transport and all(call.answer.done() for call in self._asked.values()):
+        if self._transport and all(call.answer.done() for call in self._unanswered.values()):
             self._transport.abort()
 
     def close(self) -> None:
-        self._end(AgentUnavailable("the client was closed", hint="", retry="no"))
+        self._break_off(AgentUnavailable("the client was closed", hint="", retry="no"))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -122,7 +122,7 @@ class _Connection(asyncio.Protocol):
             while not self.closed and self._take_line():
                 pass
         except DPoPAgentError as e:
-            self._end(e)
+            self._break_off(e)
         if self._leaving:
             self.leave()
 
@@ -133,14 +133,14 @@ class _Connection(asyncio.Protocol):
         if not newline:
             return False
         self._buffer = rest
-        number, said = read_line(bytes(line))
-        if isinstance(said, Touch):
-            if number in self._asked:
-                self._asked[number].waits_for(said)
-        elif said is not None:
-            if number not in self._asked:
-                raise ProtocolError("the agent answered something that wasn't asked")
-            self._settle(self._asked.pop(number), said)
+        number, message = read_line(bytes(line))
+        if isinstance(message, Touch):
+            if number in self._unanswered:
+                self._unanswered[number].waits_for(message)
+        elif message is not None:
+            if number not in self._unanswered:
+                raise ProtocolError("the agent answered a request that wasn't made")
+            self._settle(self._unanswered.pop(number), message)
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  (asyncio's)
@@ -151,26 +151,26 @@ class _Connection(asyncio.Protocol):
         except OSError:
             pass
         if self._buffer:
-            self._end(AgentUnavailable("the agent went away in the middle of its answer"))
+            self._break_off(AgentUnavailable("the agent went away in the middle of its answer"))
         else:
-            self._end(_Closed("the agent closed the connection without an answer"))
+            self._break_off(_Closed("the agent closed the connection without an answer"))
 
-    def _end(self, error: DPoPAgentError) -> None:
+    def _break_off(self, error: DPoPAgentError) -> None:
         self.closed = True
-        asked, self._asked = self._asked, {}
-        for call in asked.values():
+        unanswered, self._unanswered = self._unanswered, {}
+        for call in unanswered.values():
             self._settle(call, error)
-        self._places.release()  # who waits for a place sees `closed`, and wakes the next
+        self._capacity.release()  # who waits for capacity sees `closed`, and wakes the next
         if self._transport:
             self._transport.abort()
 
     def _settle(self, call: _Call, outcome: Outcome) -> None:
-        self._places.release()
+        self._capacity.release()
         if not call.answer.done():
             call.answer.set_result(outcome)
 
 
-class _Place:
+class _LoopConnection:
     """The connection of one event loop in one process."""
 
     def __init__(self) -> None:
@@ -203,7 +203,7 @@ class AsyncAgentClient:
         self.timeout = check_timeout(timeout)
         self.on_touch = on_touch
         self._ids = itertools.count(1)
-        self._places: dict[asyncio.AbstractEventLoop, _Place] = {}
+        self._loops: dict[asyncio.AbstractEventLoop, _LoopConnection] = {}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.path!r}, timeout={self.timeout})"
@@ -219,9 +219,9 @@ class AsyncAgentClient:
 
     async def aclose(self) -> None:
         """Close this event loop's connection; calls under way fail, later ones connect anew."""
-        place = self._places.pop(asyncio.get_running_loop(), None)
-        if place and place.pid == os.getpid() and place.connection:
-            place.connection.close()
+        here = self._loops.pop(asyncio.get_running_loop(), None)
+        if here and here.pid == os.getpid() and here.connection:
+            here.connection.close()
             await asyncio.sleep(0)  # the transport closes its socket in the loop's next turn
 
     async def proof(
@@ -299,25 +299,25 @@ class AsyncAgentClient:
 
     async def _connection(self) -> tuple[_Connection, bool]:
         """This loop's connection, and whether it was there already."""
-        place = self._place()
-        async with place.connecting:
-            if place.connection and place.connection.usable:
-                return place.connection, True
+        here = self._of_this_loop()
+        async with here.connecting:
+            if here.connection and here.connection.usable:
+                return here.connection, True
             while (sock := connect(self.path)) is None:
                 await asyncio.sleep(RETRY_CONNECT_S)
             loop = asyncio.get_running_loop()
-            _, place.connection = await loop.create_unix_connection(
+            _, here.connection = await loop.create_unix_connection(
                 partial(_Connection, sock), sock=sock
             )
-            return place.connection, False
+            return here.connection, False
 
-    def _place(self) -> _Place:
+    def _of_this_loop(self) -> _LoopConnection:
         loop = asyncio.get_running_loop()
-        place = self._places.get(loop)
+        here = self._loops.get(loop)
         # A parent's connection is left alone: its loop's selector is shared with the parent.
-        if place is None or place.pid != os.getpid():
-            for other in list(self._places):
+        if here is None or here.pid != os.getpid():
+            for other in list(self._loops):
                 if other.is_closed():
-                    self._places.pop(other, None)
-            place = self._places[loop] = _Place()
-        return place
+                    self._loops.pop(other, None)
+            here = self._loops[loop] = _LoopConnection()
+        return here

@@ -45,7 +45,7 @@ class _Absent:
 
 
 ABSENT: Any = _Absent()
-"""No nonce was said: the agent uses the one that it knows for that server."""
+"""No nonce was given: the agent uses the one that it knows for that server."""
 
 
 class _Frozen:
@@ -273,12 +273,12 @@ def read_line(line: bytes) -> tuple[int | None, Outcome | Touch | None]:
         DPoPAgentError: an agent that takes no more of us says so without an id.
         ProtocolError: the line isn't an agent's.
     """
-    number, said = decode_response(line)
-    if isinstance(said, Event):
-        return number, _touch_of(said)
-    if number is None and isinstance(said, DPoPAgentError):
-        raise said
-    return number, None if number == _SUBSCRIPTION else said  # an agent of before refuses it
+    number, message = decode_response(line)
+    if isinstance(message, Event):
+        return number, _touch_of(message)
+    if number is None and isinstance(message, DPoPAgentError):
+        raise message
+    return number, None if number == _SUBSCRIPTION else message  # an older agent refuses it
 
 
 def _touch_of(event: Event) -> Touch | None:

@@ -198,7 +198,7 @@ class Grant:
         while renewal is not None:
             if renewal.grant is self and not renewal.done:
                 raise ConfigurationError(
-                    "renew made a request that wants the access token being renewed",
+                    "renew made a request that itself needs the access token being renewed",
                     hint="give the token request its own auth, or auth=None",
                 )
             renewal = renewal.outer

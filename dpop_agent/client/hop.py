@@ -39,7 +39,7 @@ MAX_CHALLENGE_BODY = 16 * 1024
 MAX_CHALLENGE_HEADER = 8 * 1024
 """Characters of a WWW-Authenticate header that are looked at."""
 
-_CHALLENGED = (400, 401)  # both occur at authorization servers and at resource servers
+_CHALLENGE_STATUSES = (400, 401)  # both occur at authorization servers and at resource servers
 
 # RFC 9110 section 11: challenges and their parameters share one comma-separated list.
 _TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # noqa: S105  (RFC 9110's word)
@@ -163,22 +163,22 @@ def hop(
         return None
 
     uri = authority + path
-    asked = {"htm": htm, "uri": uri, "key": key, "jkt": jkt, "access_token": access_token}
-    proof: Proof = yield Sign(**asked, nonce=ABSENT)
+    wanted = {"htm": htm, "uri": uri, "key": key, "jkt": jkt, "access_token": access_token}
+    proof: Proof = yield Sign(**wanted, nonce=ABSENT)
     answer: Answer = yield Send(proof)
-    seen = _seen(uri, answer, proof)
+    seen = _news(uri, answer, proof)
     nonce = _nonce(answer)
     if nonce is not None and (yield from _wants_nonce(answer)):
         if not replayable:
             yield Tell({"htu": uri, "nonce": nonce, **(seen or {})})
             raise NonceRequired(
-                f"{authority} wants its nonce in the proof, and the body can't be sent twice",
+                f"{authority} asks for a nonce in the proof, but the body can't be sent twice",
                 nonce=nonce,
             )
         # A new proof has a new jti; the agent learns the nonce by the way.
-        proof = yield Sign(**asked, nonce=nonce, seen=[seen] if seen else [])
+        proof = yield Sign(**wanted, nonce=nonce, seen=[seen] if seen else [])
         answer = yield Send(proof)
-        seen = _seen(uri, answer, proof)
+        seen = _news(uri, answer, proof)
     if seen:
         yield Tell(seen)
     return proof
@@ -208,18 +208,18 @@ def _nonce(answer: Answer) -> str | None:
     return values[0] if len(values) == 1 and is_nonce(values[0]) else None
 
 
-def _seen(uri: str, answer: Answer, proof: Proof) -> dict[str, str | None] | None:
+def _news(uri: str, answer: Answer, proof: Proof) -> dict[str, str | None] | None:
     """What the agent doesn't know yet: another nonce, and the server's clock where it refused."""
     seen: dict[str, str | None] = {}
     nonce = _nonce(answer)
     if nonce is not None and nonce != proof.nonce:
         seen["nonce"] = nonce
-    if answer.status in _CHALLENGED and (date := _date(answer)):
+    if answer.status in _CHALLENGE_STATUSES and (date := _server_time(answer)):
         seen["date"] = date
     return {"htu": uri, **seen} if seen else None
 
 
-def _date(answer: Answer) -> str | None:
+def _server_time(answer: Answer) -> str | None:
     """The answer's Date (RFC 9110 section 6.6.1) as RFC 3339, UTC."""
     from datetime import UTC
     from email.utils import parsedate_to_datetime
@@ -238,7 +238,7 @@ def _date(answer: Answer) -> str | None:
 
 def _wants_nonce(answer: Answer) -> Generator[Read, bytes | None, bool]:
     """Whether the server refused for want of a nonce (sections 8 and 9)."""
-    if answer.status not in _CHALLENGED:
+    if answer.status not in _CHALLENGE_STATUSES:
         return False
     if has_error(answer.headers("WWW-Authenticate"), "use_dpop_nonce"):
         return True
@@ -273,7 +273,7 @@ def challenges(www_authenticate: str) -> list[tuple[str, dict[str, str]]]:
     """
     found: list[tuple[str, dict[str, str]]] = []
     text = www_authenticate[:MAX_CHALLENGE_HEADER]
-    at = _end(_GAP, text, 0)
+    at = _end_of_match(_GAP, text, 0)
     while at < len(text):
         if found and (param := _PARAM.match(text, at)):
             name, quoted, plain = param.groups()
@@ -285,11 +285,11 @@ def challenges(www_authenticate: str) -> list[tuple[str, dict[str, str]]]:
             found.append((scheme[1].lower(), {}))
             at = scheme.end()
         else:
-            at = _end(_TO_COMMA, text, at)
-        at = _end(_GAP, text, at)
+            at = _end_of_match(_TO_COMMA, text, at)
+        at = _end_of_match(_GAP, text, at)
     return found
 
 
-def _end(pattern: re.Pattern[str], text: str, at: int) -> int:
+def _end_of_match(pattern: re.Pattern[str], text: str, at: int) -> int:
     match = pattern.match(text, at)
     return match.end() if match else at

@@ -63,15 +63,15 @@ class _Signing:
         self._key = key
         self._origins = Origins(origins)
 
-    def _handled(
+    def _response(
         self, request: httpx.Request, sender: Sender[httpx.Response]
     ) -> Calls[httpx.Response]:
-        response, proof = yield from self._signed(request, sender)
+        response, proof = yield from self._signed_hop(request, sender)
         if proof is not None:
             response.extensions = {**response.extensions, "dpop": proof}
         return response
 
-    def _signed(
+    def _signed_hop(
         self, request: httpx.Request, sender: Sender[httpx.Response]
     ) -> Calls[tuple[httpx.Response, Proof | None]]:
         """One hop by the generation of its renewal, of its access token, or that it names."""
@@ -162,7 +162,7 @@ class DPoPTransport(_Signing, httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send one hop; httpx calls this."""
-        return blocking(self._handled(request, _Sender(request, self._inner)))
+        return blocking(self._response(request, _Sender(request, self._inner)))
 
 
 class AsyncDPoPTransport(_Signing, httpx.AsyncBaseTransport):
@@ -199,7 +199,7 @@ class AsyncDPoPTransport(_Signing, httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one hop; httpx calls this."""
-        return await awaiting(self._handled(request, _AsyncSender(request, self._inner)))
+        return await awaiting(self._response(request, _AsyncSender(request, self._inner)))
 
 
 def _with_proof(request: httpx.Request, proof: Proof | None) -> httpx.Request:

@@ -153,7 +153,7 @@ def _refuse_retries(retries: Retry) -> None:
     if retries.total is None or int(retries.total) > 0:
         raise ConfigurationError(
             "max_retries isn't 0: urllib3 would send the same proof again",
-            hint="leave max_retries out, and try again around the request",
+            hint="leave max_retries out, and retry the whole request",
         )
 
 

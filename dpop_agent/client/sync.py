@@ -101,10 +101,10 @@ class _Connection:
         except OSError:
             pass  # refusing a connection, the agent says why before it closes: read on
         received = bytearray()
-        while (outcome := _outcome(call, self._line(call, received))) is None:
+        while (outcome := _answer_in(call, self._line(call, received))) is None:
             pass
         if received:
-            raise ProtocolError("the agent answered more than was asked")
+            raise ProtocolError("the agent sent something after its answer")
         return outcome
 
     def _line(self, call: _Call, received: bytearray) -> bytes:
@@ -310,13 +310,13 @@ class AgentClient:
         return _Connection(sock)
 
 
-def _outcome(call: _Call, line: bytes) -> Outcome | None:
+def _answer_in(call: _Call, line: bytes) -> Outcome | None:
     """What a line says to the call; None if it doesn't answer it."""
-    number, said = read_line(line)
-    if isinstance(said, Touch):
+    number, message = read_line(line)
+    if isinstance(message, Touch):
         if number == call.number:
-            call.waits_for(said)
+            call.waits_for(message)
         return None
-    if said is not None and number != call.number:
-        raise ProtocolError("the agent answered something that wasn't asked")
-    return said
+    if message is not None and number != call.number:
+        raise ProtocolError("the agent answered a request that wasn't made")
+    return message

@@ -313,7 +313,7 @@ def test_each_event_loop_has_a_connection_of_its_own(agent: FakeAgent) -> None:
 
     assert [asyncio.run(main()) for _ in range(3)] == ["proof-1", "proof-2", "proof-3"]
     assert agent.connections == 3
-    assert len(client._places) == 0
+    assert len(client._loops) == 0
     client.on_touch = print
     again: AsyncAgentClient = pickle.loads(pickle.dumps(client))
     assert (again.path, again.timeout, again.on_touch) == (client.path, client.timeout, print)
