@@ -1,6 +1,6 @@
 """`dpop-agent serve` with other times.
 
-    python -m tests.hurried_agent lifecycle.SAVE_S=0.2 … …
+    python -m tests.hurried_agent upkeep.SAVE_S=0.2 … …
 
 sets such names of `dpop_agent.agent`; what follows on the command line is ignored.
 """

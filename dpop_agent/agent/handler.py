@@ -19,12 +19,13 @@ from typing import Any, Protocol
 
 from dpop_agent import __version__
 from dpop_agent.agent import drains
+from dpop_agent.agent.inventory import Inventory
 from dpop_agent.agent.keys import Generation, Key, Keys, State
 from dpop_agent.agent.lifecycle import Lifecycle
 from dpop_agent.agent.nonces import Nonces
 from dpop_agent.agent.policy import require_allowed
 from dpop_agent.agent.records import Records, now_text
-from dpop_agent.agent.signers import SIGN_TIMEOUT_S, Job, Signer
+from dpop_agent.agent.signers import SIGN_TIMEOUT_S, Job, Signers
 from dpop_agent.errors import (
     DPoPAgentError,
     HtuRefused,
@@ -90,10 +91,6 @@ class Stores(Protocol):
         """The store of keys that name none."""
 
     @property
-    def signers(self) -> Mapping[str, Signer]:
-        """By the names of their stores."""
-
-    @property
     def socket_folder(self) -> str:
         """The folder of the agent's sockets, which is the user's alone."""
 
@@ -109,12 +106,23 @@ class Handler:
 
     Args:
         records: the keys.
-        lifecycle: what is done to them.
-        stores: the agent's stores and places.
+        signers: the stores.
+        inventory: what they have of the keys.
+        lifecycle: what is done to keys.
+        stores: the agent as a whole.
     """
 
-    def __init__(self, records: Records, lifecycle: Lifecycle, stores: Stores) -> None:
+    def __init__(
+        self,
+        records: Records,
+        signers: Signers,
+        inventory: Inventory,
+        lifecycle: Lifecycle,
+        stores: Stores,
+    ) -> None:
         self._records = records
+        self._signers = signers
+        self._inventory = inventory
         self._lifecycle = lifecycle
         self._stores = stores
         self._nonces = Nonces()
@@ -179,7 +187,7 @@ class Handler:
     def gone(self, owner: Hashable) -> None:
         """A connection closed: what it waits for needn't be done any more."""
         self._subscribed.pop(owner, None)
-        for signer in self._stores.signers.values():
+        for signer in self._signers.values():
             signer.drop(owner)
 
     def _in_a_task(self, work: Coroutine[Any, Any, dict[str, Any]], respond: Respond) -> None:
@@ -207,7 +215,7 @@ class Handler:
             params.get("key"), params.get("jkt"), presents_access_token=ath is not None
         )
         require_allowed(key, where)
-        signer = self._lifecycle.signer_of(key)
+        signer = self._signers.named(key.store)
         on_touch = self._on_touch(key, generation, request, owner)
         deadline = self._loop.time() + params.get("timeout_ms", SIGN_TIMEOUT_S * 1000) / 1000
         head = self._header(key.alg, generation)
@@ -276,7 +284,7 @@ class Handler:
         """A proof is given out."""
         self._proofs += 1
         self._records.used(generation.jkt, where.origin)
-        self._lifecycle.missing.discard(generation.jkt)
+        self._inventory.missing.discard(generation.jkt)
 
     def _on_touch(
         self, key: Key, generation: Generation, request: Request, owner: Peer
@@ -315,7 +323,7 @@ class Handler:
                 hint=f"use proof, or allow it: dpop-agent key set {key.name} --allow-sign-proof",
             )
         where = self._require_proof(text, key, generation)
-        signer = self._lifecycle.signer_of(key)
+        signer = self._signers.named(key.store)
 
         def make() -> dict[str, Any]:
             self._still_signing(generation)
@@ -420,7 +428,7 @@ class Handler:
 
     def _seen_missing(self, error: DPoPAgentError, generation: Generation) -> DPoPAgentError:
         if isinstance(error, KeyMissing):
-            self._lifecycle.missing.add(generation.jkt)
+            self._inventory.missing.add(generation.jkt)
         return error
 
     # What servers said
@@ -531,7 +539,7 @@ class Handler:
         return moment
 
     def _key_members(self, key: Key) -> dict[str, Any]:
-        signer = self._stores.signers.get(key.store)
+        signer = self._signers.get(key.store)
         return {
             "key": key.name,
             "store": key.store,
@@ -557,7 +565,7 @@ class Handler:
             "exportable": generation.exportable,
             "protection": generation.protection,
             "local": generation.local,
-            "missing": generation.jkt in self._lifecycle.missing,
+            "missing": generation.jkt in self._inventory.missing,
             "shared": generation.shared,
             "slot": generation.slot,
             "object_left": generation.object_left,
@@ -572,7 +580,7 @@ class Handler:
     async def _key_attestation(self, params: dict[str, Any]) -> dict[str, Any]:
         key = self._records.keys.named(params["key"])
         generation = key.generation(params["generation"])
-        answer = await self._lifecycle.signer_of(key).ask(
+        answer = await self._signers.named(key.store).ask(
             "attestation", ref=generation.ref, jkt=generation.jkt
         )
         return {
@@ -583,7 +591,7 @@ class Handler:
         }
 
     async def _store_authorize(self, params: dict[str, Any]) -> dict[str, Any]:
-        signer = self._lifecycle.signer(params["store"])
+        signer = self._signers.named(params["store"])
         answer = await signer.ask("authorize", folder=self._stores.socket_folder, again=False)
         return {"store": params["store"], "socket": answer["path"]}
 
@@ -644,21 +652,21 @@ class Handler:
                 "serial": signer.place.get("serial"),
                 "model": signer.place.get("model"),
                 "signer_pid": signer.pid,
-                "slots": self._lifecycle.slots.get(name) if signer.state == "ready" else None,
-                "unknown": self._lifecycle.unknown.get(name, [])[:MAX_UNKNOWN],
-                "unknown_count": len(self._lifecycle.unknown.get(name, [])),
+                "slots": self._inventory.slots.get(name) if signer.state == "ready" else None,
+                "unknown": self._inventory.unknown.get(name, [])[:MAX_UNKNOWN],
+                "unknown_count": len(self._inventory.unknown.get(name, [])),
             }
-            for name, signer in self._stores.signers.items()
+            for name, signer in self._signers.items()
         ]
 
     async def _lock(self, params: dict[str, Any]) -> dict[str, Any]:
-        names = [params["store"]] if "store" in params else list(self._stores.signers)
+        names = [params["store"]] if "store" in params else list(self._signers)
         for name in names:
-            await self._lifecycle.signer(name).lock()
+            await self._signers.named(name).lock()
         return {"stores": self._store_members()}
 
     async def _unlock(self, params: dict[str, Any]) -> dict[str, Any]:
-        signer = self._lifecycle.signer(params["store"])
+        signer = self._signers.named(params["store"])
         asked = await signer.unlock(self._stores.socket_folder)
         return {
             "store": params["store"],

@@ -15,11 +15,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpop_agent import paths, protocol
+from dpop_agent.agent.background import Background
 from dpop_agent.agent.handler import MAX_REQUESTS, Handler
+from dpop_agent.agent.inventory import Inventory
 from dpop_agent.agent.ledger import Ledger
 from dpop_agent.agent.lifecycle import Lifecycle
+from dpop_agent.agent.making import Making
 from dpop_agent.agent.records import Records
-from dpop_agent.agent.signers import Signer
+from dpop_agent.agent.signers import Signer, Signers
+from dpop_agent.agent.upkeep import Upkeep
 from dpop_agent.channel import is_secret_socket
 from dpop_agent.config import Config, load
 from dpop_agent.errors import (
@@ -213,7 +217,7 @@ class Agent:
         """Inside a running event loop; `run` opens stores and sockets."""
         self._lock_after_s = lock_after_s
         self._release_after_s = release_after_s
-        self.signers: dict[str, Signer] = {}
+        self.signers = Signers()
         self._config = config
         self._agent_socket = agent_socket
         self._starting: defaultdict[str | None, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -223,8 +227,12 @@ class Agent:
         self._tasks: set[asyncio.Task[None]] = set()
         self._servers: list[asyncio.Server] = []
         self._records = Records(ledger)
-        self._lifecycle = Lifecycle(self._records, self.signers)
-        self.handler = Handler(self._records, self._lifecycle, self)
+        background = Background()
+        inventory = Inventory(self._records, self.signers)
+        making = Making(self._records, self.signers, inventory, background)
+        lifecycle = Lifecycle(self._records, self.signers, inventory, making, background)
+        self._upkeep = Upkeep(self._records, making, inventory, background)
+        self.handler = Handler(self._records, self.signers, inventory, lifecycle, self)
 
     @property
     def default_store(self) -> str:
@@ -282,7 +290,7 @@ class Agent:
                 )
             log.info("serving %s and %s", self._agent_socket, admin_socket)
             watching = [
-                loop.create_task(self._lifecycle.watch_time()),
+                loop.create_task(self._upkeep.watch_time()),
                 loop.create_task(self._watch_idle()),
             ]
             await self._ended.wait()
@@ -311,7 +319,7 @@ class Agent:
             self.signers[name].start()
 
     def _reconcile(self, signer: Signer) -> None:
-        task = asyncio.get_running_loop().create_task(self._lifecycle.reconcile(signer.config.name))
+        task = asyncio.get_running_loop().create_task(self._upkeep.reconcile(signer.config.name))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -338,7 +346,7 @@ class Agent:
             if not signer.locked:  # by somebody who may be typing for a minute
                 await signer.started()
             if was_open:
-                await self._lifecycle.reconcile(name)
+                await self._upkeep.reconcile(name)
 
     def _hang_up(self) -> None:
         async def reload() -> None:

@@ -28,6 +28,7 @@ from dpop_agent.errors import (
     PinRefused,
     SignerFailed,
     StoreAbsent,
+    StoreUnknown,
     Timeout,
 )
 from dpop_agent.protocol import TOUCH_TIMEOUT_S
@@ -805,6 +806,20 @@ class Signer:
             hint="touch the card, and try again",
             retry="later",
         )
+
+
+class Signers(dict[str, Signer]):
+    """Every store's signer, by the name of its store."""
+
+    def named(self, store: str) -> Signer:
+        """A store's signer.
+
+        Raises:
+            StoreUnknown: the configuration doesn't have it.
+        """
+        if store not in self:
+            raise StoreUnknown(f"there is no store {store} in the configuration")
+        return self[store]
 
 
 def _good(answer: dict[str, Any] | DPoPAgentError) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import time
 from datetime import datetime, tzinfo
 from pathlib import Path
 
-from dpop_agent.agent import lifecycle, records
+from dpop_agent.agent import records, upkeep
 from dpop_agent.cli.main import main
 
 LOOK_S = 0.1
@@ -36,7 +36,7 @@ if __name__ == "__main__":
 
     time.time = lambda: real_time() + offsets(file)[0]
     records.boottime = lambda: real_boottime() + offsets(file)[1]
-    for module in (lifecycle, records):
+    for module in (upkeep, records):
         module.datetime = OddDatetime  # type: ignore[attr-defined]
-    lifecycle.SAVE_S = lifecycle.MIN_TICK_S = LOOK_S
+    upkeep.SAVE_S = upkeep.MIN_TICK_S = LOOK_S
     sys.exit(main(["serve"]))

@@ -6,17 +6,16 @@ import asyncio
 import threading
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from dpop_agent.agent import lifecycle, records
 from dpop_agent.agent.keys import State
 from dpop_agent.agent.ledger import Contents, Ledger
-from dpop_agent.agent.lifecycle import Lifecycle
 from dpop_agent.agent.records import Records
-from dpop_agent.agent.signers import Signer
 from dpop_agent.errors import KeyCompromised, KeyExists, NotDurable, ObjectLeft
+from tests.faults.around_records import AroundRecords
 from tests.faults.test_machine import DictStore, Fate, no_touch
 
 HOUR = 3600
@@ -34,7 +33,8 @@ class Place:
 
     def open(self) -> None:
         self.records = Records(self.ledger)
-        self.lifecycle = Lifecycle(self.records, {"dict": cast("Signer", self.store)})
+        around = AroundRecords(self.records, dict=self.store)
+        self.lifecycle, self.upkeep = around.lifecycle, around.upkeep
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run(work)
@@ -120,9 +120,9 @@ def test_a_store_that_cant_delete_is_asked_once_each_time_that_it_is_opened(
         with pytest.raises(ObjectLeft):
             await place.lifecycle.destroy({"key": "a", "generation": 1})
         for _ in range(3):  # each would put off the lock or the release of an idle store
-            await place.lifecycle.do_what_is_due()
+            await place.upkeep.do_what_is_due()
         assert len(asked) == 1
-        await place.lifecycle.reconcile("dict")
+        await place.upkeep.reconcile("dict")
         assert len(asked) == 2
 
     place.run(story())

@@ -12,7 +12,7 @@ import itertools
 import tempfile
 from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -29,11 +29,10 @@ from hypothesis.stateful import (
 from dpop_agent.agent import records
 from dpop_agent.agent.keys import Generation, Key, Keys, State
 from dpop_agent.agent.ledger import Contents, Ledger
-from dpop_agent.agent.lifecycle import Lifecycle
 from dpop_agent.agent.records import Records
-from dpop_agent.agent.signers import Signer
 from dpop_agent.errors import DPoPAgentError, SignerFailed
 from dpop_agent.jose import b64url
+from tests.faults.around_records import AroundRecords
 
 DAY = 24 * 3600
 
@@ -173,10 +172,10 @@ class Machine(RuleBasedStateMachine):
 
     async def reopen(self, ledger: Ledger) -> None:
         self.records = Records(ledger)
-        signers = {"dict": cast("Signer", self.store)}
-        self.lifecycle = Lifecycle(self.records, signers)
+        around = AroundRecords(self.records, dict=self.store)
+        self.lifecycle, self.making, self.upkeep = around.lifecycle, around.making, around.upkeep
         await self.records.save(clean=False)
-        await self.lifecycle.reconcile("dict")
+        await self.upkeep.reconcile("dict")
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run(work)
@@ -187,7 +186,7 @@ class Machine(RuleBasedStateMachine):
         async def fresh() -> None:
             # Locks belong to an event loop, and each operation here has its own.
             self.records._writing = asyncio.Lock()
-            self.lifecycle._by_name.clear()
+            self.making._by_name.clear()
             await work()
 
         self.fate.left = dies_at
@@ -257,7 +256,7 @@ class Machine(RuleBasedStateMachine):
         for jkt in self.keys.by_jkt:
             for counted in (self.idle_days, self.drained_days):
                 counted[jkt] = counted.get(jkt, 0) + days
-        self.attempt(self.lifecycle.do_what_is_due, dies_at)
+        self.attempt(self.upkeep.do_what_is_due, dies_at)
 
     @rule(days=st.integers(1, 100))
     def off_for_a_while(self, days: int) -> None:

@@ -43,7 +43,7 @@ def rotating_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     agent = Agent(
         new_token(folder / "token").config,
         folder / "state",
-        preexec=hurried("lifecycle.SAVE_S=0.2", "lifecycle.MIN_TICK_S=0.2"),
+        preexec=hurried("upkeep.SAVE_S=0.2", "upkeep.MIN_TICK_S=0.2"),
     )
     try:
         yield agent.start()

@@ -1,0 +1,102 @@
+"""What stores have of what the ledger says: found, missing, unknown.
+
+An exception means unknown, never missing; what is missing is never forgotten.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from dataclasses import replace
+
+from dpop_agent.agent.keys import Generation, Key, Keys, State
+from dpop_agent.agent.records import Records
+from dpop_agent.agent.signers import Signers
+
+log = logging.getLogger("dpop_agent.inventory")
+
+
+class Inventory:
+    """What was seen in the stores, as far as they were asked.
+
+    Attributes:
+        missing: by jkt, generations that their store answered for and doesn't have.
+        unknown: by store, private keys that the ledger doesn't have.
+        slots: by store, how many places for keys there are and are free.
+    """
+
+    def __init__(self, records: Records, signers: Signers) -> None:
+        self._records = records
+        self._signers = signers
+        self.missing: set[str] = set()
+        self.unknown: dict[str, list[dict[str, str]]] = {}
+        self.slots: dict[str, dict[str, int]] = {}
+
+    async def find(self, key: Key, generation: Generation) -> bool:
+        """Whether the generation's object is in its store.
+
+        Raises:
+            StoreUnusable: unknown, which isn't the same as no.
+        """
+        answer = await self._signers.named(key.store).ask(
+            "find", ref=generation.ref, alg=key.alg, self_test=False, anew=False
+        )
+        found = answer["key"] is not None and answer["key"]["jkt"] == generation.jkt
+        if found:
+            self.missing.discard(generation.jkt)
+        elif generation.jkt not in self.missing:
+            self.missing.add(generation.jkt)
+            log.warning(
+                "%s@%d is missing: its store has no such key (jkt %s)",
+                key.name,
+                generation.generation,
+                generation.jkt,
+            )
+        return found
+
+    async def list_unknown(self, store: str) -> None:
+        answer = await self._signers.named(store).ask("objects")
+        listed = answer["objects"]
+        if answer["slots"] is not None:
+            await self._see_empty_slots(store, [found["ref"] for found in listed])
+            self.slots[store] = answer["slots"]
+        ours = {
+            g.ref: g.jkt
+            for key in self._records.keys.values()
+            if key.store == store
+            for g in key.generations
+        }
+        # Of the generations that had a slot the one that is there now.
+        ours |= {g.ref: g.jkt for _, g in self._records.keys.in_store(store)}
+        self.unknown[store] = [
+            found
+            for found in listed
+            if found["ref"] not in ours or found.get("jkt") not in (None, "", ours[found["ref"]])
+        ]
+        if self.unknown[store]:
+            log.info(
+                "store %s has %d private keys that aren't the agent's; they are left alone",
+                store,
+                len(self.unknown[store]),
+            )
+
+    async def _see_empty_slots(self, store: str, there: Collection[str]) -> None:
+        """Destroyed generations whose slots somebody emptied have left nothing any more."""
+        gone = [
+            (key, g)
+            for key, g in self._records.keys.in_store(store)
+            if g.slot is not None and g.state is State.DESTROYED and g.ref not in there
+        ]
+
+        def emptied(keys: Keys) -> Keys:
+            for key, g in gone:
+                current = keys.named(key.name)
+                left = replace(current.generation(g.generation), object_left=False)
+                keys = keys.with_(current.with_(left))
+            return keys
+
+        if gone:
+            await self._records.write(emptied)
+
+    def forget_unknown(self, store: str, ref: str) -> None:
+        self.unknown[store] = [f for f in self.unknown.get(store, []) if f["ref"] != ref]

@@ -1,0 +1,356 @@
+"""Making and destroying generations, in steps that survive the agent's end.
+
+Make: intent in the ledger → generate → read back and self-test in the signer → its jkt in the
+ledger, active in the same replace that lets the old one drain. Destroy: destroyed in the ledger,
+from when on it signs no more → deleted from the store → noted. What an agent that was killed left
+half done, `finish` finishes or undoes once the store is open; it never deletes what the ledger
+has no jkt for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from dpop_agent.agent.background import Background
+from dpop_agent.agent.inventory import Inventory
+from dpop_agent.agent.keys import Generation, Key, Keys, State
+from dpop_agent.agent.records import Asked, Records, now_text
+from dpop_agent.agent.signers import GENERATE_TIMEOUT_S, START_TIMEOUT_S, Signers
+from dpop_agent.errors import (
+    AuthorizationRequired,
+    DPoPAgentError,
+    IllegalTransition,
+    InvalidParams,
+    KeyCompromised,
+    KeyMissing,
+    KeyPending,
+    NoSlot,
+    ObjectLeft,
+    SlotTaken,
+)
+from dpop_agent.protocol import TOUCH_TIMEOUT_S
+
+log = logging.getLogger("dpop_agent.making")
+
+
+class Making:
+    """The steps that verbs and upkeep are made of."""
+
+    def __init__(
+        self, records: Records, signers: Signers, inventory: Inventory, background: Background
+    ) -> None:
+        self._records = records
+        self._signers = signers
+        self._inventory = inventory
+        self._background = background
+        self._by_name: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._overwriting: set[str] = set()
+        self._undeletable: set[str] = set()  # by jkt: asked for anew when the store is opened
+
+    def alone(self, name: str) -> asyncio.Lock:
+        """Whoever changes a key holds its lock."""
+        return self._by_name[name]
+
+    def try_again_to_delete(self, key: Key) -> None:
+        """Its store was opened anew, and may be able to delete by now what it couldn't."""
+        self._undeletable.difference_update(g.jkt for g in key.generations)
+
+    async def generate(self, key: Key, *, asked: Asked, stage: bool = False) -> None:
+        """A new generation: active, the old one draining, or staged."""
+        signer = self._signers.named(key.store)
+        old = self._to_overwrite(key.store, asked[1])
+        overwrites = old and old.jkt
+        try:
+            reserved = await signer.ask(
+                "reserve",
+                alg=key.alg,
+                slot=asked[1].get("slot"),
+                overwrites=overwrites,
+                taken=[
+                    g.ref
+                    for _, g in self._records.keys.in_store(key.store)
+                    if g.slot is not None and g is not old
+                ],
+                limit_s=START_TIMEOUT_S,
+            )
+        except AuthorizationRequired as e:
+            e.details["store"] = key.store
+            raise
+        except (NoSlot, SlotTaken) as e:
+            e.hint = self._ways_to_a_slot(key, e) or e.hint
+            raise
+        ref = reserved["ref"]
+        pending = as_pending(key, ref, reserved["slot"])
+        name, number = key.name, pending.generation
+        # The request's id goes with its effect; a key that is new is there from its intent on.
+        await self._records.write(
+            lambda keys: keys.with_(keys.get(name, key).with_(pending)),
+            asked=None if name in self._records.keys else asked,
+        )
+        info: Mapping[str, Any] | None
+        if old is not None:
+            self._overwriting.add(old.jkt)
+        try:
+            info = await signer.ask(
+                "generate",
+                ref=ref,
+                alg=key.alg,
+                label=f"dpop-agent {name}@{number}",
+                overwrites=overwrites,
+                limit_s=GENERATE_TIMEOUT_S,
+                again=False,
+            )
+        except (AuthorizationRequired, SlotTaken) as e:  # what is in the slot is somebody else's
+            e.details["store"] = key.store
+            await self._undo(name, number)
+            raise
+        except DPoPAgentError as e:
+            # Made or not, the ledger doesn't know; the store does.
+            try:
+                info = await self._found_or_undone(name, number)
+            except DPoPAgentError:
+                log.warning("%s@%d stays pending until its store can be asked", name, number)
+                raise e from None
+            if info is None:
+                raise
+        finally:
+            if old is not None:
+                self._overwriting.discard(old.jkt)
+        await self._made(name, number, info, asked=asked, stage=stage)
+        if key.store in self._inventory.slots:
+            await self._background.quietly(key.store, self._inventory.list_unknown(key.store))
+        if self._records.keys.named(name).generation(number).state is State.COMPROMISED:
+            raise KeyCompromised(f"{name} was marked as compromised while {name}@{number} was made")
+
+    def _to_overwrite(self, store: str, params: Mapping[str, Any]) -> Generation | None:
+        """The generation whose slot may be used again, where that is asked for.
+
+        Raises:
+            SlotTaken: it isn't one that is over.
+        """
+        if not params.get("reuse_slot"):
+            return None
+        slot = params.get("slot")
+        if slot is None:
+            raise InvalidParams(
+                "which slot is to be reused isn't said", hint="name it, as in --slot 82"
+            )
+        there = [(key, g) for key, g in self._records.keys.in_store(store) if g.slot == slot]
+        for key, g in there:
+            if not _over(g):
+                raise SlotTaken(
+                    f"slot {slot} has {key.name}@{g.generation}, which is {g.state}",
+                    hint="a slot can be used again once its generation is retired or destroyed",
+                )
+        return there[0][1] if there else None
+
+    def _ways_to_a_slot(self, key: Key, error: DPoPAgentError) -> str:
+        free = error.details.get("free", [])
+        over = [
+            (owner, g)
+            for owner, g in self._records.keys.in_store(key.store)
+            if g.slot is not None and _over(g)
+        ]
+        error.details["reusable"] = [g.slot for _, g in over]
+        ways = [f"free: --slot {' or '.join(free)}"] if free else []
+        if over:
+            names = ", ".join(f"{g.slot} ({o.name}@{g.generation}, {g.state})" for o, g in over)
+            ways.append(f"to use again, with --slot and --reuse-slot: {names}")
+        return "; ".join(ways)
+
+    async def _made(
+        self,
+        name: str,
+        number: int,
+        info: Mapping[str, Any],
+        *,
+        stage: bool,
+        asked: Asked | None = None,
+    ) -> None:
+        """A pending generation's object is there: staged, and active unless it is to wait."""
+        now = now_text()
+        drain_s = asked[1].get("drain_s") if asked and asked[0] == "key.rotate" else None
+
+        def change(keys: Keys) -> Keys:
+            key = keys.named(name)
+            made = as_staged(key.generation(number), info)
+            keys = keys.overwritten(key.store, made.ref, made.jkt, now)
+            key = keys.named(name)
+            if made.compromised:
+                return keys.with_(key.with_(made.become(State.COMPROMISED, now)))
+            key = key.with_(made)
+            return keys.with_(key if stage else key.activate(number, now, drain_s=drain_s))
+
+        await self._records.write(change, asked=asked)
+        log.info("%s@%d is made, jkt %s", name, number, info["jkt"])
+
+    async def activate(self, name: str, number: int, asked: Asked | None) -> None:
+        """Swap, after a look whether the object is there."""
+        key = self._records.keys.named(name)
+        generation = key.generation(number)
+        generation.become(State.ACTIVE, "")
+        if generation.jkt in self._overwriting:
+            raise IllegalTransition(f"{name}@{number} is being overwritten in its slot")
+        if not await self._inventory.find(key, generation):
+            raise KeyMissing(f"{name}@{number} can't be activated: its store has no such key")
+        drain_s = asked[1].get("drain_s") if asked else None
+        now = now_text()
+        await self._records.write(
+            lambda keys: keys.with_(keys.named(name).activate(number, now, drain_s=drain_s)),
+            asked=asked,
+        )
+        log.info("%s@%d is active, jkt %s", name, number, generation.jkt)
+
+    async def destroy(
+        self, key: Key, generation: Generation, *, asked: Asked | None = None
+    ) -> None:
+        name, number, now = key.name, generation.generation, now_text()
+
+        def bury(keys: Keys) -> Keys:
+            key = keys.named(name)
+            gone = key.generation(number).become(State.DESTROYED, now, object_left=True)
+            return keys.with_(key.with_(gone.buried()))
+
+        await self._records.write(bury, asked=asked)
+        if generation.slot is None:
+            await self._delete_object(name, number)
+        else:
+            log.info(
+                "%s@%d is destroyed, jkt %s; its key stays in slot %s until another is made there",
+                name,
+                number,
+                generation.jkt,
+                generation.slot,
+            )
+
+    async def _delete_object(self, name: str, number: int) -> None:
+        key = self._records.keys.named(name)
+        generation = key.generation(number)
+        try:
+            await self._signers.named(key.store).ask(
+                "destroy", ref=generation.ref, jkt=generation.jkt
+            )
+        except ObjectLeft:
+            self._undeletable.add(generation.jkt)
+            raise
+
+        def deleted(keys: Keys) -> Keys:
+            key = keys.named(name)
+            return keys.with_(key.with_(replace(key.generation(number), object_left=False)))
+
+        await self._records.write(deleted)
+        log.info("%s@%d is destroyed, jkt %s", name, number, generation.jkt)
+
+    async def settle_pending(self, name: str) -> None:
+        """Finish or undo a pending generation of this name, if there is one.
+
+        Raises:
+            KeyPending: its store can't be asked.
+        """
+        key = self._records.keys.get(name)
+        for generation in key.generations if key else ():
+            if generation.state is State.PENDING:
+                try:
+                    await self._settle(name, generation.generation)
+                except DPoPAgentError as e:
+                    raise KeyPending(
+                        f"{name}@{generation.generation} is half made, and can't be finished now: "
+                        f"{e.message}",
+                        hint=e.hint,
+                    ) from e
+
+    async def _settle(self, name: str, number: int) -> None:
+        """Finish a pending generation whose object is there; undo one whose object isn't.
+
+        A rotation that was cut short leaves it staged: nobody was told of it, and the old one is
+        active still. A key's first one becomes active, as was asked.
+        """
+        info = await self._found_or_undone(name, number)
+        if info is not None:
+            first = len(self._records.keys.named(name).generations) == 1
+            await self._made(name, number, info, stage=not first)
+
+    async def _found_or_undone(self, name: str, number: int) -> Mapping[str, Any] | None:
+        """What the store has of a pending generation; if nothing, then nor has the ledger."""
+        key = self._records.keys.named(name)
+        ref = key.generation(number).ref
+        answer = await self._signers.named(key.store).ask(
+            "find", ref=ref, alg=key.alg, self_test=True, anew=True, limit_s=TOUCH_TIMEOUT_S
+        )
+        found: Mapping[str, Any] | None = answer["key"]
+        if found is not None and found["jkt"] in self._records.keys.by_jkt:
+            found = None  # what its slot had before
+        elif found is None and answer["half"] is not None:
+            await self._bury_half(name, number, answer["half"])
+            return None
+        if found is None:
+            await self._undo(name, number)
+        return found
+
+    async def _undo(self, name: str, number: int) -> None:
+        """Nothing was made: the ledger has nothing either."""
+
+        def undo(keys: Keys) -> Keys:
+            rest = keys.named(name).without(number)
+            return keys.with_(rest) if rest.generations else keys.without(name)
+
+        await self._records.write(undo)
+        log.info("%s@%d came to nothing and is undone", name, number)
+
+    async def _bury_half(self, name: str, number: int, jkt: str) -> None:
+        """A public key without its private one: in the ledger first, then deleted."""
+        now = now_text()
+
+        def bury(keys: Keys) -> Keys:
+            key = keys.named(name)
+            half = key.generation(number).become(State.STAGED, now, jkt=jkt)
+            return keys.with_(key.with_(half.become(State.DESTROYED, now, object_left=True)))
+
+        await self._records.write(bury)
+        await self._delete_object(name, number)
+
+    async def finish(self, name: str) -> None:
+        """Whatever of a key is half done."""
+        for generation in (
+            self._records.keys[name].generations if name in self._records.keys else ()
+        ):
+            if generation.state is State.PENDING:
+                await self._background.quietly(name, self._settle(name, generation.generation))
+            elif (
+                generation.object_left
+                and generation.slot is None
+                and generation.jkt not in self._undeletable
+            ):
+                await self._background.quietly(
+                    name, self._delete_object(name, generation.generation)
+                )
+
+
+def as_pending(key: Key, ref: str, slot: str | None) -> Generation:
+    now = now_text()
+    return Generation(key.next_number, State.PENDING, ref, created=now, changed=now, slot=slot)
+
+
+def _over(generation: Generation) -> bool:
+    """Whether its slot may be used again, by command."""
+    retired = generation.state is State.RETIRED and not generation.shared
+    return retired or generation.state is State.DESTROYED
+
+
+def as_staged(pending: Generation, info: Mapping[str, Any]) -> Generation:
+    return pending.become(
+        State.STAGED,
+        now_text(),
+        jkt=info["jkt"],
+        jwk=info["jwk"],
+        exportable=info["exportable"],
+        protection=info["protection"],
+        local=info["local"],
+        slot=info["slot"],
+        touch=info["touch"],
+    )
