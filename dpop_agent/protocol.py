@@ -42,6 +42,9 @@ look for their card. Cards themselves wait 15."""
 MAX_SEEN = 32
 """Server answers told at once."""
 
+MAX_REQUESTS = 64
+"""Requests under way on one connection."""
+
 EVENTS = ("touch",)
 """What a connection can subscribe to."""
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from dpop_agent.agent.handler import MAX_REQUESTS
 from dpop_agent.agent.server import MAX_CONNECTIONS
 from dpop_agent.agent.signers import WINDOW
 from dpop_agent.jose import b64url_decode
+from dpop_agent.protocol import MAX_REQUESTS
 from tests.agent.places import store, until
 from tests.agent.wire import Wire, refusal, request
 from tests.processes import Agent, new_token

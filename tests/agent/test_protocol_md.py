@@ -148,8 +148,8 @@ def test_the_document_names_exactly_the_error_types_that_can_be_sent() -> None:
 
 
 def test_the_document_has_the_limits_that_hold() -> None:
-    from dpop_agent.agent.handler import MAX_REQUESTS
-    from dpop_agent.agent.server import LINE_TIMEOUT_S
+    from dpop_agent.agent.connection import LINE_TIMEOUT_S
+    from dpop_agent.protocol import MAX_REQUESTS
 
     assert "A line has at most\n61 440 bytes" in DOCUMENT
     assert protocol.MAX_LINE == 61_440

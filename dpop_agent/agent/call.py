@@ -1,0 +1,68 @@
+"""A request on its way: what is asked, who asks, and where the answer goes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from dpop_agent.agent.keys import Generation, Key
+from dpop_agent.errors import DPoPAgentError
+from dpop_agent.protocol import Request
+
+log = logging.getLogger("dpop_agent.call")
+
+Respond = Callable[[dict[str, Any] | DPoPAgentError], None]
+
+
+class Peer(Hashable, Protocol):
+    """The connection that a request came on."""
+
+    def subscribe(self, events: Iterable[str]) -> None:
+        """Be told of these events, and of no others."""
+
+    def tell(self, event: str, params: Mapping[str, Any]) -> None:
+        """Send what answers no request, if it was subscribed to."""
+
+
+class Call(NamedTuple):
+    """One request.
+
+    Attributes:
+        request: as `protocol.decode_request` checked it.
+        owner: the connection that waits for the answer.
+        respond: takes the result or the error; called once.
+    """
+
+    request: Request
+    owner: Peer
+    respond: Respond
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The request's parameters."""
+        return self.request.params
+
+    def on_touch(self, key: Key, generation: Generation) -> Callable[[], None] | None:
+        """What announces that the request waits for a touch; None if it never does."""
+        if not key.may_want_touch(generation):
+            return None
+
+        def announce() -> None:
+            log.info(
+                "%s@%d waits for a touch, in the store %s",
+                key.name,
+                generation.generation,
+                key.store,
+            )
+            self.owner.tell(
+                "touch",
+                {
+                    "id": self.request.id,
+                    "key": key.name,
+                    "jkt": generation.jkt,
+                    "store": key.store,
+                },
+            )
+
+        return announce
