@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,7 +19,7 @@ from dpop_agent.agent.keys import Generation, Key, State
 from dpop_agent.agent.nonces import Nonces
 from dpop_agent.agent.policy import require_allowed
 from dpop_agent.agent.records import Records
-from dpop_agent.agent.signers import SIGN_TIMEOUT_S, Job, Signers
+from dpop_agent.agent.signers import SIGN_TIMEOUT_S, Job, Signer, Signers
 from dpop_agent.errors import (
     DPoPAgentError,
     HtuRefused,
@@ -37,7 +39,7 @@ SIGN_PROOF_WINDOW_S = 5
 
 
 class Proofs:
-    """Makes proofs, and has them signed.
+    """Answers `proof`, `proof.sign` and `observe`.
 
     Attributes:
         made: how many were given out.
@@ -56,193 +58,59 @@ class Proofs:
 
     def proof(self, call: Call) -> None:
         """`proof`: made here, signed by the generation that was asked for."""
-        params, respond = call.params, call.respond
+        params = call.params
         self._observe(params.get("seen", ()))
         where = target(params["htu"])
-        ath = params.get("ath")
         key, generation = self._records.keys.signer(
-            params.get("key"), params.get("jkt"), presents_access_token=ath is not None
+            params.get("key"),
+            params.get("jkt"),
+            presents_access_token=params.get("ath") is not None,
         )
         require_allowed(key, where)
-        signer = self._signers.named(key.store)
-        on_touch = call.on_touch(key, generation)
-        deadline = self._loop.time() + params.get("timeout_ms", SIGN_TIMEOUT_S * 1000) / 1000
-        head = self._header(key.alg, generation)
-        nonce: str | None = None
-        made = ""
-        made_at = 0.0
-        anew = on_touch is None  # nobody touches twice for one proof
-
-        def make() -> dict[str, Any]:
-            nonlocal nonce, made, made_at
-            self._still_signing(generation)
-            made_at = self._loop.time()
-            nonce = (
-                params["nonce"] if "nonce" in params else self._nonces.nonce(where.origin, made_at)
-            )
-            made = signing_input(
-                head,
-                htm=params["htm"],
-                htu=where.htu,
-                iat=int(time.time() - self._nonces.backdating_s(where.origin)),
-                ath=ath,
-                nonce=nonce,
-            )
-            return self._sign_frame(key, generation, made)
-
-        def done(what: dict[str, Any] | DPoPAgentError) -> None:
-            nonlocal anew
-            try:
-                state, signature = self._signed(what, generation)
-            except DPoPAgentError as e:
-                respond(e)
-                return
-            if anew and self._loop.time() - made_at > MAX_AGE_S:
-                anew = False
-                submit()
-                return
-            self._count(generation, where)
-            respond(
-                {
-                    "proof": f"{made}.{signature}",
-                    "key": key.name,
-                    "jkt": generation.jkt,
-                    "state": state,
-                    "nonce": nonce,
-                }
-            )
-
-        def submit() -> None:
-            signer.submit(
-                Job(call.owner, make, done, deadline=deadline, again=True, on_touch=on_touch)
-            )
-
-        submit()
-
-    def _signed(
-        self, what: dict[str, Any] | DPoPAgentError, generation: Generation
-    ) -> tuple[State, str]:
-        """The generation's state now, and the signature, if it may still be given out.
-
-        Raises:
-            DPoPAgentError: the signer's, or KeyUnusable.
-        """
-        if isinstance(what, DPoPAgentError):
-            raise self._seen_missing(what, generation)
-        return self._still_signing(generation), what["signature"]
-
-    def _count(self, generation: Generation, where: Target) -> None:
-        """A proof is given out."""
-        self.made += 1
-        self._records.used(generation.jkt, where.origin)
-        self._inventory.missing.discard(generation.jkt)
+        _OwnProof(self, call, key, generation, where).submit()
 
     def sign_proof(self, call: Call) -> None:
         """`proof.sign`: built by a client, let pass only as the agent could have made it."""
-        params, respond = call.params, call.respond
-        jkt, text = params["jkt"], params["signing_input"]
+        jkt, text = call.params["jkt"], call.params["signing_input"]
         key, generation = self._records.keys.signer(None, jkt, presents_access_token=False)
         if not key.allow_sign_proof:
             raise PolicyRefused(
                 f"the key {key.name} doesn't sign proofs that its clients built",
                 hint=f"use proof, or allow it: dpop-agent key set {key.name} --allow-sign-proof",
             )
-        where = self._require_proof(text, key, generation)
-        signer = self._signers.named(key.store)
+        where = _require_proof(text, key, generation)
+        require_allowed(key, where)
+        _ClientsProof(self, call, key, generation, where).submit()
 
-        def make() -> dict[str, Any]:
-            self._still_signing(generation)
-            return self._sign_frame(key, generation, text)
-
-        def done(what: dict[str, Any] | DPoPAgentError) -> None:
-            try:
-                _, signature = self._signed(what, generation)
-            except DPoPAgentError as e:
-                respond(e)
-                return
-            self._count(generation, where)
-            respond({"signature": signature})
-
-        signer.submit(
-            Job(
-                call.owner,
-                make,
-                done,
-                deadline=self._loop.time() + SIGN_TIMEOUT_S,
-                again=True,
-                on_touch=call.on_touch(key, generation),
-            )
-        )
-
-    def _require_proof(self, text: str, key: Key, generation: Generation) -> Target:
-        """Let pass what is a proof of this very key, as the agent could have made it.
-
-        Returns where it is for.
+    def signer(self, key: Key) -> Signer:
+        """The signer of a key's store.
 
         Raises:
-            InvalidParams, HtuRefused, PolicyRefused
+            StoreUnknown
         """
-        try:
-            head, claims = parse_signing_input(text)
-        except ValueError as e:
-            raise InvalidParams(f"proof.sign: signing_input is no proof: {e}") from e
-        wrong = None
-        if head != {"typ": TYP, "alg": key.alg, "jwk": dict(generation.jwk)}:
-            wrong = f"its header isn't exactly typ {TYP}, alg {key.alg} and the generation's jwk"
-        elif (
-            not {"jti", "htm", "htu", "iat"}
-            <= claims.keys()
-            <= {
-                "jti",
-                "htm",
-                "htu",
-                "iat",
-                "ath",
-                "nonce",
-            }
-        ):
-            wrong = "its claims aren't jti, htm, htu, iat and, where needed, ath and nonce"
-        elif not (isinstance(claims["jti"], str) and 16 <= len(claims["jti"]) <= 64):
-            wrong = "its jti isn't a text of 16 to 64 characters"
-        elif not is_htm(claims["htm"]):
-            wrong = "its htm isn't an HTTP method"
-        elif "ath" in claims and not is_sha256(claims["ath"]):
-            wrong = "its ath isn't the SHA-256 of an access token"
-        elif "nonce" in claims and not is_nonce(claims["nonce"]):
-            wrong = "its nonce isn't one (RFC 9449 section 8.1)"
-        elif type(claims["iat"]) is not int or not (
-            0 <= int(time.time()) - claims["iat"] <= SIGN_PROOF_WINDOW_S
-        ):
-            wrong = f"its iat isn't within {SIGN_PROOF_WINDOW_S} seconds before now"
-        if wrong:
-            raise InvalidParams(f"proof.sign: signing_input is refused: {wrong}")
-        if not isinstance(claims["htu"], str) or target(claims["htu"]).htu != claims["htu"]:
-            raise HtuRefused(
-                "proof.sign: htu isn't in the form that servers compare",
-                hint="no query, no fragment, host in lower case, no default port",
-            )
-        where = target(claims["htu"])
-        require_allowed(key, where)
-        return where
+        return self._signers.named(key.store)
 
-    def _header(self, alg: str, generation: Generation) -> str:
-        encoded = self._headers.get((alg, generation.jkt))
-        if encoded is None:
-            encoded = self._headers[alg, generation.jkt] = header(alg, generation.jwk)
-        return encoded
+    def own_signing_input(
+        self, params: Mapping[str, Any], key: Key, generation: Generation, where: Target
+    ) -> tuple[str, str | None]:
+        """What is to be signed for `proof` at this moment, and the nonce in it."""
+        nonce = (
+            params["nonce"]
+            if "nonce" in params
+            else self._nonces.nonce(where.origin, self._loop.time())
+        )
+        made = signing_input(
+            self._header(key.alg, generation),
+            htm=params["htm"],
+            htu=where.htu,
+            iat=int(time.time() - self._nonces.backdating_s(where.origin)),
+            ath=params.get("ath"),
+            nonce=nonce,
+        )
+        return made, nonce
 
-    @staticmethod
-    def _sign_frame(key: Key, generation: Generation, text: str) -> dict[str, Any]:
-        return {
-            "op": "sign",
-            "ref": generation.ref,
-            "jkt": generation.jkt,
-            "alg": key.alg,
-            "input": text,
-        }
-
-    def _still_signing(self, generation: Generation) -> State:
-        """The generation's state now: it may have been compromised while it signed.
+    def require_still_signing(self, generation: Generation) -> State:
+        """The generation's state now: it may have been compromised since it was chosen.
 
         Raises:
             KeyUnusable
@@ -251,10 +119,22 @@ class Proofs:
         current.require_signing(key.name)
         return current.state
 
-    def _seen_missing(self, error: DPoPAgentError, generation: Generation) -> DPoPAgentError:
+    def given_out(self, generation: Generation, where: Target) -> None:
+        """A proof leaves the agent."""
+        self.made += 1
+        self._records.used(generation.jkt, where.origin)
+        self._inventory.missing.discard(generation.jkt)
+
+    def not_signed(self, error: DPoPAgentError, generation: Generation) -> None:
+        """A signer says why there is no signature."""
         if isinstance(error, KeyMissing):
             self._inventory.missing.add(generation.jkt)
-        return error
+
+    def _header(self, alg: str, generation: Generation) -> str:
+        encoded = self._headers.get((alg, generation.jkt))
+        if encoded is None:
+            encoded = self._headers[alg, generation.jkt] = header(alg, generation.jwk)
+        return encoded
 
     def observe(self, params: dict[str, Any]) -> dict[str, Any]:
         self._observe(params["seen"])
@@ -270,6 +150,196 @@ class Proofs:
                 clock_offset_s=None if date is None else _seconds(date) - time.time(),
                 now=self._loop.time(),
             )
+
+
+class _Signing(ABC):
+    """One request on its way to a signature and out again."""
+
+    __slots__ = (
+        "_call",
+        "_deadline",
+        "_generation",
+        "_key",
+        "_on_touch",
+        "_proofs",
+        "_signer",
+        "_where",
+    )
+
+    def __init__(
+        self, proofs: Proofs, call: Call, key: Key, generation: Generation, where: Target
+    ) -> None:
+        """Nothing is asked of the signer before `submit`.
+
+        Raises:
+            StoreUnknown
+        """
+        self._proofs = proofs
+        self._call = call
+        self._key = key
+        self._generation = generation
+        self._where = where
+        self._signer = proofs.signer(key)
+        self._on_touch = call.on_touch(key, generation)
+        timeout_ms = call.params.get("timeout_ms", SIGN_TIMEOUT_S * 1000)
+        self._deadline = asyncio.get_running_loop().time() + timeout_ms / 1000
+
+    def submit(self) -> None:
+        """Have it signed when its turn comes, and answered."""
+        self._signer.submit(
+            Job(
+                self._call.owner,
+                self._frame,
+                self._done,
+                deadline=self._deadline,
+                again=True,
+                on_touch=self._on_touch,
+            )
+        )
+
+    def _frame(self) -> dict[str, Any]:
+        """Right before it is sent, so that what it says of the time is true."""
+        self._proofs.require_still_signing(self._generation)
+        return {
+            "op": "sign",
+            "ref": self._generation.ref,
+            "jkt": self._generation.jkt,
+            "alg": self._key.alg,
+            "input": self._signing_input(),
+        }
+
+    def _done(self, what: dict[str, Any] | DPoPAgentError) -> None:
+        if isinstance(what, DPoPAgentError):
+            self._proofs.not_signed(what, self._generation)
+            self._call.respond(what)
+            return
+        try:
+            state = self._proofs.require_still_signing(self._generation)
+        except DPoPAgentError as e:
+            self._call.respond(e)
+            return
+        if self._is_stale():
+            self.submit()
+            return
+        self._proofs.given_out(self._generation, self._where)
+        self._call.respond(self._result(what["signature"], state))
+
+    @abstractmethod
+    def _signing_input(self) -> str:
+        """What the signer gets."""
+
+    @abstractmethod
+    def _is_stale(self) -> bool:
+        """Whether it has to be made anew, as too old a proof already."""
+
+    @abstractmethod
+    def _result(self, signature: str, state: State) -> dict[str, Any]:
+        """What the client gets."""
+
+
+class _OwnProof(_Signing):
+    """A proof that the agent makes; anew, once, if it was signed too late."""
+
+    __slots__ = ("_made", "_made_anew", "_made_at", "_nonce")
+
+    def __init__(
+        self, proofs: Proofs, call: Call, key: Key, generation: Generation, where: Target
+    ) -> None:
+        super().__init__(proofs, call, key, generation, where)
+        self._made = ""
+        self._made_at = 0.0
+        self._nonce: str | None = None
+        self._made_anew = self._on_touch is not None  # nobody touches twice for one proof
+
+    def _signing_input(self) -> str:
+        self._made_at = asyncio.get_running_loop().time()
+        self._made, self._nonce = self._proofs.own_signing_input(
+            self._call.params, self._key, self._generation, self._where
+        )
+        return self._made
+
+    def _is_stale(self) -> bool:
+        age_s = asyncio.get_running_loop().time() - self._made_at
+        if self._made_anew or age_s <= MAX_AGE_S:
+            return False
+        self._made_anew = True
+        return True
+
+    def _result(self, signature: str, state: State) -> dict[str, Any]:
+        return {
+            "proof": f"{self._made}.{signature}",
+            "key": self._key.name,
+            "jkt": self._generation.jkt,
+            "state": state,
+            "nonce": self._nonce,
+        }
+
+
+class _ClientsProof(_Signing):
+    """A proof that a client built: signed as it is, or not at all."""
+
+    __slots__ = ()
+
+    def _signing_input(self) -> str:
+        text: str = self._call.params["signing_input"]
+        return text
+
+    def _is_stale(self) -> bool:
+        return False
+
+    def _result(self, signature: str, state: State) -> dict[str, Any]:  # noqa: ARG002
+        return {"signature": signature}
+
+
+def _require_proof(text: str, key: Key, generation: Generation) -> Target:
+    """Let pass what is a proof of this very key, as the agent could have made it.
+
+    Returns where it is for.
+
+    Raises:
+        InvalidParams, HtuRefused
+    """
+    try:
+        head, claims = parse_signing_input(text)
+    except ValueError as e:
+        raise InvalidParams(f"proof.sign: signing_input is no proof: {e}") from e
+    wrong = None
+    if head != {"typ": TYP, "alg": key.alg, "jwk": dict(generation.jwk)}:
+        wrong = f"its header isn't exactly typ {TYP}, alg {key.alg} and the generation's jwk"
+    elif (
+        not {"jti", "htm", "htu", "iat"}
+        <= claims.keys()
+        <= {
+            "jti",
+            "htm",
+            "htu",
+            "iat",
+            "ath",
+            "nonce",
+        }
+    ):
+        wrong = "its claims aren't jti, htm, htu, iat and, where needed, ath and nonce"
+    elif not (isinstance(claims["jti"], str) and 16 <= len(claims["jti"]) <= 64):
+        wrong = "its jti isn't a text of 16 to 64 characters"
+    elif not is_htm(claims["htm"]):
+        wrong = "its htm isn't an HTTP method"
+    elif "ath" in claims and not is_sha256(claims["ath"]):
+        wrong = "its ath isn't the SHA-256 of an access token"
+    elif "nonce" in claims and not is_nonce(claims["nonce"]):
+        wrong = "its nonce isn't one (RFC 9449 section 8.1)"
+    elif type(claims["iat"]) is not int or not (
+        0 <= int(time.time()) - claims["iat"] <= SIGN_PROOF_WINDOW_S
+    ):
+        wrong = f"its iat isn't within {SIGN_PROOF_WINDOW_S} seconds before now"
+    if wrong:
+        raise InvalidParams(f"proof.sign: signing_input is refused: {wrong}")
+    where = target(claims["htu"]) if isinstance(claims["htu"], str) else None
+    if where is None or where.htu != claims["htu"]:
+        raise HtuRefused(
+            "proof.sign: htu isn't in the form that servers compare",
+            hint="no query, no fragment, host in lower case, no default port",
+        )
+    return where
 
 
 def _seconds(date: str) -> float:
