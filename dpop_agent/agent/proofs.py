@@ -18,8 +18,9 @@ from dpop_agent.agent.inventory import Inventory
 from dpop_agent.agent.keys import Generation, Key, State
 from dpop_agent.agent.nonces import Nonces
 from dpop_agent.agent.policy import require_allowed
+from dpop_agent.agent.queue import SIGN_TIMEOUT_S, Job
 from dpop_agent.agent.records import Records
-from dpop_agent.agent.signers import SIGN_TIMEOUT_S, Job, Signer, Signers
+from dpop_agent.agent.signers import Signer, Signers
 from dpop_agent.errors import (
     DPoPAgentError,
     HtuRefused,

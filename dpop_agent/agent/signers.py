@@ -13,12 +13,14 @@ import os
 import socket
 import subprocess
 import sys
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 from dpop_agent import __version__
-from dpop_agent.channel import Frames, Malformed, frame, outcome
+from dpop_agent.agent.process import SignerProcess
+from dpop_agent.agent.queue import SIGN_TIMEOUT_S, FairQueue, Job
+from dpop_agent.channel import Malformed, frame, outcome
 from dpop_agent.config import StoreConfig
 from dpop_agent.errors import (
     Busy,
@@ -31,7 +33,6 @@ from dpop_agent.errors import (
     StoreUnknown,
     Timeout,
 )
-from dpop_agent.protocol import TOUCH_TIMEOUT_S
 
 log = logging.getLogger("dpop_agent.signers")
 
@@ -41,9 +42,6 @@ START_TIMEOUT_S = 15.0
 APART_S = 5.0
 """Seconds in which no other store of the same module is started: half of what a signature may take,
 so that what waits behind a stuck one is still served."""
-
-SIGN_TIMEOUT_S = 10.0
-"""Seconds for one signature: over ten times the slowest token heard of (0.7 s)."""
 
 TOUCH_AFTER_S = 0.3
 """Seconds after which a signature that may wait for a touch is taken for one that does."""
@@ -70,8 +68,6 @@ with a request. A token that is back is used again within two seconds."""
 TICK_S = 0.1
 """Seconds between looks at deadlines."""
 
-Done = Callable[[dict[str, Any] | DPoPAgentError], None]
-
 
 class Asked(NamedTuple):
     """What somebody has to do for a store to open; nothing without a socket.
@@ -82,114 +78,6 @@ class Asked(NamedTuple):
 
     socket: str | None = None
     pad: bool = False
-
-
-class Job:
-    """One frame to be sent and answered.
-
-    Attributes:
-        owner: the connection that waits for it; when it goes, what isn't sent yet is dropped.
-        make: builds the frame's members, right before it is sent.
-        done: called once, with the signer's result or the error.
-        deadline: when nobody waits any more, in the event loop's time.
-        limit_s: seconds that the signer may take; where it may wait for a touch, as many as that
-            has.
-        again: whether it may be repeated after a signer died with it.
-        on_touch: called when it waits for a touch; None if it can't.
-        untouched: whether it waits for one now.
-    """
-
-    __slots__ = (
-        "again",
-        "deadline",
-        "done",
-        "limit_s",
-        "make",
-        "on_touch",
-        "owner",
-        "sent",
-        "untouched",
-    )
-
-    def __init__(
-        self,
-        owner: Hashable,
-        make: Callable[[], dict[str, Any]],
-        done: Done,
-        *,
-        deadline: float,
-        again: bool,
-        limit_s: float = SIGN_TIMEOUT_S,
-        on_touch: Callable[[], None] | None = None,
-    ) -> None:
-        self.owner = owner
-        self.make = make
-        self.done: Done | None = done
-        self.deadline = deadline
-        self.limit_s = TOUCH_TIMEOUT_S if on_touch else limit_s
-        self.again = again
-        self.on_touch = on_touch
-        self.untouched = False
-        self.sent = 0.0
-
-    def finish(self, what: dict[str, Any] | DPoPAgentError) -> None:
-        """Tell whoever waits, once."""
-        done, self.done = self.done, None
-        if done is not None:
-            done(what)
-
-
-class _FairQueue:
-    """Jobs by owner; owners take turns."""
-
-    def __init__(self) -> None:
-        self._by_owner: OrderedDict[Hashable, deque[Job]] = OrderedDict()
-        self._size = 0
-
-    def __len__(self) -> int:
-        return self._size
-
-    def push(self, job: Job) -> None:
-        self._by_owner.setdefault(job.owner, deque()).append(job)
-        self._size += 1
-
-    def push_front(self, job: Job) -> None:
-        self._by_owner.setdefault(job.owner, deque()).appendleft(job)
-        self._by_owner.move_to_end(job.owner, last=False)
-        self._size += 1
-
-    def pop(self) -> Job:
-        owner, jobs = next(iter(self._by_owner.items()))
-        job = jobs.popleft()
-        self._size -= 1
-        if jobs:
-            self._by_owner.move_to_end(owner)
-        else:
-            del self._by_owner[owner]
-        return job
-
-    def drop(self, owner: Hashable) -> None:
-        self._size -= len(self._by_owner.pop(owner, ()))
-
-    def take_all(self) -> list[Job]:
-        jobs = [job for waiting in self._by_owner.values() for job in waiting]
-        self._by_owner.clear()
-        self._size = 0
-        return jobs
-
-    def take_late(self, now: float) -> list[Job]:
-        late = []
-        for owner, jobs in list(self._by_owner.items()):
-            if not any(job.deadline <= now for job in jobs):
-                continue
-            late += [job for job in jobs if job.deadline <= now]
-            kept = deque(job for job in jobs if job.deadline > now)
-            self._size -= len(jobs) - len(kept)
-            if kept:
-                self._by_owner[owner] = kept
-            else:
-                del self._by_owner[owner]
-        return late
 
 
 class _Asking(NamedTuple):
@@ -207,36 +95,6 @@ class _Asking(NamedTuple):
         """Tell whoever waits that the start is over, if it didn't come so far."""
         if not self.answer.done():
             self.answer.set_exception(Cancelled("the unlocking was interrupted"))
-
-
-class _Process(asyncio.Protocol):
-    """One signer process and its channel."""
-
-    def __init__(self, signer: Signer, popen: subprocess.Popen[bytes]) -> None:
-        self._signer = signer
-        self._frames = Frames()
-        self.popen = popen
-        self.transport: asyncio.Transport
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            for answer in self._frames.feed(data):
-                self._signer.answered(self, answer)
-        except Malformed as e:
-            log.warning("signer of store %s: %s", self._signer.config.name, e)
-            self.kill()
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  (asyncio's signature)
-        self._signer.died(self)
-
-    def kill(self) -> None:
-        """End it, hanging or not; `died` follows. Its child dies with it."""
-        self.popen.kill()
-        self.transport.abort()
 
 
 class Signer:
@@ -266,11 +124,11 @@ class Signer:
         self._starting = starting
         self._on_ready = on_ready
         self._loop = asyncio.get_running_loop()
-        self._process: _Process | None = None
+        self._process: SignerProcess | None = None
         self._ready = False  # takes frames
         self._lost = False  # was ready, and its process is about to end
         self._start: asyncio.Task[None] | None = None
-        self._queue = _FairQueue()
+        self._queue = FairQueue()
         self._sent: OrderedDict[int, Job] = OrderedDict()
         self._next_id = 1
         self._sign_s = 0.0
@@ -575,7 +433,7 @@ class Signer:
                 cwd="/",
                 process_group=0,
             )
-        process = self._process = _Process(self, popen)
+        process = self._process = SignerProcess(self, popen)
         await self._loop.create_unix_connection(lambda: process, sock=ours)
 
     def _open_frame(self) -> dict[str, Any]:
@@ -640,7 +498,7 @@ class Signer:
         self._failures = min(self._failures + 1, 16)
         self._retry_at = self._loop.time() + wait_s
 
-    def died(self, process: _Process) -> None:
+    def died(self, process: SignerProcess) -> None:
         """A process is gone: repeat what can be repeated, with a new one."""
         self._loop.run_in_executor(None, self._reap, process)
         if process is not self._process:
@@ -675,7 +533,7 @@ class Signer:
                 self.start()
 
     @staticmethod
-    def _reap(process: _Process) -> None:
+    def _reap(process: SignerProcess) -> None:
         try:
             process.popen.wait(timeout=3)
         except subprocess.TimeoutExpired:
@@ -714,7 +572,7 @@ class Signer:
         process.transport.write(frame(id=self._next_id, **members))
         self._watch_deadlines()
 
-    def answered(self, process: _Process, answer: dict[str, Any]) -> None:
+    def answered(self, process: SignerProcess, answer: dict[str, Any]) -> None:
         """A frame from the signer.
 
         Raises:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dpop_agent.agent.signers import SIGN_TIMEOUT_S
+from dpop_agent.agent.queue import SIGN_TIMEOUT_S
 from dpop_agent.errors import Locked, StoreAbsent
 from dpop_agent.verify import verify
 from tests.agent.places import add_store, until

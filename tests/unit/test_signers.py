@@ -9,8 +9,10 @@ from typing import Any, cast
 
 import pytest
 
-from dpop_agent.agent import signers
-from dpop_agent.agent.signers import Job, Signer, _Process
+from dpop_agent.agent import queue, signers
+from dpop_agent.agent.process import SignerProcess
+from dpop_agent.agent.queue import Job
+from dpop_agent.agent.signers import Signer
 from dpop_agent.channel import Frames
 from dpop_agent.config import PinSource, StoreConfig, TokenUri
 from dpop_agent.errors import DPoPAgentError, Locked, SignerFailed, Timeout
@@ -62,7 +64,7 @@ class Card:
         self.transport = self
         self.frames: list[dict[str, Any]] = []
         self.killed = False
-        self._process = cast("_Process", self)
+        self._process = cast("SignerProcess", self)
         self.signer._process, self.signer._ready = self._process, True
 
     def write(self, data: bytes) -> None:
@@ -147,7 +149,7 @@ def test_a_card_that_waits_for_ever_is_given_up_at_the_touchs_deadline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(signers, "TOUCH_AFTER_S", 0.1)
-    monkeypatch.setattr(signers, "TOUCH_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(queue, "TOUCH_TIMEOUT_S", 0.5)
 
     async def story(card: Card) -> None:
         waits = card.submit(1, within_s=0.2)
