@@ -1,45 +1,161 @@
-"""A signer process and its channel."""
+"""A signer process: how it comes into being, its channel, its end."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
 import subprocess
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
-from dpop_agent.channel import Frames, Malformed
-
-if TYPE_CHECKING:
-    from dpop_agent.agent.signers import Signer
+from dpop_agent.channel import Frames, Malformed, frame
 
 log = logging.getLogger("dpop_agent.process")
+
+END_TIMEOUT_S = 3.0
+"""Seconds that a signer whose channel is closed has for what it does; its own grace is half."""
+
+
+class Child(Protocol):
+    """A process that was started."""
+
+    def kill(self) -> None:
+        """End it, hanging or not, and what it started."""
+
+    def wait(self) -> None:
+        """Wait until it has ended; it is killed if it takes longer than END_TIMEOUT_S. Blocks."""
+
+
+class Spawn(Protocol):
+    """How signers come into being."""
+
+    async def __call__(self, channel: socket.socket, env: Mapping[str, str]) -> Child:
+        """A process that serves this end of its channel.
+
+        Args:
+            channel: its end, which the caller closes here afterwards.
+            env: what it has in its environment beside the agent's.
+
+        Raises:
+            OSError: none can be started.
+        """
+
+
+class _Program:
+    """A signer that was started as a program."""
+
+    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+        self._popen = popen
+
+    def kill(self) -> None:
+        self._popen.kill()
+
+    def wait(self) -> None:
+        try:
+            self._popen.wait(timeout=END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            self._popen.wait()
+
+
+async def spawn_program(channel: socket.socket, env: Mapping[str, str]) -> Child:
+    """A signer by exec: `python -I -m dpop_agent.signer`."""
+    return _Program(
+        subprocess.Popen(
+            [sys.executable, "-I", "-m", "dpop_agent.signer", str(channel.fileno())],
+            pass_fds=[channel.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            env=os.environ | dict(env),
+            cwd="/",
+            process_group=0,
+        )
+    )
 
 
 class SignerProcess(asyncio.Protocol):
     """One signer process and its channel."""
 
-    def __init__(self, signer: Signer, popen: subprocess.Popen[bytes]) -> None:
-        self._signer = signer
+    def __init__(
+        self,
+        store: str,
+        child: Child,
+        *,
+        on_frame: Callable[[SignerProcess, dict[str, Any]], None],
+        on_end: Callable[[SignerProcess], None],
+    ) -> None:
+        """`start` makes one.
+
+        Args:
+            store: its store's name, for people.
+            child: the process.
+            on_frame: called with each frame that it sends; raises Malformed for one that makes no
+                sense.
+            on_end: called once, when its channel is closed from there or it was killed.
+        """
+        self._store = store
+        self._child = child
+        self._on_frame = on_frame
+        self._on_end = on_end
         self._frames = Frames()
-        self.popen = popen
-        self.transport: asyncio.Transport
+        self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self._transport = transport
 
     def data_received(self, data: bytes) -> None:
         try:
             for answer in self._frames.feed(data):
-                self._signer.answered(self, answer)
+                self._on_frame(self, answer)
         except Malformed as e:
-            log.warning("signer of store %s: %s", self._signer.config.name, e)
+            log.warning("signer of store %s: %s", self._store, e)
             self.kill()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  (asyncio's signature)
-        self._signer.died(self)
+        self._on_end(self)
+
+    def send(self, frame_id: int, members: Mapping[str, Any]) -> None:
+        """Give it a frame."""
+        self._transport.write(frame(id=frame_id, **members))
+
+    def close(self) -> None:
+        """Let it end after what it is doing."""
+        self._transport.close()
 
     def kill(self) -> None:
-        """End it, hanging or not; `died` follows. Its child dies with it."""
-        self.popen.kill()
-        self.transport.abort()
+        """End it, hanging or not; `on_end` follows."""
+        self._child.kill()
+        self._transport.abort()
+
+    def reap(self) -> None:
+        """Wait until it has ended. Blocks."""
+        self._child.wait()
+
+
+async def start(
+    spawn: Spawn,
+    store: str,
+    env: Mapping[str, str],
+    *,
+    on_frame: Callable[[SignerProcess, dict[str, Any]], None],
+    on_end: Callable[[SignerProcess], None],
+) -> SignerProcess:
+    """A new signer process, whose store isn't open yet.
+
+    Raises:
+        OSError: none can be started.
+    """
+    ours, theirs = socket.socketpair()
+    with theirs:
+        try:
+            child = await spawn(theirs, env)
+        except BaseException:
+            ours.close()
+            raise
+    process = SignerProcess(store, child, on_frame=on_frame, on_end=on_end)
+    await asyncio.get_running_loop().create_unix_connection(lambda: process, sock=ours)
+    return process

@@ -20,6 +20,7 @@ from dpop_agent.agent.lifecycle import Lifecycle
 from dpop_agent.agent.listener import Listener
 from dpop_agent.agent.making import Making
 from dpop_agent.agent.nonces import Nonces
+from dpop_agent.agent.process import spawn_program
 from dpop_agent.agent.proofs import Proofs
 from dpop_agent.agent.records import Records
 from dpop_agent.agent.signers import Signer, Signers
@@ -169,6 +170,7 @@ class Agent:
                     ),
                     starting=self._starting[store.module],
                     on_ready=self._reconcile,
+                    spawn=spawn_program,
                 )
             self.signers[name].start()
 
@@ -195,7 +197,7 @@ class Agent:
         self._open_stores()
         for name, signer in list(self.signers.items()):
             was_open = signer.state == "ready"  # one that is opened now is looked into by itself
-            if not signer.locked:  # by somebody who may be typing for a minute
+            if signer.state != "locked":  # by somebody who may be typing for a minute
                 await signer.started()
             if was_open:
                 await self._upkeep.reconcile(name)

@@ -1,8 +1,26 @@
-"""Signer processes as the agent sees them: start, queue, deadline, restart.
+"""Signers as the agent sees them: which state a store is in, and what that lets happen.
 
-One queue per signer, fair between connections. A frame is built only when it is sent, so that what
-it says of the time is true. The signer that hangs is killed, the one that dies is started again
-with back-off; work that can be repeated is, once, and nobody waits past his deadline.
+Theory of operation
+
+A store is in one `State`; what happens to it is an `Event`, and `TRANSITIONS` says what it becomes.
+An event that the table doesn't have for a state raises, and nothing happens.
+
+    DOWN ──START──► STARTING ──OPENED──► READY ──RELEASE──► RELEASED
+      ▲                │                 │   ◄─────USE─────    │
+      ├─────FAILED─────┘                 └───────BREAK─────────┤
+      └───────────────────────DIED────────────────────── FAILING
+
+    LOCKED ──UNLOCK──► UNLOCKING ──OPENED──► READY
+
+DOWN has no process: the next request starts one, or is refused with `error` until it is time for
+another try. STARTING and UNLOCKING load the module and log in; while somebody types a PIN requests
+are refused. READY takes frames; RELEASED does too, and takes the place again with the first.
+FAILING said that it can't be trusted any more and is about to end: what can be repeated waits for
+the next process. LOCKED opens for nobody but `unlock`: that is where `lock` leads, and, for a PIN
+that somebody types, a signer's end as well, for the PIN went with it. CLOSED is for good.
+
+Whoever waits is told in any case: a job is answered by the signer, repeated once by another, or
+finished with an error, at the latest at its deadline.
 """
 
 from __future__ import annotations
@@ -10,17 +28,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
-import subprocess
-import sys
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
+from enum import Enum, auto
 from typing import Any, NamedTuple
 
 from dpop_agent import __version__
-from dpop_agent.agent.process import SignerProcess
-from dpop_agent.agent.queue import SIGN_TIMEOUT_S, FairQueue, Job
-from dpop_agent.channel import Malformed, frame, outcome
+from dpop_agent.agent import process
+from dpop_agent.agent.process import SignerProcess, Spawn
+from dpop_agent.agent.queue import MAX_QUEUE, SIGN_TIMEOUT_S, Job, Work
+from dpop_agent.channel import Malformed, outcome
 from dpop_agent.config import StoreConfig
 from dpop_agent.errors import (
     Busy,
@@ -31,7 +47,6 @@ from dpop_agent.errors import (
     SignerFailed,
     StoreAbsent,
     StoreUnknown,
-    Timeout,
 )
 
 log = logging.getLogger("dpop_agent.signers")
@@ -43,20 +58,8 @@ APART_S = 5.0
 """Seconds in which no other store of the same module is started: half of what a signature may take,
 so that what waits behind a stuck one is still served."""
 
-TOUCH_AFTER_S = 0.3
-"""Seconds after which a signature that may wait for a touch is taken for one that does."""
-
 GENERATE_TIMEOUT_S = 60.0
 """Seconds for one key pair: RSA on a card or TPM takes up to half a minute."""
-
-WINDOW = 4
-"""Frames in a signer's hands at once, so that it never waits for the agent."""
-
-FAST_S = 0.02
-"""Seconds a signature: a slower store gets one frame at a time, for the age of their `iat`."""
-
-MAX_QUEUE = 4096
-"""Requests waiting for one signer: seconds of work for a fast store."""
 
 UNLOCK_TIMEOUT_S = 150.0
 """Seconds for opening while a person types the PIN: the signer waits 60, twice at the most."""
@@ -69,7 +72,113 @@ TICK_S = 0.1
 """Seconds between looks at deadlines."""
 
 
-class Asked(NamedTuple):
+class State(Enum):
+    """What a store is, to the agent."""
+
+    DOWN = auto()
+    STARTING = auto()
+    LOCKED = auto()
+    UNLOCKING = auto()
+    READY = auto()
+    RELEASED = auto()
+    FAILING = auto()
+    CLOSED = auto()
+
+
+class Event(Enum):
+    """What happens to a store."""
+
+    START = auto()
+    UNLOCK = auto()  # somebody is there to type
+    ALLOW = auto()  # may be opened without anybody again
+    OPENED = auto()
+    FAILED = auto()
+    WANT_PIN = auto()  # nothing but a PIN that somebody types opens it
+    RELEASE = auto()
+    USE = auto()
+    BREAK = auto()
+    DIED = auto()
+    LOCK = auto()
+    CLOSE = auto()
+
+
+TRANSITIONS: Mapping[State, Mapping[Event, State]] = {
+    State.DOWN: {
+        Event.START: State.STARTING,
+        Event.ALLOW: State.DOWN,
+        Event.WANT_PIN: State.LOCKED,
+        Event.LOCK: State.LOCKED,
+        Event.CLOSE: State.CLOSED,
+    },
+    State.STARTING: {
+        Event.OPENED: State.READY,
+        Event.FAILED: State.DOWN,
+        Event.ALLOW: State.DOWN,
+        Event.WANT_PIN: State.LOCKED,
+        Event.LOCK: State.LOCKED,
+        Event.CLOSE: State.CLOSED,
+    },
+    State.LOCKED: {
+        Event.UNLOCK: State.UNLOCKING,
+        Event.ALLOW: State.DOWN,
+        Event.WANT_PIN: State.LOCKED,
+        Event.LOCK: State.LOCKED,
+        Event.CLOSE: State.CLOSED,
+    },
+    State.UNLOCKING: {
+        Event.OPENED: State.READY,
+        Event.FAILED: State.DOWN,
+        Event.WANT_PIN: State.LOCKED,
+        Event.LOCK: State.LOCKED,
+        Event.CLOSE: State.CLOSED,
+    },
+    State.READY: {
+        Event.RELEASE: State.RELEASED,
+        Event.BREAK: State.FAILING,
+        Event.DIED: State.DOWN,
+        Event.WANT_PIN: State.LOCKED,
+        Event.LOCK: State.LOCKED,
+        Event.CLOSE: State.CLOSED,
+    },
+    State.RELEASED: {
+        Event.USE: State.READY,
+        Event.BREAK: State.FAILING,
+        Event.DIED: State.DOWN,
+        Event.WANT_PIN: State.LOCKED,
+        Event.LOCK: State.LOCKED,
+        Event.CLOSE: State.CLOSED,
+    },
+    State.FAILING: {
+        Event.DIED: State.DOWN,
+        Event.ALLOW: State.DOWN,
+        Event.WANT_PIN: State.LOCKED,
+        Event.LOCK: State.LOCKED,
+        Event.CLOSE: State.CLOSED,
+    },
+    State.CLOSED: {Event.LOCK: State.CLOSED, Event.CLOSE: State.CLOSED},
+}
+
+_OPEN = frozenset({State.READY, State.RELEASED})
+_REFUSING = frozenset({State.DOWN, State.LOCKED, State.UNLOCKING})
+
+
+class IllegalEvent(Exception):
+    """An event that can't happen in the state that the store is in: a mistake of this program."""
+
+
+def after(state: State, event: Event) -> State:
+    """What a store becomes.
+
+    Raises:
+        IllegalEvent
+    """
+    try:
+        return TRANSITIONS[state][event]
+    except KeyError:
+        raise IllegalEvent(f"{event.name} in {state.name}") from None
+
+
+class PinEntry(NamedTuple):
     """What somebody has to do for a store to open; nothing without a socket.
 
     `socket` is the path where the PIN is to be sent, or, with a `pad`, where the outcome is told of
@@ -80,21 +189,46 @@ class Asked(NamedTuple):
     pad: bool = False
 
 
-class _Asking(NamedTuple):
+class _Unlocking(NamedTuple):
     """A start for which somebody may have to type.
 
     Attributes:
         folder: where the signer may make a socket.
-        answer: who types, and where; known as soon as the place was found.
+        entry: who types, and where; known as soon as the place was found.
     """
 
     folder: str
-    answer: asyncio.Future[Asked]
+    entry: asyncio.Future[PinEntry]
 
     def interrupt(self) -> None:
         """Tell whoever waits that the start is over, if it didn't come so far."""
-        if not self.answer.done():
-            self.answer.set_exception(Cancelled("the unlocking was interrupted"))
+        if not self.entry.done():
+            self.entry.set_exception(Cancelled("the unlocking was interrupted"))
+
+
+class _BackOff:
+    """How long it is until the next try."""
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._until = 0.0
+
+    def __bool__(self) -> bool:
+        return self._failures > 0
+
+    def failed(self, now: float) -> None:
+        """One more try came to nothing."""
+        wait_s = min(MAX_BACK_OFF_S, MIN_BACK_OFF_S * 2**self._failures)
+        self._failures = min(self._failures + 1, 16)
+        self._until = now + wait_s
+
+    def left_s(self, now: float) -> float:
+        """Seconds until the next try may be made; not positive if it may now."""
+        return self._until - now
+
+    def over(self) -> None:
+        """It works."""
+        self._failures = 0
 
 
 class Signer:
@@ -107,6 +241,7 @@ class Signer:
         lock_file: str,
         starting: asyncio.Lock,
         on_ready: Callable[[Signer], None],
+        spawn: Spawn,
     ) -> None:
         """Nothing is started yet.
 
@@ -116,6 +251,7 @@ class Signer:
             starting: shared by the stores of one module: initialised by two processes at once,
                 it can miss tokens.
             on_ready: called whenever the store was opened.
+            spawn: how its processes come into being.
         """
         self.config = config
         self.place: dict[str, Any] = {}
@@ -123,28 +259,22 @@ class Signer:
         self._lock_file = lock_file
         self._starting = starting
         self._on_ready = on_ready
+        self._spawn = spawn
         self._loop = asyncio.get_running_loop()
+        self._state = State.DOWN
         self._process: SignerProcess | None = None
-        self._ready = False  # takes frames
-        self._lost = False  # was ready, and its process is about to end
-        self._start: asyncio.Task[None] | None = None
-        self._queue = FairQueue()
-        self._sent: OrderedDict[int, Job] = OrderedDict()
-        self._next_id = 1
-        self._sign_s = 0.0
-        self._failures = 0
-        self._retry_at = 0.0
+        self._opening: asyncio.Task[None] | None = None
+        self._work = Work(config.name)
+        self._back_off = _BackOff()
         self._opened_at = 0.0
+        self._idle_since = self._loop.time()
         self._pin_path: str | None = None
         self._tick: asyncio.TimerHandle | None = None
-        self._closed = False
-        self._idle_since = self._loop.time()
-        self._released = False
         self._locking: asyncio.Task[None] | None = None
         self._unlocking = asyncio.Lock()
         self._prompts = config.pin_source is not None and config.pin_source.kind == "prompt"
-        self.locked = self._prompts
-        if self.locked:
+        if self._prompts:
+            self._become(Event.WANT_PIN)
             self.error = self._wants_pin()
             log.info("%s", self.error)
 
@@ -153,11 +283,11 @@ class Signer:
     @property
     def state(self) -> str:
         """`ready`, `starting`, `locked`, `absent` or `failed`."""
-        if self._ready:
+        if self._state in _OPEN:
             return "ready"
-        if self.locked:
+        if self._state in (State.LOCKED, State.UNLOCKING):
             return "locked"
-        if self._start is not None:
+        if self._state is State.STARTING:
             return "starting"
         if isinstance(self.error, Locked):
             return "locked"
@@ -166,23 +296,23 @@ class Signer:
     @property
     def pid(self) -> int | None:
         """The process that hosts the open store, if one does."""
-        return self.place["pid"] if self._ready else None
+        return self.place["pid"] if self._state in _OPEN else None
 
     def submit(self, job: Job) -> None:
         """Queue a job; its `done` is called in any case, an error at once where nothing helps."""
-        if self._closed:
-            job.finish(SignerFailed(f"the store {self.config.name} was closed", hint="try again"))
+        if self._state is State.CLOSED:
+            job.finish(self._was_closed())
             return
-        if len(self._queue) >= MAX_QUEUE and job.owner is not self:
+        if self._work.is_full and job.owner is not self:
             job.finish(Busy(f"{MAX_QUEUE} requests wait for the store {self.config.name}"))
             return
-        if not self._ready and (self._start is None or self.locked):
+        if self._state in _REFUSING:
             refusal = self._refusal()
             if refusal is not None:
                 job.finish(refusal)
                 return
             self.start()
-        self._queue.push(job)
+        self._work.push(job)
         self._pump()
 
     async def ask(
@@ -224,23 +354,15 @@ class Signer:
 
     def drop(self, owner: Hashable) -> None:
         """Forget what a vanished connection waits for; what the store signs for it is nobody's."""
-        self._queue.drop(owner)
-        for job in self._sent.values():
-            if job.owner is owner:
-                job.done = None
+        self._work.drop(owner)
 
     def start(self) -> None:
         """Start the process, unless one runs or starts; also after a refused PIN, not if locked."""
-        if not self.locked:
-            self._start_with(None)
+        if self._state is State.DOWN and self._process is None:
+            self._become(Event.START)
+            self._opening = self._loop.create_task(self._open(None))
 
-    def _start_with(self, asking: _Asking | None) -> None:
-        if self._process is None and self._start is None and not self._closed:
-            self._start = self._loop.create_task(self._open(asking))
-            if asking is not None:  # of a task that is cancelled before its first step nothing runs
-                self._start.add_done_callback(lambda _: asking.interrupt())
-
-    async def unlock(self, folder: str) -> Asked:
+    async def unlock(self, folder: str) -> PinEntry:
         """Open a store that is locked, or say what somebody has to do for that.
 
         Args:
@@ -257,43 +379,85 @@ class Signer:
                     hint=f"finish that, or end it: dpop-agent lock {self.config.name}",
                 )
             await self.started()
-            if self._ready:
-                return Asked()
+            if self._state in _OPEN:
+                return PinEntry()
+            self._require_not_closed()
             source = self.config.pin_source
-            self.locked = source is not None and source.kind in ("prompt", "keychain")
+            may_be_typed = source is not None and source.kind in ("prompt", "keychain")
+            self._become(Event.WANT_PIN if may_be_typed else Event.ALLOW)
             await self._end_process()
-            if self._closed:
-                raise SignerFailed(f"the store {self.config.name} was closed", hint="try again")
-            if self.locked:
-                self.error = self.error or self._wants_pin()
-                asking = _Asking(folder, self._loop.create_future())
-                self._start_with(asking)
-                asked = await asking.answer
-                if asked.socket is not None:
-                    return asked
+            self._require_not_closed()
+            if may_be_typed:
+                entry = await self._unlock(folder)
+                if entry.socket is not None:
+                    return entry
             else:
                 self.start()
             await self.started()
             if self.error is not None:
                 raise self.error
-            return Asked()
+            return PinEntry()
+
+    async def _unlock(self, folder: str) -> PinEntry:
+        self.error = self.error or self._wants_pin()
+        unlocking = _Unlocking(folder, self._loop.create_future())
+        self._become(Event.UNLOCK)
+        self._opening = self._loop.create_task(self._open(unlocking))
+        # Of a task that is cancelled before its first step nothing runs.
+        self._opening.add_done_callback(lambda _: unlocking.interrupt())
+        return await unlocking.entry
 
     async def lock(self) -> None:
         """Forget the PIN and close everything; nothing opens it again before `unlock`."""
         self._lock(
+            Event.LOCK,
             Locked(
                 f"the store {self.config.name} is locked",
                 hint=f"dpop-agent unlock {self.config.name}",
-            )
+            ),
         )
         log.info("store %s is locked", self.config.name)
         await self._end_process()
 
-    def _lock(self, error: Locked) -> None:
-        self.locked, self.error, self._ready = True, error, False
-        for job in [*self._sent.values(), *self._queue.take_all()]:
-            job.again = False
-            job.finish(error)
+    def look_idle(self, *, lock_after_s: float | None, release_after_s: float | None) -> None:
+        """Lock or release a store that nobody used for so long."""
+        idle_s = self._loop.time() - self._idle_since
+        if self._state not in _OPEN or self._work:
+            return
+        if lock_after_s is not None and idle_s >= lock_after_s:
+            log.info("store %s was idle for %d s", self.config.name, idle_s)
+            self._locking = self._loop.create_task(self.lock())
+        elif (
+            release_after_s is not None
+            and idle_s >= release_after_s
+            and self._state is not State.RELEASED
+        ):
+            self._in_passing("release")
+            self._become(Event.RELEASE)
+            log.info("store %s was idle for %d s and is released", self.config.name, idle_s)
+
+    async def started(self) -> None:
+        """Wait until a start has come to its end, good or bad."""
+        if self._opening is not None:
+            await asyncio.wait([self._opening])
+
+    async def close(self) -> None:
+        """End the process after what it is doing, and fail the rest."""
+        self._become(Event.CLOSE)
+        if self._tick is not None:
+            self._tick.cancel()
+        self._work.fail_all(SignerFailed("the agent is ending", hint="start it again"))
+        await self._end_process()
+
+    # Its state
+
+    def _become(self, event: Event) -> None:
+        self._state = after(self._state, event)
+
+    def _lock(self, event: Event, error: Locked) -> None:
+        self._become(event)
+        self.error = error
+        self._work.fail_all(error)
 
     def _wants_pin(self) -> Locked:
         return Locked(
@@ -301,63 +465,20 @@ class Signer:
             hint=f"dpop-agent unlock {self.config.name}",
         )
 
-    async def _end_process(self) -> None:
-        if self._start is not None:
-            self._start.cancel()
-            await asyncio.wait([self._start])
-            self._start = None
-        process, self._process, self._ready = self._process, None, False
-        self._lost = False
-        lost = list(self._sent.values())
-        self._sent.clear()
-        for job in lost:
-            job.finish(self.error or SignerFailed(f"the store {self.config.name} was closed"))
-        self._unlink_pin_socket()
-        if process is not None:
-            process.transport.close()
-            await asyncio.to_thread(self._reap, process)
+    def _require_not_closed(self) -> None:
+        if self._state is State.CLOSED:
+            raise self._was_closed()
 
-    def look_idle(self, *, lock_after_s: float | None, release_after_s: float | None) -> None:
-        """Lock or release a store that nobody used for so long."""
-        idle_s = self._loop.time() - self._idle_since
-        if not self._ready or self._sent or self._queue:
-            return
-        if lock_after_s is not None and idle_s >= lock_after_s:
-            log.info("store %s was idle for %d s", self.config.name, idle_s)
-            task = self._loop.create_task(self.lock())
-            self._locking = task
-        elif release_after_s is not None and idle_s >= release_after_s and not self._released:
-            self._in_passing("release")
-            log.info("store %s was idle for %d s and is released", self.config.name, idle_s)
-
-    def _in_passing(self, op: str) -> None:
-        """An operation whose outcome nobody waits for."""
-        deadline = self._loop.time() + SIGN_TIMEOUT_S
-        self._send(Job(self, dict, lambda _: None, deadline=deadline, again=False), {"op": op})
-
-    async def started(self) -> None:
-        """Wait until a start has come to its end, good or bad."""
-        if self._start is not None:
-            await asyncio.wait([self._start])
-
-    async def close(self) -> None:
-        """End the process after what it is doing, and fail the rest."""
-        self._closed = True
-        if self._tick is not None:
-            self._tick.cancel()
-        for job in [*self._sent.values(), *self._queue.take_all()]:
-            job.finish(SignerFailed("the agent is ending", hint="start it again"))
-        await self._end_process()
-
-    # Start and end of the process
+    def _was_closed(self) -> SignerFailed:
+        return SignerFailed(f"the store {self.config.name} was closed", hint="try again")
 
     def _refusal(self) -> DPoPAgentError | None:
         """The error that holds until the next try, if it isn't time for one yet."""
         if self.error is None:
             return None
-        if self.locked or isinstance(self.error, PinRefused):
+        if self._state is not State.DOWN or isinstance(self.error, PinRefused):
             return self.error
-        wait_s = self._retry_at - self._loop.time()
+        wait_s = self._back_off.left_s(self._loop.time())
         if wait_s <= 0:
             return None
         error = self.error
@@ -369,46 +490,62 @@ class Signer:
             details=error.details,
         )
 
-    async def _open(self, asking: _Asking | None) -> None:
+    # Start and end of the process
+
+    async def _open(self, unlocking: _Unlocking | None) -> None:
         try:
-            place = await self._opened(asking)
+            place = await self._opened(unlocking)
         except OSError as e:
-            self._failed(SignerFailed(f"no signer process could be started ({e.strerror})"), asking)
-        except DPoPAgentError as e:
-            self._failed(e, asking)
-        except Exception:
-            log.exception(
-                "opening the store %s failed in a way nobody thought of", self.config.name
+            error: DPoPAgentError = SignerFailed(
+                f"no signer process could be started ({e.strerror})"
             )
-            self._failed(SignerFailed("the agent failed inside", hint="see its log"), asking)
+        except DPoPAgentError as e:
+            error = e
+        except Exception:
+            log.exception("unexpected error while opening the store %s", self.config.name)
+            error = SignerFailed("the agent met an unexpected error", hint="see its log")
         else:
-            self._start = None
-            self._ready, self.locked, self.error, self.place = True, False, None, place
-            self._opened_at = self._loop.time()
-            self._idle_since = self._loop.time()
-            named = [repr(place[name]) for name in ("label", "serial") if place.get(name)]
-            log.info("store %s is open: %s", self.config.name, ", serial ".join(named))
-            if asking is not None:
+            self._is_open(place)
+            if unlocking is not None:
                 # Now, so that whoever typed finds the store open.
                 self._in_passing("tell")
             self._on_ready(self)
             self._pump()
+            return
+        if unlocking is not None and not unlocking.entry.done():
+            unlocking.entry.set_exception(error)
+        still_locked = unlocking is not None and self._prompts
+        self._become(Event.WANT_PIN if still_locked else Event.FAILED)
+        self._failed(error)
 
-    async def _opened(self, asking: _Asking | None) -> dict[str, Any]:
-        listen = {} if asking is None else {"op": "listen", "folder": asking.folder}
+    def _is_open(self, place: dict[str, Any]) -> None:
+        self._become(Event.OPENED)
+        self._opening, self.error, self.place = None, None, place
+        self._opened_at = self._idle_since = self._loop.time()
+        named = [repr(place[name]) for name in ("label", "serial") if place.get(name)]
+        log.info("store %s is open: %s", self.config.name, ", serial ".join(named))
+
+    async def _opened(self, unlocking: _Unlocking | None) -> dict[str, Any]:
+        listen = {} if unlocking is None else {"op": "listen", "folder": unlocking.folder}
         async with self._starting:
-            await self._spawn()
-            first = self._begin(START_TIMEOUT_S, **self._open_frame() | listen)
+            self._process = await process.start(
+                self._spawn,
+                self.config.name,
+                self.config.env,
+                on_frame=self._answered,
+                on_end=self._died,
+            )
+            first = self._begin(START_TIMEOUT_S, self._open_frame() | listen)
             await asyncio.wait([first], timeout=APART_S)
-        found = _good(await first)
-        if asking is None:
+        found = _result(await first)
+        if unlocking is None:
             return found
         self._pin_path = found["path"]
-        asking.answer.set_result(Asked(found["path"], found["pad"]))
+        unlocking.entry.set_result(PinEntry(found["path"], found["pad"]))
         if self._pin_path is None:
-            return await self._first(START_TIMEOUT_S, **self._open_frame())
+            return _result(await self._begin(START_TIMEOUT_S, self._open_frame()))
         try:
-            return await self._first(UNLOCK_TIMEOUT_S, **self._open_frame())
+            return _result(await self._begin(UNLOCK_TIMEOUT_S, self._open_frame()))
         finally:
             self._unlink_pin_socket()
 
@@ -420,21 +557,6 @@ class Signer:
                 os.unlink(path)
             except FileNotFoundError:
                 pass
-
-    async def _spawn(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            popen = subprocess.Popen(
-                [sys.executable, "-I", "-m", "dpop_agent.signer", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                env=os.environ | dict(self.config.env),
-                cwd="/",
-                process_group=0,
-            )
-        process = self._process = SignerProcess(self, popen)
-        await self._loop.create_unix_connection(lambda: process, sock=ours)
 
     def _open_frame(self) -> dict[str, Any]:
         pin = self.config.pin_source
@@ -451,11 +573,8 @@ class Signer:
         }
         return {"op": "open", "version": __version__, "lock": self._lock_file, "store": settings}
 
-    async def _first(self, limit_s: float, **members: Any) -> dict[str, Any]:
-        return _good(await self._begin(limit_s, **members))
-
     def _begin(
-        self, limit_s: float, **members: Any
+        self, limit_s: float, members: dict[str, Any]
     ) -> asyncio.Future[dict[str, Any] | DPoPAgentError]:
         """One of the operations that make a signer ready; nothing else is under way."""
         if self._process is None:
@@ -472,82 +591,85 @@ class Signer:
         self._send(job, members)
         return answered
 
-    def _failed(self, error: DPoPAgentError, asking: _Asking | None = None) -> None:
+    def _failed(self, error: DPoPAgentError) -> None:
         """No store for now: whoever waits is told, and the next try waits."""
-        self._start = None
-        if asking is not None:
-            self.locked = self._prompts
-            if not asking.answer.done():
-                asking.answer.set_exception(error)
+        self._opening = None
         if self.error is None or self.error.message != error.message:
             log.warning("store %s can't be used: %s", self.config.name, error)
         self.error = error
-        if self.locked and not isinstance(error, Locked):  # it opens by nothing but a PIN
-            self.error = Locked(
+        if self._state is State.LOCKED and not isinstance(error, Locked):
+            self.error = Locked(  # it opens by nothing but a PIN
                 f"the store {self.config.name} wants its PIN, and {error.message}",
                 hint=f"{error.hint}; then: dpop-agent unlock {self.config.name}",
             )
-        self._back_off()
-        for job in self._queue.take_all():
-            job.finish(error)
+        self._back_off.failed(self._loop.time())
+        self._work.fail_waiting(error)
         if self._process is not None:
-            self._process.transport.close()
+            self._process.close()
 
-    def _back_off(self) -> None:
-        wait_s = min(MAX_BACK_OFF_S, MIN_BACK_OFF_S * 2**self._failures)
-        self._failures = min(self._failures + 1, 16)
-        self._retry_at = self._loop.time() + wait_s
+    async def _end_process(self) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait([self._opening])
+            self._opening = None
+        ending, self._process = self._process, None
+        for job in self._work.take_in_hand():
+            job.finish(self.error or SignerFailed(f"the store {self.config.name} was closed"))
+        self._unlink_pin_socket()
+        if ending is not None:
+            ending.close()
+            await asyncio.to_thread(ending.reap)
 
-    def died(self, process: SignerProcess) -> None:
+    def _died(self, ended: SignerProcess) -> None:
         """A process is gone: repeat what can be repeated, with a new one."""
-        self._loop.run_in_executor(None, self._reap, process)
-        if process is not self._process:
+        self._loop.run_in_executor(None, ended.reap)
+        if ended is not self._process:
             return
-        was_ready = self._ready or self._lost
-        self._process, self._ready, self._lost = None, False, False
-        lost = list(self._sent.values())
-        self._sent.clear()
-        error: DPoPAgentError = SignerFailed(
+        self._process = None
+        lost = self._work.take_in_hand()
+        if self._state in _OPEN or self._state is State.FAILING:
+            self._lost(lost)
+            return
+        for job in lost:
+            job.finish(
+                SignerFailed(
+                    f"the signer of the store {self.config.name} ended in the middle of its work",
+                    hint="its module may have crashed: see the store's module, module_args and env",
+                    retry="now",
+                )
+            )
+
+    def _lost(self, jobs: list[Job]) -> None:
+        """What an open store's process had in its hands when it ended."""
+        error = SignerFailed(
             f"the signer of the store {self.config.name} ended in the middle of its work",
-            hint="see the agent's log, and: dpop-agent status"
-            if was_ready
-            else "its module may have crashed: see the store's module, module_args and env",
+            hint="see the agent's log, and: dpop-agent status",
             retry="now",
         )
-        if was_ready and not self._closed:
-            log.warning("signer of store %s ended", self.config.name)
-        if was_ready and self._prompts:
-            error = self._wants_pin()  # the PIN went with the process
-            self._lock(error)
-        for job in reversed(lost):
-            if job.again and job.done is not None and not self.locked:
-                job.again = False
-                self._queue.push_front(job)
-            else:
+        log.warning("signer of store %s ended", self.config.name)
+        if self._prompts:  # the PIN went with the process
+            locked = self._wants_pin()
+            self._lock(Event.WANT_PIN, locked)
+            for job in jobs:
+                job.finish(locked)
+            return
+        self._become(Event.DIED)
+        for job in reversed(jobs):
+            if not self._work.again(job):
                 job.finish(error)
-        if was_ready and not self._closed and not self.locked:
-            if self._failures and self._loop.time() < self._retry_at:
-                self._failed(error)
-            else:
-                self._back_off()
-                self.start()
-
-    @staticmethod
-    def _reap(process: SignerProcess) -> None:
-        try:
-            process.popen.wait(timeout=3)
-        except subprocess.TimeoutExpired:
-            process.popen.kill()
-            process.popen.wait()
+        if self._back_off and self._back_off.left_s(self._loop.time()) > 0:
+            self._failed(error)
+        else:
+            self._back_off.failed(self._loop.time())
+            self.start()
 
     # Frames
 
     def _pump(self) -> None:
-        while self._ready and self._queue and len(self._sent) < self._window():
-            job = self._queue.pop()
-            if job.deadline <= self._loop.time():
-                job.finish(self._late(job))
-                continue
+        while self._state in _OPEN:
+            job = self._work.next_job(self._loop.time())
+            if job is None:
+                break
             try:
                 members = job.make()
             except DPoPAgentError as e:
@@ -556,114 +678,66 @@ class Signer:
             self._send(job, members)
         self._watch_deadlines()
 
-    def _window(self) -> int:
-        # Behind a touch a frame may wait until nobody wants it any more, and ask for another touch.
-        if self._sign_s >= FAST_S or any(job.on_touch for job in self._sent.values()):
-            return 1
-        return WINDOW
+    def _in_passing(self, op: str) -> None:
+        """An operation whose outcome nobody waits for."""
+        deadline = self._loop.time() + SIGN_TIMEOUT_S
+        self._send(Job(self, dict, lambda _: None, deadline=deadline, again=False), {"op": op})
 
     def _send(self, job: Job, members: dict[str, Any]) -> None:
-        process = self._process
-        assert process is not None
-        self._released = members["op"] == "release"
-        self._next_id += 1
-        self._sent[self._next_id] = job
-        job.sent, job.untouched = self._loop.time(), False
-        process.transport.write(frame(id=self._next_id, **members))
+        assert self._process is not None
+        if self._state is State.RELEASED:
+            self._become(Event.USE)
+        self._process.send(self._work.sent(job, self._loop.time()), members)
         self._watch_deadlines()
 
-    def answered(self, process: SignerProcess, answer: dict[str, Any]) -> None:
+    def _answered(self, sender: SignerProcess, answer: dict[str, Any]) -> None:
         """A frame from the signer.
 
         Raises:
             Malformed: it answers nothing that was asked.
         """
-        if process is not self._process:
+        if sender is not self._process:
             return
-        job = self._sent.pop(answer.get("id", 0), None)
-        if job is None:
+        now = self._loop.time()
+        found = self._work.answered(answer.get("id", 0), now)
+        if found is None:
             raise Malformed("a frame answers nothing")
+        job, took_s = found
         try:
             what = outcome(answer)
         except Malformed:
             job.finish(SignerFailed(f"the signer of the store {self.config.name} isn't understood"))
             raise
-        now = self._loop.time()
-        took_s = now - job.sent
-        if not self._released:
+        if self._state is not State.RELEASED:
             self._idle_since = now
-        if self._sent:
-            next(iter(self._sent.values())).sent = now  # its turn begins now
-        if answer.get("broken"):
-            self._ready, self._lost = False, self._ready
+        if answer.get("broken") and self._state in _OPEN:
+            self._become(Event.BREAK)
         if not isinstance(what, DPoPAgentError):
-            self._sign_s += (took_s - self._sign_s) / 8
+            self._work.succeeded(took_s)
             if now - self._opened_at > MAX_BACK_OFF_S:
-                self._failures = 0  # it lives; opening alone proves nothing
-        elif self._lost and job.again and job.done is not None:
-            job.again = False  # the process ends now; a new one looks whether it is as bad
-            self._queue.push_front(job)
-            return
+                self._back_off.over()  # it lives; opening alone proves nothing
+        elif self._state is State.FAILING and self._work.again(job):
+            return  # the process ends now; a new one looks whether it is as bad
         job.finish(what)
         self._pump()
 
     # Deadlines
 
     def _watch_deadlines(self) -> None:
-        if self._tick is None and (self._sent or self._queue) and not self._closed:
+        if self._tick is None and self._work and self._state is not State.CLOSED:
             self._tick = self._loop.call_later(TICK_S, self._look)
 
     def _look(self) -> None:
         self._tick = None
-        now = self._loop.time()
-        first = next(iter(self._sent.values()), None)
-        if first is not None:
-            self._look_for_a_touch(first, now)
-        for job in self._queue.take_late(now):
-            job.finish(self._late(job))
-        for job in self._sent.values():
-            if job.deadline <= now:
-                job.finish(self._late(job))  # its answer, when it comes, is nobody's
-        if first is not None and now - first.sent > first.limit_s and self._process is not None:
+        hangs = self._work.look(self._loop.time())
+        if hangs is not None and self._process is not None:
             log.warning(
                 "signer of store %s didn't answer for %g s and is replaced",
                 self.config.name,
-                first.limit_s,
+                hangs.limit_s,
             )
-            first.again = False
-            first.finish(self._late(first))
             self._process.kill()
         self._watch_deadlines()
-
-    @staticmethod
-    def _look_for_a_touch(job: Job, now: float) -> None:
-        """A signature that takes long waits for one, and has a deadline of its own."""
-        if job.on_touch is None or job.untouched or now - job.sent < TOUCH_AFTER_S:
-            return
-        job.untouched = True
-        job.deadline = max(job.deadline, job.sent + job.limit_s)
-        if job.done is not None:
-            job.on_touch()
-
-    def _late(self, job: Job) -> Timeout:
-        first = next(iter(self._sent.values()), None)
-        if first is None or not first.untouched:
-            return Timeout(
-                f"the store {self.config.name} didn't answer in time",
-                hint="see: dpop-agent status; timeout_ms is how long you wait",
-            )
-        if job is first:
-            return Timeout(
-                f"nobody touched the card of the store {self.config.name} within {job.limit_s:g} s",
-                hint="try again, and touch it",
-                retry="no",
-            )
-        return Timeout(
-            f"the store {self.config.name} waits until somebody touches its card, "
-            "for another signature",
-            hint="touch the card, and try again",
-            retry="later",
-        )
 
 
 class Signers(dict[str, Signer]):
@@ -680,7 +754,7 @@ class Signers(dict[str, Signer]):
         return self[store]
 
 
-def _good(answer: dict[str, Any] | DPoPAgentError) -> dict[str, Any]:
-    if isinstance(answer, DPoPAgentError):
-        raise answer
-    return answer
+def _result(what: dict[str, Any] | DPoPAgentError) -> dict[str, Any]:
+    if isinstance(what, DPoPAgentError):
+        raise what
+    return what

@@ -47,10 +47,10 @@ class Stores:
 
     async def unlock(self, params: dict[str, Any]) -> dict[str, Any]:
         signer = self._signers.named(params["store"])
-        asked = await signer.unlock(self._socket_folder)
+        entry = await signer.unlock(self._socket_folder)
         return {
             "store": params["store"],
             "state": signer.state,
-            "pin_socket": asked.socket,
-            "pin_pad": asked.pad,
+            "pin_socket": entry.socket,
+            "pin_pad": entry.pad,
         }

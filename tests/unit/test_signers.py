@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from dpop_agent.agent import queue, signers
-from dpop_agent.agent.process import SignerProcess
+from dpop_agent.agent.process import SignerProcess, spawn_program
 from dpop_agent.agent.queue import Job
-from dpop_agent.agent.signers import Signer
-from dpop_agent.channel import Frames
+from dpop_agent.agent.signers import TRANSITIONS, Event, IllegalEvent, Signer, State, after
 from dpop_agent.config import PinSource, StoreConfig, TokenUri
 from dpop_agent.errors import DPoPAgentError, Locked, SignerFailed, Timeout
 
@@ -32,6 +31,7 @@ def signer(folder: Path, pin_source: str) -> Signer:
         lock_file=str(folder / "lock"),
         starting=asyncio.Lock(),
         on_ready=lambda _signer: None,
+        spawn=spawn_program,
     )
 
 
@@ -61,14 +61,13 @@ class Card:
 
     def __init__(self, folder: Path) -> None:
         self.signer = signer(folder, "keychain")
-        self.transport = self
         self.frames: list[dict[str, Any]] = []
         self.killed = False
         self._process = cast("SignerProcess", self)
-        self.signer._process, self.signer._ready = self._process, True
+        self.signer._process, self.signer._state = self._process, State.READY
 
-    def write(self, data: bytes) -> None:
-        self.frames += Frames().feed(data)
+    def send(self, frame_id: int, members: Mapping[str, Any]) -> None:
+        self.frames.append({"id": frame_id, **members})
 
     def kill(self) -> None:
         self.killed = True
@@ -76,7 +75,7 @@ class Card:
     def touch(self) -> None:
         """Sign what was sent first."""
         frame = self.frames.pop(0)
-        self.signer.answered(self._process, {"id": frame["id"], "ok": {"signed": frame["n"]}})
+        self.signer._answered(self._process, {"id": frame["id"], "ok": {"signed": frame["n"]}})
 
     def submit(
         self, n: int, *, within_s: float, touch: bool = True, owner: str = "one"
@@ -113,7 +112,7 @@ def with_card(folder: Path, story: Callable[[Card], Coroutine[Any, Any, None]]) 
 def test_a_touch_has_a_deadline_of_its_own_and_whoever_waits_behind_it_has_his(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(signers, "TOUCH_AFTER_S", 0.1)
+    monkeypatch.setattr(queue, "TOUCH_AFTER_S", 0.1)
 
     async def story(card: Card) -> None:
         waits = card.submit(1, within_s=0.3)
@@ -138,7 +137,7 @@ def test_a_deadline_before_the_touch_is_noticed_holds(tmp_path: Path) -> None:
     async def story(card: Card) -> None:
         hasty = card.submit(1, within_s=0.05)
         await card.until(lambda: hasty)
-        await asyncio.sleep(signers.TOUCH_AFTER_S + 2 * signers.TICK_S)
+        await asyncio.sleep(queue.TOUCH_AFTER_S + 2 * signers.TICK_S)
         (late,) = hasty  # and no event after its answer
         assert isinstance(late, Timeout)
 
@@ -148,7 +147,7 @@ def test_a_deadline_before_the_touch_is_noticed_holds(tmp_path: Path) -> None:
 def test_a_card_that_waits_for_ever_is_given_up_at_the_touchs_deadline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(signers, "TOUCH_AFTER_S", 0.1)
+    monkeypatch.setattr(queue, "TOUCH_AFTER_S", 0.1)
     monkeypatch.setattr(queue, "TOUCH_TIMEOUT_S", 0.5)
 
     async def story(card: Card) -> None:
@@ -166,7 +165,7 @@ def test_a_card_that_waits_for_ever_is_given_up_at_the_touchs_deadline(
 def test_a_connection_that_is_gone_is_told_of_no_touch_and_gets_no_signature(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(signers, "TOUCH_AFTER_S", 0.1)
+    monkeypatch.setattr(queue, "TOUCH_AFTER_S", 0.1)
 
     async def story(card: Card) -> None:
         sent, queued = card.submit(1, within_s=5), card.submit(2, within_s=5)
@@ -193,3 +192,39 @@ def test_a_store_is_idle_from_its_last_answer_on(tmp_path: Path) -> None:
         assert [frame["op"] for frame in card.frames] == ["release"]
 
     with_card(tmp_path, story)
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("event", Event)
+def test_an_event_that_a_state_doesnt_have_raises_and_nothing_happens(
+    state: State, event: Event, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        store = signer(tmp_path, "keychain")
+        store._state = state
+        if event in TRANSITIONS[state]:
+            store._become(event)
+            assert store._state is TRANSITIONS[state][event]
+        else:
+            with pytest.raises(IllegalEvent, match=f"{event.name} in {state.name}"):
+                store._become(event)
+            assert store._state is state
+
+    asyncio.run(story())
+
+
+def test_every_state_can_be_locked_and_closed_and_nothing_leaves_closed() -> None:
+    for state in State:
+        assert after(state, Event.CLOSE) is State.CLOSED
+        assert after(state, Event.LOCK) in (State.LOCKED, State.CLOSED)
+    assert set(TRANSITIONS[State.CLOSED].values()) == {State.CLOSED}
+
+
+def test_only_a_start_or_an_unlock_opens_a_store() -> None:
+    steps = {(s, e, t) for s, row in TRANSITIONS.items() for e, t in row.items()}
+    assert {(s, e) for s, e, t in steps if t is State.READY} == {
+        (State.STARTING, Event.OPENED),
+        (State.UNLOCKING, Event.OPENED),
+        (State.RELEASED, Event.USE),
+    }
+    assert {(s, e) for s, e, t in steps if t is State.UNLOCKING} == {(State.LOCKED, Event.UNLOCK)}

@@ -1,0 +1,191 @@
+"""What waits for a signer is fair, bounded and answered, whatever the clock says."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import pytest
+
+from dpop_agent.agent.queue import FAST_S, MAX_QUEUE, TOUCH_AFTER_S, WINDOW, Job, Work
+from dpop_agent.errors import Busy, DPoPAgentError, Timeout
+
+Told = list[dict[str, Any] | DPoPAgentError | str]
+
+
+def job(
+    told: Told,
+    owner: Hashable = "one",
+    *,
+    deadline: float = 10.0,
+    limit_s: float = 10.0,
+    touch: bool = False,
+) -> Job:
+    return Job(
+        owner,
+        dict,
+        told.append,
+        deadline=deadline,
+        again=True,
+        limit_s=limit_s,
+        on_touch=(lambda: told.append("touch")) if touch else None,
+    )
+
+
+def taken(work: Work, now: float = 0.0) -> list[Hashable]:
+    """Whose turn it is, one after the other, each answered at once."""
+    owners = []
+    while (found := work.next_job(now)) is not None:
+        owners.append(found.owner)
+        work.answered(work.sent(found, now), now)
+    return owners
+
+
+def test_owners_take_turns_however_much_one_of_them_sends() -> None:
+    work = Work("work")
+    for _ in range(5):
+        work.push(job([], "greedy"))
+    work.push(job([], "honest"))
+    assert taken(work) == ["greedy", "honest", *["greedy"] * 4]
+
+
+def test_a_fast_signer_has_a_window_of_frames_and_a_slow_one_has_one() -> None:
+    work = Work("work")
+    for _ in range(10):
+        work.push(job([]))
+    ids = []
+    while (found := work.next_job(0)) is not None:
+        ids.append(work.sent(found, 0))
+    assert len(ids) == WINDOW
+    for frame_id in ids:
+        assert work.answered(frame_id, 0) is not None
+        work.succeeded(FAST_S * 10)
+    found = work.next_job(0)
+    assert found is not None
+    work.sent(found, 0)
+    assert work.next_job(0) is None
+
+
+def test_nothing_is_sent_behind_a_signature_that_may_wait_for_a_touch() -> None:
+    work = Work("work")
+    for touch in (True, False):
+        work.push(job([], touch=touch))
+    found = work.next_job(0)
+    assert found is not None
+    work.sent(found, 0)
+    assert work.next_job(0) is None
+
+
+def test_a_frame_that_answers_nothing_is_known() -> None:
+    work = Work("work")
+    work.push(job([]))
+    found = work.next_job(0)
+    assert found is not None
+    frame_id = work.sent(found, 0)
+    assert work.answered(frame_id + 1, 0) is None
+    assert work.answered(frame_id, 0) is not None
+    assert work.answered(frame_id, 0) is None
+
+
+def test_who_waits_too_long_is_told_wherever_his_request_is() -> None:
+    work = Work("work")
+    in_hand: Told = []
+    waiting: Told = []
+    work.push(job(in_hand, deadline=1, limit_s=60))
+    found = work.next_job(0)
+    assert found is not None
+    work.sent(found, 0)
+    work.push(job(waiting, deadline=2))
+    assert work.look(1.5) is None
+    assert [type(one) for one in in_hand] == [Timeout]
+    assert waiting == []
+    work.look(2)
+    assert [type(one) for one in waiting] == [Timeout]
+
+
+def test_a_signer_hangs_once_its_first_frame_has_had_its_time_not_the_ones_behind_it() -> None:
+    work = Work("work")
+    told: list[Told] = [[], []]
+    for one in told:
+        work.push(job(one, deadline=100, limit_s=10))
+    ids = []
+    while (found := work.next_job(0)) is not None:
+        ids.append(work.sent(found, 0))
+    work.answered(ids[0], 9)
+    assert work.look(18) is None
+    hangs = work.look(19.5)
+    assert hangs is not None
+    assert [type(one) for one in told[1]] == [Timeout]
+    assert not work.again(hangs)
+
+
+def test_a_touch_is_announced_once_and_gives_the_request_its_own_deadline() -> None:
+    work = Work("work")
+    told: Told = []
+    work.push(job(told, deadline=1, touch=True))
+    found = work.next_job(0)
+    assert found is not None
+    frame_id = work.sent(found, 0)
+    for now in (TOUCH_AFTER_S / 2, TOUCH_AFTER_S, 2.0, 30.0):
+        assert work.look(now) is None
+    assert told == ["touch"]
+    answered = work.answered(frame_id, 30.0)
+    assert answered is not None
+    answered[0].finish({"signed": 1})
+    assert told == ["touch", {"signed": 1}]
+
+
+def test_a_job_is_repeated_once_before_the_others_and_not_for_who_has_gone() -> None:
+    work = Work("work")
+    work.push(job([], "first"))
+    first = work.next_job(0)
+    assert first is not None
+    work.sent(first, 0)
+    work.push(job([], "second"))
+    assert work.take_in_hand() == [first]
+    assert work.again(first)
+    assert taken(work) == ["first", "second"]
+    assert not work.again(first)
+    gone = job([], "gone")
+    gone.done = None
+    assert not work.again(gone)
+
+
+def test_what_a_vanished_connection_waits_for_is_dropped_and_its_signature_is_nobodys() -> None:
+    work = Work("work")
+    told: Told = []
+    work.push(job(told))
+    found = work.next_job(0)
+    assert found is not None
+    frame_id = work.sent(found, 0)
+    work.push(job(told))
+    work.drop("one")
+    assert work.next_job(0) is None
+    answered = work.answered(frame_id, 0)
+    assert answered is not None
+    answered[0].finish({"signed": 1})
+    assert told == []
+    assert not work
+
+
+def test_everybody_is_told_once_when_there_is_no_store_any_more() -> None:
+    work = Work("work")
+    told: list[Told] = [[], [], []]
+    for one in told:
+        work.push(job(one))
+    found = work.next_job(0)
+    assert found is not None
+    work.sent(found, 0)
+    error = Busy("over")
+    work.fail_all(error)
+    work.fail_all(error)
+    assert told == [[error], [error], [error]]
+
+
+@pytest.mark.parametrize("owners", [1, 64])
+def test_a_queue_is_bounded(owners: int) -> None:
+    work = Work("work")
+    for n in range(MAX_QUEUE):
+        assert not work.is_full
+        work.push(job([], n % owners))
+    assert work.is_full
