@@ -310,6 +310,11 @@ class Keys(Mapping[str, Key]):
                 keys = keys.with_(keys[key.name].with_(replace(g, object_left=False)))
         return keys
 
+    def generations(self, name: str) -> tuple[Generation, ...]:
+        """A key's generations; none if there is no such key, or not any more."""
+        key = self._by_name.get(name)
+        return key.generations if key else ()
+
     def changed_from(self, old: Keys) -> bool:
         """Whether any key differs."""
         return self._by_name != old._by_name

@@ -31,7 +31,7 @@ log = logging.getLogger("dpop_agent.lifecycle")
 BLOCK_AGAIN_S = 1.0
 """Seconds between tries to write a block that couldn't be written."""
 
-_SETTINGS = ("allow_sign_proof", "rotate_every_s", "drain_s", "max_drain_s", "touch")
+_KEY_SETTINGS = ("allow_sign_proof", "rotate_every_s", "drain_s", "max_drain_s", "touch")
 
 
 class Lifecycle:
@@ -62,7 +62,7 @@ class Lifecycle:
                 return self._records.keys.named(name)
             self._records.keys.require_new(name)
             key = self._new_key(params, default_store, alg=params.get("alg", "ES256"))
-            await self._making.generate(key, asked=("key.create", params))
+            await self._making.generate(key, command=("key.create", params))
             return self._records.keys.named(name)
 
     async def rotate(self, params: Mapping[str, Any]) -> tuple[Key, Generation | None]:
@@ -88,7 +88,7 @@ class Lifecycle:
                     hint=f"activate it: dpop-agent key activate {name}@{key.staged.generation}",
                 )
             if key.staged is None:
-                await self._making.generate(key, asked=("key.rotate", params), stage=stage)
+                await self._making.generate(key, command=("key.rotate", params), stage=stage)
             else:
                 await self._making.activate(name, key.staged.generation, ("key.rotate", params))
             now = self._records.keys.named(name)
@@ -142,7 +142,7 @@ class Lifecycle:
         if self._records.repeated("key.compromise", params):
             return self._records.keys.named(name)
         try:
-            await self._records.write(lambda keys: keys, asked=("key.compromise", params))
+            await self._records.write(lambda keys: keys, command=("key.compromise", params))
         except NotDurable as e:
             self._background.start(self._write_blocks())
             raise NotDurable(
@@ -168,7 +168,7 @@ class Lifecycle:
             generation.become(State.DESTROYED, "")
             if generation.slot is None:
                 await self._inventory.find(key, generation)
-            await self._making.destroy(key, generation, asked=("key.destroy", params))
+            await self._making.destroy(key, generation, command=("key.destroy", params))
             return self._records.keys.named(name)
 
     async def adopt(
@@ -226,7 +226,7 @@ class Lifecycle:
                 _require_nobodys(keys, key.store, adopted)
                 return keys.with_(keys.get(name, key).with_(adopted))
 
-            await self._records.write(add, asked=("key.adopt", params))
+            await self._records.write(add, command=("key.adopt", params))
             self._inventory.forget_unknown(key.store, ref)
             log.info("%s@%d is adopted, jkt %s", name, adopted.generation, adopted.jkt)
             return self._records.keys.named(name)
@@ -250,7 +250,7 @@ class Lifecycle:
             now = now_text()
             await self._records.write(
                 lambda keys: keys.with_(change(keys.named(name), params, now)),
-                asked=(method, params),
+                command=(method, params),
             )
             return self._records.keys.named(name)
 
@@ -324,7 +324,7 @@ def _settings(params: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         HtuRefused: one of the origins isn't one.
     """
-    given = {name: params[name] for name in _SETTINGS if name in params}
+    given = {name: params[name] for name in _KEY_SETTINGS if name in params}
     if "origins" in params:
         given["origins"] = tuple(dict.fromkeys(origin_of(uri) for uri in params["origins"]))
     return given

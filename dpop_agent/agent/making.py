@@ -19,13 +19,13 @@ from typing import Any
 from dpop_agent.agent.background import Background
 from dpop_agent.agent.inventory import Inventory
 from dpop_agent.agent.keys import Generation, Key, Keys, State
-from dpop_agent.agent.records import Asked, Records, now_text
+from dpop_agent.agent.records import Command, Records, now_text
 from dpop_agent.agent.signers import GENERATE_TIMEOUT_S, START_TIMEOUT_S, Signers
+from dpop_agent.agent.slots import to_overwrite, ways_to_a_slot
 from dpop_agent.errors import (
     AuthorizationRequired,
     DPoPAgentError,
     IllegalTransition,
-    InvalidParams,
     KeyCompromised,
     KeyMissing,
     KeyPending,
@@ -60,16 +60,16 @@ class Making:
         """Its store was opened anew, and may be able to delete by now what it couldn't."""
         self._undeletable.difference_update(g.jkt for g in key.generations)
 
-    async def generate(self, key: Key, *, asked: Asked, stage: bool = False) -> None:
+    async def generate(self, key: Key, *, command: Command, stage: bool = False) -> None:
         """A new generation: active, the old one draining, or staged."""
         signer = self._signers.named(key.store)
-        old = self._to_overwrite(key.store, asked[1])
+        old = to_overwrite(self._records.keys, key.store, command[1])
         overwrites = old and old.jkt
         try:
             reserved = await signer.ask(
                 "reserve",
                 alg=key.alg,
-                slot=asked[1].get("slot"),
+                slot=command[1].get("slot"),
                 overwrites=overwrites,
                 taken=[
                     g.ref
@@ -82,7 +82,7 @@ class Making:
             e.details["store"] = key.store
             raise
         except (NoSlot, SlotTaken) as e:
-            e.hint = self._ways_to_a_slot(key, e) or e.hint
+            e.hint = ways_to_a_slot(self._records.keys, key.store, e) or e.hint
             raise
         ref = reserved["ref"]
         pending = as_pending(key, ref, reserved["slot"])
@@ -90,7 +90,7 @@ class Making:
         # The request's id goes with its effect; a key that is new is there from its intent on.
         await self._records.write(
             lambda keys: keys.with_(keys.get(name, key).with_(pending)),
-            asked=None if name in self._records.keys else asked,
+            command=None if name in self._records.keys else command,
         )
         info: Mapping[str, Any] | None
         if old is not None:
@@ -121,47 +121,11 @@ class Making:
         finally:
             if old is not None:
                 self._overwriting.discard(old.jkt)
-        await self._made(name, number, info, asked=asked, stage=stage)
+        await self._made(name, number, info, command=command, stage=stage)
         if key.store in self._inventory.slots:
             await self._background.quietly(key.store, self._inventory.list_unknown(key.store))
         if self._records.keys.named(name).generation(number).state is State.COMPROMISED:
             raise KeyCompromised(f"{name} was marked as compromised while {name}@{number} was made")
-
-    def _to_overwrite(self, store: str, params: Mapping[str, Any]) -> Generation | None:
-        """The generation whose slot may be used again, where that is asked for.
-
-        Raises:
-            SlotTaken: it isn't one that is over.
-        """
-        if not params.get("reuse_slot"):
-            return None
-        slot = params.get("slot")
-        if slot is None:
-            raise InvalidParams(
-                "which slot is to be reused isn't said", hint="name it, as in --slot 82"
-            )
-        there = [(key, g) for key, g in self._records.keys.in_store(store) if g.slot == slot]
-        for key, g in there:
-            if not _over(g):
-                raise SlotTaken(
-                    f"slot {slot} has {key.name}@{g.generation}, which is {g.state}",
-                    hint="a slot can be used again once its generation is retired or destroyed",
-                )
-        return there[0][1] if there else None
-
-    def _ways_to_a_slot(self, key: Key, error: DPoPAgentError) -> str:
-        free = error.details.get("free", [])
-        over = [
-            (owner, g)
-            for owner, g in self._records.keys.in_store(key.store)
-            if g.slot is not None and _over(g)
-        ]
-        error.details["reusable"] = [g.slot for _, g in over]
-        ways = [f"free: --slot {' or '.join(free)}"] if free else []
-        if over:
-            names = ", ".join(f"{g.slot} ({o.name}@{g.generation}, {g.state})" for o, g in over)
-            ways.append(f"to use again, with --slot and --reuse-slot: {names}")
-        return "; ".join(ways)
 
     async def _made(
         self,
@@ -170,11 +134,11 @@ class Making:
         info: Mapping[str, Any],
         *,
         stage: bool,
-        asked: Asked | None = None,
+        command: Command | None = None,
     ) -> None:
         """A pending generation's object is there: staged, and active unless it is to wait."""
         now = now_text()
-        drain_s = asked[1].get("drain_s") if asked and asked[0] == "key.rotate" else None
+        drain_s = command[1].get("drain_s") if command and command[0] == "key.rotate" else None
 
         def change(keys: Keys) -> Keys:
             key = keys.named(name)
@@ -186,10 +150,10 @@ class Making:
             key = key.with_(made)
             return keys.with_(key if stage else key.activate(number, now, drain_s=drain_s))
 
-        await self._records.write(change, asked=asked)
+        await self._records.write(change, command=command)
         log.info("%s@%d is made, jkt %s", name, number, info["jkt"])
 
-    async def activate(self, name: str, number: int, asked: Asked | None) -> None:
+    async def activate(self, name: str, number: int, command: Command | None) -> None:
         """Swap, after a look whether the object is there."""
         key = self._records.keys.named(name)
         generation = key.generation(number)
@@ -198,16 +162,16 @@ class Making:
             raise IllegalTransition(f"{name}@{number} is being overwritten in its slot")
         if not await self._inventory.find(key, generation):
             raise KeyMissing(f"{name}@{number} can't be activated: its store has no such key")
-        drain_s = asked[1].get("drain_s") if asked else None
+        drain_s = command[1].get("drain_s") if command else None
         now = now_text()
         await self._records.write(
             lambda keys: keys.with_(keys.named(name).activate(number, now, drain_s=drain_s)),
-            asked=asked,
+            command=command,
         )
         log.info("%s@%d is active, jkt %s", name, number, generation.jkt)
 
     async def destroy(
-        self, key: Key, generation: Generation, *, asked: Asked | None = None
+        self, key: Key, generation: Generation, *, command: Command | None = None
     ) -> None:
         name, number, now = key.name, generation.generation, now_text()
 
@@ -216,7 +180,7 @@ class Making:
             gone = key.generation(number).become(State.DESTROYED, now, object_left=True)
             return keys.with_(key.with_(gone.buried()))
 
-        await self._records.write(bury, asked=asked)
+        await self._records.write(bury, command=command)
         if generation.slot is None:
             await self._delete_object(name, number)
         else:
@@ -252,8 +216,7 @@ class Making:
         Raises:
             KeyPending: its store can't be asked.
         """
-        key = self._records.keys.get(name)
-        for generation in key.generations if key else ():
+        for generation in self._records.keys.generations(name):
             if generation.state is State.PENDING:
                 try:
                     await self._settle(name, generation.generation)
@@ -316,9 +279,7 @@ class Making:
 
     async def finish(self, name: str) -> None:
         """Whatever of a key is half done."""
-        for generation in (
-            self._records.keys[name].generations if name in self._records.keys else ()
-        ):
+        for generation in self._records.keys.generations(name):
             if generation.state is State.PENDING:
                 await self._background.quietly(name, self._settle(name, generation.generation))
             elif (
@@ -334,12 +295,6 @@ class Making:
 def as_pending(key: Key, ref: str, slot: str | None) -> Generation:
     now = now_text()
     return Generation(key.next_number, State.PENDING, ref, created=now, changed=now, slot=slot)
-
-
-def _over(generation: Generation) -> bool:
-    """Whether its slot may be used again, by command."""
-    retired = generation.state is State.RETIRED and not generation.shared
-    return retired or generation.state is State.DESTROYED
 
 
 def as_staged(pending: Generation, info: Mapping[str, Any]) -> Generation:

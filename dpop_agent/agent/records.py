@@ -22,8 +22,8 @@ REQUEST_LIFETIME = timedelta(hours=24)
 """How long a request id is remembered."""
 
 Change = Callable[[Keys], Keys]
-Asked = tuple[str, Mapping[str, Any]]
-"""A method and its parameters."""
+Command = tuple[str, Mapping[str, Any]]
+"""A method and its parameters, as somebody asked for them."""
 
 
 def now_text() -> str:
@@ -104,7 +104,7 @@ class Records:
             raise RequestIdReused(f"the request_id was used for another {known['method']}")
         return True
 
-    async def write(self, change: Change, *, asked: Asked | None = None) -> None:
+    async def write(self, change: Change, *, command: Command | None = None) -> None:
         """Change the keys durably, in one atomic replace, the request's id with its effect.
 
         Raises:
@@ -114,10 +114,10 @@ class Records:
             self._observe()
             keys = self._with_blocks(change(self.keys))
             requests = self._requests()
-            if asked is not None and "request_id" in asked[1]:
-                requests[asked[1]["request_id"]] = {
-                    "method": asked[0],
-                    "params": _without_id(asked[1]),
+            if command is not None and "request_id" in command[1]:
+                requests[command[1]["request_id"]] = {
+                    "method": command[0],
+                    "params": _without_id(command[1]),
                     "at": now_text(),
                 }
             contents = Contents(keys, requests, clean=False)

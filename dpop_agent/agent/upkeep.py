@@ -42,13 +42,11 @@ class Upkeep:
             self._making.try_again_to_delete(key)
             async with self._making.alone(name):
                 await self._making.finish(name)
-                for generation in (
-                    self._records.keys[name].generations if name in self._records.keys else ()
-                ):
+                for generation in self._records.keys.generations(name):
                     if generation.state not in (State.PENDING, State.DESTROYED):
                         await self._background.quietly(name, self._inventory.find(key, generation))
         await self._background.quietly(store, self._inventory.list_unknown(store))
-        await self._background.unbroken(self.do_what_is_due())
+        await self._background.whatever_comes(self.do_what_is_due())
 
     async def watch_time(self) -> None:
         """Rotate, retire and destroy what is due, for as long as the agent runs."""
@@ -62,7 +60,7 @@ class Upkeep:
             if await self._changed_within(seconds) and loop.time() < save_at:
                 tried = False
                 continue
-            await self._background.unbroken(self.do_what_is_due())
+            await self._background.whatever_comes(self.do_what_is_due())
             tried = True
             if loop.time() >= save_at:
                 save_at, tried = loop.time() + SAVE_S, False
@@ -91,7 +89,7 @@ class Upkeep:
                     self._background.over(f"rotation of {name}")
                 elif drains.is_rotation_by_hand(key):
                     await self._background.quietly(
-                        f"rotation of {name}", self._say_rotation_due(key)
+                        f"rotation of {name}", self._rotation_is_due(key)
                     )
                 else:
                     await self._background.quietly(name, self._rotate_now(name))
@@ -100,7 +98,7 @@ class Upkeep:
                 await self._background.quietly(key.name, self._destroy_if_there(key, generation))
 
     @staticmethod
-    async def _say_rotation_due(key: Key) -> None:
+    async def _rotation_is_due(key: Key) -> None:
         raise AuthorizationRequired(
             f"the rotation of {key.name} is due, and its store makes keys only for who has its "
             "management key",
@@ -111,7 +109,7 @@ class Upkeep:
         key = self._records.keys.named(name)
         log.info("the rotation of %s is due", name)
         if key.staged is None:
-            await self._making.generate(key, asked=("key.rotate", {}))
+            await self._making.generate(key, command=("key.rotate", {}))
         else:
             await self._making.activate(name, key.staged.generation, None)
 
