@@ -40,8 +40,8 @@ def _make_store(settings: dict[str, Any], source: pin.PinSource) -> Store:
 
         return KeychainStore(backend=settings["backend"])
     from dpop_agent.config import parse_token_uri
-    from dpop_agent.signer.module import Module
-    from dpop_agent.signer.pkcs11 import Pkcs11Store
+    from dpop_agent.signer.pkcs11.module import Module
+    from dpop_agent.signer.pkcs11.store import Pkcs11Store
 
     return Pkcs11Store(
         module=Module(settings["module"], settings["module_args"]),
@@ -279,8 +279,8 @@ def _run(descriptor: int) -> int:
 
 
 def _list_tokens(*module: str) -> int:
-    from dpop_agent.signer.module import Module
-    from dpop_agent.signer.pkcs11 import tokens
+    from dpop_agent.signer.pkcs11.discovery import tokens
+    from dpop_agent.signer.pkcs11.module import Module
 
     try:
         print(json.dumps(tokens(Module(*module))), flush=True)

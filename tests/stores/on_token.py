@@ -69,7 +69,7 @@ def _main(
     from pkcs11.constants import DEFAULT
     from pkcs11.util.ec import encode_named_curve_parameters
 
-    from dpop_agent.signer.module import Module
+    from dpop_agent.signer.pkcs11.module import Module
 
     def value(item: Any, name: str) -> Any:
         try:

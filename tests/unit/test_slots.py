@@ -13,7 +13,8 @@ import pytest
 from dpop_agent.agent import drains
 from dpop_agent.agent.keys import RETIRED_S, Generation, Key, Keys, State, from_json, to_json
 from dpop_agent.errors import AuthorizationRequired
-from dpop_agent.signer import pin, vendors
+from dpop_agent.signer import pin
+from dpop_agent.signer.pkcs11 import vendors
 
 NOW = "2026-11-20T19:05:00Z"
 

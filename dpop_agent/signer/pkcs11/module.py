@@ -7,6 +7,7 @@ from typing import Any
 
 import pkcs11
 from pkcs11._pkcs11 import lib
+from pkcs11.exceptions import PKCS11Error
 
 from dpop_agent.errors import StoreAbsent
 
@@ -93,3 +94,8 @@ class Module:
         found = ctypes.POINTER(_Functions)()
         ctypes.CDLL(self.path).C_GetFunctionList(ctypes.byref(found))
         return found.contents
+
+
+def _said(error: PKCS11Error) -> str:
+    name = type(error).__name__
+    return f"{name}: {error}" if name == "PKCS11Error" else name

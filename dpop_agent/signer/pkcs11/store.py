@@ -9,7 +9,6 @@ store is `broken` then, its process ends, and a new one looks again.
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 import time
 from collections.abc import Iterable, Iterator
@@ -21,24 +20,19 @@ import pkcs11
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass, TokenFlag
-from pkcs11.constants import DEFAULT, SlotFlag
+from pkcs11.constants import SlotFlag
 from pkcs11.exceptions import (
     ArgumentsBad,
-    AttributeReadOnly,
-    AttributeTypeInvalid,
-    AttributeValueInvalid,
     DeviceError,
     DeviceRemoved,
     FunctionCancelled,
     FunctionNotSupported,
-    FunctionRejected,
     MechanismInvalid,
     PinIncorrect,
     PinInvalid,
     PinLenRange,
     PinLocked,
     PKCS11Error,
-    TemplateInconsistent,
     TokenNotPresent,
     UserNotLoggedIn,
 )
@@ -60,85 +54,40 @@ from dpop_agent.errors import (
     SignerFailed,
     SlotTaken,
     StoreAbsent,
-    StoreInUse,
     Timeout,
 )
-from dpop_agent.jose import ALGORITHMS, RSA_BITS, Algorithm, ec_jwk, okp_jwk, rsa_jwk, thumbprint
-from dpop_agent.signer import pcsc, vendors
-from dpop_agent.signer.module import Module
+from dpop_agent.jose import ALGORITHMS, RSA_BITS, Algorithm, thumbprint
 from dpop_agent.signer.pin import Authority, PinSource
+from dpop_agent.signer.pkcs11 import vendors
+from dpop_agent.signer.pkcs11.attributes import (
+    _EC_PARAMS,
+    _GENERATE,
+    _KEY_TYPES,
+    _PRIVATE_TEMPLATES,
+    _PSS,
+    _PUBLIC_TEMPLATE,
+    _SHA256_DIGEST_INFO,
+    _SIGN,
+    _TEMPLATE_REFUSED,
+    _label,
+    _never_left,
+    _OddKey,
+    _public_jwk,
+    _read,
+)
+from dpop_agent.signer.pkcs11.discovery import _has_pin, _present, _refuse_held, _text
+from dpop_agent.signer.pkcs11.module import Module, _said
 from dpop_agent.signer.store import KeyInfo, Slot, Store
 from dpop_agent.verify import check_signature
 
 ID_BYTES = 16
 """Random bytes of a CKA_ID: no two agents on one HSM partition meet."""
 
-MAX_LABEL = 64
-"""Characters shown of an object's label."""
-
 TOUCH_S = 1.0
 """Seconds after which a refused signature is taken for one that nobody touched the card for."""
 
 FRESH_S = 5.0
 """Seconds after opening in which what is found, or isn't, counts as really so."""
-
-# ECParameters (RFC 5480 section 2.1.1; Ed25519: PKCS#11 3.0 section 2.3.10, a PrintableString).
-_EC_PARAMS = {
-    "P-256": bytes.fromhex("06082a8648ce3d030107"),
-    "P-384": bytes.fromhex("06052b81040022"),
-    "P-521": bytes.fromhex("06052b81040023"),
-    "Ed25519": bytes.fromhex("130c656477617264733235353139"),
-}
-
-# DigestInfo of SHA-256 for EMSA-PKCS1-v1_5 (RFC 8017 section 9.2, note 1).
-_SHA256_DIGEST_INFO = bytes.fromhex("3031300d060960864801650304020105000420")
-
-_KEY_TYPES = {"EC": KeyType.EC, "RSA": KeyType.RSA, "OKP": KeyType.EC_EDWARDS}
-_GENERATE = {
-    "EC": Mechanism.EC_KEY_PAIR_GEN,
-    "RSA": Mechanism.RSA_PKCS_KEY_PAIR_GEN,
-    "OKP": Mechanism.EC_EDWARDS_KEY_PAIR_GEN,
-}
-_SIGN = {
-    "ES256": Mechanism.ECDSA,
-    "ES384": Mechanism.ECDSA,
-    "ES512": Mechanism.ECDSA,
-    "RS256": Mechanism.RSA_PKCS,
-    "PS256": Mechanism.RSA_PKCS_PSS,
-    "EdDSA": Mechanism.EDDSA,
-    "Ed25519": Mechanism.EDDSA,
-}
-_PSS = (Mechanism.SHA256, pkcs11.MGF.SHA256, 32)  # RFC 7518 section 3.5: salt as long as the hash
-
-_PUBLIC_TEMPLATE = dict.fromkeys(
-    (Attribute.VERIFY, Attribute.ENCRYPT, Attribute.WRAP), DEFAULT
-)  # left out: tpm2-pkcs11 fails with them
-_PRIVATE_TEMPLATE = {
-    Attribute.SIGN: True,
-    Attribute.SENSITIVE: True,
-    Attribute.EXTRACTABLE: False,
-    Attribute.DECRYPT: DEFAULT,
-    Attribute.UNWRAP: DEFAULT,
-    Attribute.DERIVE: DEFAULT,
-}
-# From the strictest on: some modules refuse a `false`, ykcs11 refuses EXTRACTABLE itself. What was
-# accepted proves nothing; the attributes are read back.
-_PRIVATE_TEMPLATES = (
-    _PRIVATE_TEMPLATE
-    | dict.fromkeys(
-        (Attribute.DECRYPT, Attribute.UNWRAP, Attribute.DERIVE, Attribute.SIGN_RECOVER), False
-    ),
-    _PRIVATE_TEMPLATE,
-    _PRIVATE_TEMPLATE | {Attribute.EXTRACTABLE: DEFAULT},
-)
-_TEMPLATE_REFUSED = (
-    AttributeTypeInvalid,
-    AttributeValueInvalid,
-    AttributeReadOnly,
-    TemplateInconsistent,
-    FunctionRejected,
-)
-
 
 _UNBLOCK = (
     "unblock it by its vendor's tool (a card by its PUK, a TPM by tpm2_dictionarylockout), then: "
@@ -156,10 +105,6 @@ _LOGIN_REFUSED = (*_PIN_REFUSED, ArgumentsBad)  # ykcs11: a PIN that is too shor
 _GONE = (DeviceError, DeviceRemoved, TokenNotPresent)
 
 
-class _OddKey(SignerFailed):
-    """The object isn't what the agent put there. Another process would see the same."""
-
-
 @dataclass(slots=True)
 class _Open:
     """A key pair whose handle is held."""
@@ -170,80 +115,8 @@ class _Open:
     verified: bool = False
 
 
-def tokens(module: Module) -> list[dict[str, Any]]:
-    """The PKCS#11 tokens of a module, for `init`; nobody logs in.
-
-    Raises:
-        StoreAbsent: the module can't be loaded, or refuses its arguments.
-        StoreInUse: another program holds the card.
-    """
-    present = _present(module)
-    if not present:
-        _refuse_held(module)
-    return [
-        {
-            "label": _text(token.label),
-            "serial": _text(token.serial),
-            "manufacturer": _text(token.manufacturer_id),
-            "model": _text(token.model),
-            "initialized": bool(token.flags & TokenFlag.TOKEN_INITIALIZED),
-            "has_pin": _has_pin(token.flags),
-        }
-        for token in present
-    ]
-
-
-def _refuse_held(module: Module) -> None:
-    slots = vendors.slots(module.library.manufacturer_id)
-    if slots is not None and pcsc.held_by_another(slots.readers):
-        raise StoreInUse(
-            "another program holds the card for itself alone (a sharing violation)",
-            hint="end it; if it is GnuPG's: gpgconf --kill scdaemon",
-        )
-
-
 def _pin_locked() -> PinRefused:
     return PinRefused("the PKCS#11 token's PIN is locked: too many wrong ones came", hint=_UNBLOCK)
-
-
-def _text(value: bytes | str) -> str:
-    return (value.decode("utf-8", "replace") if isinstance(value, bytes) else value).strip("\0 ")
-
-
-def _has_pin(flags: TokenFlag) -> bool:
-    """Without one there is nothing to log in with: NSS refuses any (PKCS#11 3.0 section 3.2)."""
-    return bool(flags & TokenFlag.USER_PIN_INITIALIZED and flags & TokenFlag.LOGIN_REQUIRED)
-
-
-def _present(module: Module) -> list[Any]:
-    if not os.path.exists(module.path):
-        raise StoreAbsent(
-            f"there is no PKCS#11 module {module.path}", hint="correct module in the configuration"
-        )
-    try:
-        slots = module.library.get_slots(token_present=True)
-    except ArgumentsBad as e:
-        raise StoreAbsent(
-            f"the PKCS#11 module {module.path} wants arguments (CKR_ARGUMENTS_BAD)",
-            hint="give them as module_args in the configuration, or as init's --module-args",
-        ) from e
-    except PKCS11Error as e:
-        raise StoreAbsent(
-            f"the PKCS#11 module {module.path} doesn't work ({_said(e)})",
-            hint="see what its vendor asks for, such as pcscd or a setting in env",
-        ) from e
-    found = []
-    for slot in slots:
-        try:
-            found.append(slot.get_token())
-        except PKCS11Error:  # pulled since, or nothing that this module knows
-            continue
-    return found
-
-
-def _said(error: PKCS11Error) -> str:
-    name = type(error).__name__
-    return f"{name}: {error}" if name == "PKCS11Error" else name
 
 
 class Pkcs11Store(Store):
@@ -864,65 +737,5 @@ class Pkcs11Store(Store):
             raise
 
 
-def _read(key: Any, attribute: Attribute) -> Any:
-    """An attribute's value; None where the module doesn't have it."""
-    try:
-        return key[attribute]
-    except (AttributeTypeInvalid, pkcs11.exceptions.AttributeSensitive):
-        return None
-
-
 def _pem(der: bytes) -> str:
     return x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM).decode("ascii")
-
-
-def _label(key: Any) -> str:
-    return str(_read(key, Attribute.LABEL) or "")[:MAX_LABEL]
-
-
-def _never_left(private: Any) -> bool:
-    """PKCS#11 3.0 section 4.9: it can't leave the token, and never could."""
-    return (
-        _read(private, Attribute.SENSITIVE) is True
-        and _read(private, Attribute.EXTRACTABLE) is False
-        and _read(private, Attribute.ALWAYS_SENSITIVE) is True
-        and _read(private, Attribute.NEVER_EXTRACTABLE) is True
-    )
-
-
-def _public_jwk(public: Any) -> dict[str, str]:
-    try:
-        return _read_jwk(public)
-    except PKCS11Error as e:  # such as an object that its module was killed over
-        raise _OddKey(f"a public key on the PKCS#11 token can't be read ({_said(e)})") from e
-
-
-def _read_jwk(public: Any) -> dict[str, str]:
-    kind = _read(public, Attribute.KEY_TYPE)
-    if kind == KeyType.RSA:
-        return rsa_jwk(
-            int.from_bytes(public[Attribute.MODULUS], "big"),
-            int.from_bytes(public[Attribute.PUBLIC_EXPONENT], "big"),
-        )
-    point = bytes(public[Attribute.EC_POINT])
-    if kind == KeyType.EC_EDWARDS:
-        return okp_jwk("Ed25519", _octets(point, 32))
-    params = bytes(public[Attribute.EC_PARAMS])
-    for row in ALGORITHMS.values():
-        if row.kty == "EC" and row.crv is not None and _EC_PARAMS[row.crv] == params:
-            size = row.coordinate_size
-            octets = _octets(point, 1 + 2 * size)
-            if octets[0] != 4:  # SEC 1 section 2.3.3: uncompressed
-                break
-            return ec_jwk(row.crv, octets[1 : 1 + size], octets[1 + size :])
-    raise _OddKey("the PKCS#11 token's public key has a form that isn't known here")
-
-
-def _octets(point: bytes, size: int) -> bytes:
-    """CKA_EC_POINT's content: a DER OCTET STRING, on some modules without its wrapping."""
-    if len(point) == size:
-        return point
-    head = bytes([4, size]) if size < 128 else bytes([4, 0x81, size])
-    if len(point) == len(head) + size and point.startswith(head):
-        return point[len(head) :]
-    raise _OddKey("the PKCS#11 token's CKA_EC_POINT isn't a point")
