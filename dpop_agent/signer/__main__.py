@@ -25,6 +25,7 @@ from dpop_agent.errors import DPoPAgentError, Locked, SignerFailed
 from dpop_agent.hardening import die_with_parent, harden
 from dpop_agent.jose import b64url
 from dpop_agent.signer import pin
+from dpop_agent.signer.authority import Authority
 from dpop_agent.signer.store import Slot, Store
 
 GRACE_S = 1.5
@@ -36,7 +37,7 @@ LOCK_WAIT_S = 3.0
 
 def _make_store(settings: dict[str, Any], source: pin.PinSource) -> Store:
     if settings["type"] == "keychain":
-        from dpop_agent.signer.keychain import KeychainStore
+        from dpop_agent.signer.keychain.store import KeychainStore
 
         return KeychainStore(backend=settings["backend"])
     from dpop_agent.config import parse_token_uri
@@ -163,7 +164,7 @@ class _Signer:
         return {"ref": ref, "slot": slot}
 
     @property
-    def authority(self) -> pin.Authority | None:
+    def authority(self) -> Authority | None:
         """Where a management key may come in, or go out of date, between two frames."""
         authority = None if self._store is None else self._store.authority
         return None if authority is None or authority.left_s() is None else authority

@@ -6,20 +6,12 @@ It lives in the signer alone and is never shown, logged or passed on.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import socket
 import stat
-import string
-import time
-from collections.abc import Iterable
-from typing import Any
 
-from dpop_agent.channel import secret_socket
 from dpop_agent.config import default_backend
 from dpop_agent.errors import (
-    AuthorizationRefused,
-    AuthorizationRequired,
     DPoPAgentError,
     Locked,
     PinRefused,
@@ -27,15 +19,9 @@ from dpop_agent.errors import (
     UnsafeSocket,
 )
 from dpop_agent.peer import peer_of, require_own_uid
-
-MAX_PIN = 255
-"""Bytes; no PKCS#11 token takes more."""
-
-PROMPT_TIMEOUT_S = 60.0
-"""Seconds in which whoever asked for the socket has to connect, and then to type the PIN."""
-
-AUTHORITY_S = 60.0
-"""Seconds that a management key is kept, if nothing uses it up before."""
+from dpop_agent.signer import secret_socket
+from dpop_agent.signer.keychain.access import Keychain
+from dpop_agent.signer.secret_socket import MAX_PIN, _close, _listen, _tell
 
 KEYCHAIN_SERVICE = "dpop-agent/pin"
 
@@ -219,14 +205,14 @@ class PinPrompt(PinSource):
         listener, self._listener = self._listener, None
         if listener is None:
             raise Locked("the store wants its PIN again", hint=self.after_refusal)
-        listener.settimeout(PROMPT_TIMEOUT_S)
+        listener.settimeout(secret_socket.PROMPT_TIMEOUT_S)
         try:
             connection, _ = listener.accept()
         except TimeoutError as e:
             raise Locked("no PIN came", hint=self.after_refusal) from e
         finally:
             _close(listener, self._path)
-        connection.settimeout(PROMPT_TIMEOUT_S)
+        connection.settimeout(secret_socket.PROMPT_TIMEOUT_S)
         try:
             require_own_uid(peer_of(connection), what="the program that sends a PIN")
         except UnsafeSocket as e:
@@ -249,8 +235,6 @@ class PinKeychain(PinPrompt):
     """
 
     def __init__(self, store: str, uri: str, *, memory: str) -> None:
-        from dpop_agent.signer.keychain import Keychain
-
         super().__init__()
         self._keychain = Keychain(default_backend())
         self._store, self._uri = store, uri
@@ -302,168 +286,6 @@ class PinKeychain(PinPrompt):
 
     def _stored(self) -> str | None:
         return self._keychain.get(KEYCHAIN_SERVICE, self._uri)
-
-
-class Authority:
-    """A store's management key, for one use within a minute.
-
-    It comes as a PIN does, from the terminal past the agent; but the store is open and signs while
-    somebody types, so nothing here waits.
-    """
-
-    def __init__(self, *, default: str) -> None:
-        """None yet; `default` is the one that an empty line means."""
-        self._default = default
-        self._path = ""
-        self._listener: socket.socket | None = None
-        self._connection: socket.socket | None = None
-        self._line = bytearray()
-        self._key = bytearray()
-        self._ends = 0.0
-
-    def listen(self, folder: str) -> str:
-        """Take a management key on one line at a new socket in `folder`; its path."""
-        self.forget()
-        self._listener, self._path = _listen(folder, "key")
-        self._listener.setblocking(False)
-        self._ends = time.monotonic() + PROMPT_TIMEOUT_S
-        return self._path
-
-    def waits_for(self) -> list[socket.socket]:
-        """What `serve` is to be called for when it is readable."""
-        return [sock for sock in (self._listener, self._connection) if sock is not None]
-
-    def left_s(self) -> float | None:
-        """Seconds until `serve` is to be called in any case."""
-        if not self._key and not self.waits_for():
-            return None
-        return max(0.0, self._ends - time.monotonic())
-
-    def serve(self, readable: Iterable[object]) -> None:
-        """Go on with whoever sends the key; forget what is too old."""
-        if self._listener in readable:
-            self._accept()
-        elif self._connection in readable:
-            self._receive()
-        if self.left_s() == 0:
-            self.forget()
-
-    def require(self) -> None:
-        """Let pass who has the key here.
-
-        Raises:
-            AuthorizationRequired
-        """
-        self.serve(())
-        if not self._key:
-            raise AuthorizationRequired(
-                "this store makes keys only for who has its management key",
-                hint="dpop-agent key create and key rotate ask for it in a terminal",
-            )
-
-    def take(self) -> str:
-        """The key, which is forgotten here.
-
-        Raises:
-            AuthorizationRequired
-        """
-        self.require()
-        key = self._key.decode("ascii")
-        self.forget()
-        return key
-
-    def forget(self) -> None:
-        """Have no key, and take none."""
-        for sock in self.waits_for():
-            sock.close()
-        self._close_listener()
-        self._connection = None
-        for secret in (self._line, self._key):
-            secret[:] = bytes(len(secret))
-            secret.clear()
-
-    def _close_listener(self) -> None:
-        if self._listener is not None:
-            _close(self._listener, self._path)
-            self._listener = None
-
-    def _accept(self) -> None:
-        assert self._listener is not None
-        try:
-            self._connection, _ = self._listener.accept()
-        except OSError:
-            return
-        self._connection.setblocking(False)
-        self._close_listener()
-        self._ends = time.monotonic() + PROMPT_TIMEOUT_S
-        try:
-            require_own_uid(peer_of(self._connection), what="the program that sends a key")
-        except UnsafeSocket:
-            self.forget()
-
-    def _receive(self) -> None:
-        connection = self._connection
-        assert connection is not None
-        try:
-            data = connection.recv(MAX_PIN + 2)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        self._line += data
-        if data and b"\n" not in data and len(self._line) <= MAX_PIN:
-            return
-        key = bytearray(self._line.rstrip(b"\r\n"))
-        if self._line.endswith(b"\n") and not key:
-            key += self._default.encode("ascii")
-        good = len(key) in _KEY_DIGITS and all(chr(digit) in string.hexdigits for digit in key)
-        self._connection = None
-        _tell(
-            connection,
-            None
-            if good
-            else AuthorizationRefused(
-                "that isn't a management key", hint="it has 48 hex digits, or 32 or 64"
-            ),
-        )
-        self.forget()
-        if good:
-            self._key = key
-            self._ends = time.monotonic() + AUTHORITY_S
-
-
-_KEY_DIGITS = (32, 48, 64)  # AES-128, 3DES and AES-192, AES-256
-
-
-def _listen(folder: str, what: str) -> tuple[socket.socket, str]:
-    """A socket for one secret in a folder that is the user's alone, and its path."""
-    path = secret_socket(folder, what)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    umask = os.umask(0o177)
-    try:
-        listener.bind(path)
-    finally:
-        os.umask(umask)
-    listener.listen(1)
-    return listener, path
-
-
-def _close(listener: socket.socket, path: str) -> None:
-    listener.close()
-    try:
-        os.unlink(path)
-    except FileNotFoundError:  # whoever tidies up the folder was first
-        pass
-
-
-def _tell(connection: socket.socket, error: DPoPAgentError | None) -> None:
-    """The outcome, to whoever sent the secret."""
-    answer: dict[str, Any] = {"ok": True} if error is None else {"error": error.to_wire()}
-    try:
-        connection.sendall(json.dumps(answer).encode("ascii") + b"\n")
-    except OSError:
-        pass
-    connection.close()
 
 
 def credential(name: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dpop_agent.errors import AttestationUnavailable, InvalidParams
-from dpop_agent.signer.pin import Authority
+from dpop_agent.signer.authority import Authority
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,9 @@ from dpop_agent.client import AgentClient
 from dpop_agent.config import default_backend
 from dpop_agent.errors import DPoPAgentError, Locked, SignerFailed, StoreAbsent
 from dpop_agent.jose import ALGORITHMS, ec_jwk, thumbprint
-from dpop_agent.signer import keychain
-from dpop_agent.signer.keychain import CALL_TIMEOUT_S, KeychainStore
+from dpop_agent.signer.keychain import access
+from dpop_agent.signer.keychain.access import CALL_TIMEOUT_S
+from dpop_agent.signer.keychain.store import KeychainStore
 from dpop_agent.verify import verify
 from tests.agent.places import add_store
 from tests.emulators import Keyring
@@ -318,7 +319,7 @@ def test_a_write_that_was_cut_short_is_known_once_the_daemon_answers(
 ) -> None:
     for name, value in desktop.env.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(keychain, "CALL_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(access, "CALL_TIMEOUT_S", 1.0)
     store = KeychainStore(backend=default_backend())
     ref = store.reserve("ES256")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dpop_agent.client import AgentClient
-from dpop_agent.signer.keychain import CALL_TIMEOUT_S
+from dpop_agent.signer.keychain.access import CALL_TIMEOUT_S
 from tests.agent.places import add_store, changed_config, until, until_open, until_state
 from tests.agent.wire import Wire
 from tests.emulators import Keyring, YubiKey

@@ -25,8 +25,8 @@ from dpop_agent.errors import (
     StoreAbsent,
 )
 from dpop_agent.jose import ALGORITHMS
-from dpop_agent.signer import keychain
-from dpop_agent.signer.keychain import KeychainStore
+from dpop_agent.signer.keychain import access
+from dpop_agent.signer.keychain.store import MAX_ITEM, KeychainStore
 from dpop_agent.verify import check_signature
 
 KWALLET = "keyring.backends.kwallet.DBusKeyring"  # the one that needs no look at a Secret Service
@@ -157,7 +157,7 @@ def made_key(store: KeychainStore, alg: str = "ES256") -> tuple[str, Any]:
 def test_a_loaded_key_signs_on_while_the_keychain_is_away(
     memory: Memory, monkeypatch: pytest.MonkeyPatch, goes_wrong: Any
 ) -> None:
-    monkeypatch.setattr(keychain, "CALL_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(access, "CALL_TIMEOUT_S", 0.1)
     store = opened()
     ref, made = made_key(store)
     memory.before = fails(goes_wrong)
@@ -203,7 +203,7 @@ def test_an_error_is_typed_and_never_means_missing(
     expected: type[DPoPAgentError],
     said: str,
 ) -> None:
-    monkeypatch.setattr(keychain, "CALL_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(access, "CALL_TIMEOUT_S", 0.1)
     ref, made = made_key(opened())
     store = opened()
     memory.before = fails(goes_wrong)
@@ -235,7 +235,7 @@ def test_an_error_is_typed_and_never_means_missing(
         "somebody's password",
         item(ec.derive_private_key(7, ec.SECP256R1()), "v2."),
         item(ec.derive_private_key(7, ec.SECP256R1())) + "\n",
-        item(ec.derive_private_key(7, ec.SECP256R1())) + "A" * keychain.MAX_ITEM,
+        item(ec.derive_private_key(7, ec.SECP256R1())) + "A" * MAX_ITEM,
         item(ec.derive_private_key(7, ec.SECP256K1())),
         item(ec.derive_private_key(7, ec.SECP384R1())),
         item(ed25519.Ed25519PrivateKey.from_private_bytes(bytes(32))),

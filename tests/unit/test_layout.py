@@ -87,7 +87,7 @@ FOREIGN: dict[str, dict[str, bool]] = {
     "agent": {},
     "signer": {"pkcs11": False, "cryptography": False},
     # What keyring loads, ssl and http among it, is no PKCS#11 signer's.
-    "dpop_agent.signer.keychain": {"cryptography": False, "keyring": True, "secretstorage": True},
+    "dpop_agent.signer.keychain.access": {"keyring": True, "secretstorage": True},
     "client": {},
     "dpop_agent.client.httpx": {"httpx": False},
     "dpop_agent.client.requests": {"requests": False, "urllib3": False},

@@ -13,7 +13,9 @@ import pytest
 from dpop_agent.agent import drains
 from dpop_agent.agent.keys import RETIRED_S, Generation, Key, Keys, State, from_json, to_json
 from dpop_agent.errors import AuthorizationRequired
-from dpop_agent.signer import pin
+from dpop_agent.signer import authority as management
+from dpop_agent.signer import secret_socket
+from dpop_agent.signer.authority import Authority
 from dpop_agent.signer.pkcs11 import vendors
 
 NOW = "2026-11-20T19:05:00Z"
@@ -96,7 +98,7 @@ def test_a_card_has_24_places_and_the_attestation_keys_isnt_one() -> None:
     assert vendors.slots("SoftHSM") is None
 
 
-def type_in(authority: pin.Authority, folder: Path, line: bytes) -> object:
+def type_in(authority: Authority, folder: Path, line: bytes) -> object:
     """What whoever sends that line is told."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(authority.listen(str(folder)))
@@ -110,10 +112,10 @@ def type_in(authority: pin.Authority, folder: Path, line: bytes) -> object:
 
 class TestAuthority:
     @pytest.fixture
-    def authority(self) -> pin.Authority:
-        return pin.Authority(default="01" * 24)
+    def authority(self) -> Authority:
+        return Authority(default="01" * 24)
 
-    def test_a_management_key_is_taken_once(self, authority: pin.Authority, tmp_path: Path) -> None:
+    def test_a_management_key_is_taken_once(self, authority: Authority, tmp_path: Path) -> None:
         assert type_in(authority, tmp_path, b"Ab" * 24 + b"\n") is True
         authority.require()
         assert authority.take() == "Ab" * 24
@@ -123,25 +125,25 @@ class TestAuthority:
         assert authority.left_s() is None
 
     def test_it_is_forgotten_after_a_while(
-        self, authority: pin.Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(pin, "AUTHORITY_S", 0.0)
+        monkeypatch.setattr(management, "AUTHORITY_S", 0.0)
         assert type_in(authority, tmp_path, b"ab" * 24 + b"\n") is True
         with pytest.raises(AuthorizationRequired):
             authority.require()
         assert authority.left_s() is None
 
     def test_a_socket_that_nobody_uses_goes(
-        self, authority: pin.Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(pin, "PROMPT_TIMEOUT_S", 0.0)
+        monkeypatch.setattr(secret_socket, "PROMPT_TIMEOUT_S", 0.0)
         authority.listen(str(tmp_path))
         authority.serve(())
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize("line", [b"zz" * 24, b"ab" * 23, b"ab" * 200, b"\xff" * 48])
     def test_what_isnt_a_management_key_is_refused(
-        self, authority: pin.Authority, tmp_path: Path, line: bytes
+        self, authority: Authority, tmp_path: Path, line: bytes
     ) -> None:
         error = type_in(authority, tmp_path, line + b"\n")
         assert isinstance(error, dict)
@@ -150,7 +152,7 @@ class TestAuthority:
             authority.require()
 
     def test_an_empty_line_is_the_one_that_cards_come_with(
-        self, authority: pin.Authority, tmp_path: Path
+        self, authority: Authority, tmp_path: Path
     ) -> None:
         path = authority.listen(str(tmp_path))
         with socket.socket(socket.AF_UNIX) as sock:
@@ -161,7 +163,7 @@ class TestAuthority:
         assert authority.take() == "01" * 24
 
     def test_whoever_hangs_up_has_authorized_nothing(
-        self, authority: pin.Authority, tmp_path: Path
+        self, authority: Authority, tmp_path: Path
     ) -> None:
         path = authority.listen(str(tmp_path))
         with socket.socket(socket.AF_UNIX) as sock:

@@ -57,7 +57,8 @@ from dpop_agent.errors import (
     Timeout,
 )
 from dpop_agent.jose import ALGORITHMS, RSA_BITS, Algorithm, thumbprint
-from dpop_agent.signer.pin import Authority, PinSource
+from dpop_agent.signer.authority import Authority
+from dpop_agent.signer.pin import PinSource
 from dpop_agent.signer.pkcs11 import vendors
 from dpop_agent.signer.pkcs11.attributes import (
     _EC_PARAMS,

@@ -3,47 +3,32 @@
 Every program of the same user can read such an item without being asked: the keys are exportable,
 and say so. They are read when they are first needed and stay in this process, which can't be
 looked into; a keychain that is locked or stuck later doesn't keep them from signing.
-
-`python -I -m dpop_agent.signer.keychain BACKEND` tells as JSON whether one is here and unlocked.
 """
 
 from __future__ import annotations
 
 import binascii
-import json
-import os
 import secrets
-import signal
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
-from dpop_agent.config import BACKENDS
 from dpop_agent.errors import (
     AlgorithmUnsupported,
-    DPoPAgentError,
     InvalidProof,
     KeyMissing,
-    Locked,
     SignerFailed,
-    StoreAbsent,
 )
 from dpop_agent.jose import ALGORITHMS, RSA_BITS, Algorithm, ec_jwk, okp_jwk, rsa_jwk, thumbprint
+from dpop_agent.signer.keychain.access import _PROGRAMS, Keychain
 from dpop_agent.signer.store import KeyInfo, Store
 from dpop_agent.verify import check_signature
 
 REF_BYTES = 16
 """Random bytes of a ref: no two agents of one user meet."""
-
-CALL_TIMEOUT_S = 5.0
-"""Seconds for one call of the keychain, which takes 50 ms: half of what a signature may take, so
-that what waits behind a stuck one is still served."""
 
 MAX_ITEM = 8192
 """Characters of an item: four times the longest, an RSA key's."""
@@ -51,9 +36,6 @@ MAX_ITEM = 8192
 PROTECTION = "keychain"
 
 _VERSION = "v1."
-_PROGRAMS = "Passwords and Keys (seahorse) or the like"
-_LOCKED_HINT = f"unlock it, as the login does, or in {_PROGRAMS}"
-_ABSENT_HINT = "it needs the D-Bus session of a login, and a keyring daemon there"
 _CURVES: dict[str, ec.EllipticCurve] = {
     "P-256": ec.SECP256R1(),
     "P-384": ec.SECP384R1(),
@@ -68,10 +50,6 @@ _HASHES: dict[str, hashes.HashAlgorithm] = {
 _PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 
 
-class _Stuck(Exception):
-    """The keychain didn't answer in time."""
-
-
 @dataclass(slots=True, repr=False)
 class _Loaded:
     """A key pair that was read."""
@@ -79,96 +57,6 @@ class _Loaded:
     private: _PrivateKey
     info: KeyInfo
     verified: bool = False
-
-
-class Keychain:
-    """The operating system's keychain, as it can be used by what must not wait for it.
-
-    Each call is bounded in time, provokes no prompt where that can be known, and raises nothing
-    but Locked, StoreAbsent and SignerFailed.
-
-    Args:
-        backend: one of `config.BACKENDS`.
-    """
-
-    def __init__(self, backend: str) -> None:
-        if backend not in BACKENDS:
-            raise SignerFailed(f"{backend[:80]!r} isn't a keychain that is known here")
-        self._name = backend
-        self._backend: Any = None
-        # The configuration says where secrets live; by these, keyring would go elsewhere.
-        for name in [name for name in os.environ if name.startswith("KEYRING_PROPERTY_")]:
-            del os.environ[name]
-
-    def look(self) -> str:
-        """Whether it is there and unlocked; its label, for people."""
-        with self._guard("looking at it") as label:
-            return label
-
-    def get(self, service: str, user: str) -> str | None:
-        """An item's value. None alone means that there is no such item."""
-        with self._guard("reading an item"):
-            found = self._backend.get_password(service, user)
-        return None if found is None else str(found)
-
-    def put(self, service: str, user: str, value: str) -> None:
-        """Write an item, over one that is there."""
-        with self._guard("writing an item"):
-            self._backend.set_password(service, user, value)
-
-    def delete(self, service: str, user: str) -> None:
-        """Delete an item that is there."""
-        with self._guard("deleting an item"):
-            self._backend.delete_password(service, user)
-            if self._backend.get_password(service, user) is not None:
-                raise SignerFailed(f"the keychain still has the item {service}")
-
-    @contextmanager
-    def _guard(self, doing: str) -> Iterator[str]:
-        """Bound a call's time and turn the errors of all that is below into ours.
-
-        Only the backend is made anew after an error, since it may hold a connection that is no
-        more; the process can stay.
-        """
-        try:
-            with _limited(CALL_TIMEOUT_S):
-                yield self._usable()
-        except DPoPAgentError:
-            raise
-        except _Stuck as e:
-            self._backend = None
-            raise SignerFailed(
-                f"{doing}: the keychain didn't answer for {CALL_TIMEOUT_S:g} s",
-                hint="see whether its daemon hangs, or asks you something",
-            ) from e
-        except Exception as e:
-            from keyring.errors import KeyringLocked
-
-            if isinstance(e, KeyringLocked):
-                raise Locked("the keychain is locked", hint=_LOCKED_HINT) from e
-            # Its text may have the item in it; whatever it is, it says nothing of what is there.
-            self._backend = None
-            raise SignerFailed(
-                f"{doing} failed in the keychain ({type(e).__name__})",
-                hint="see whether its daemon runs; the first request after its return works again",
-            ) from e
-
-    def _usable(self) -> str:
-        if self._backend is None:
-            try:
-                from keyring.core import load_keyring
-
-                self._backend = load_keyring(self._name)
-            except (RuntimeError, ImportError, AttributeError, OSError) as e:
-                # Nothing secret was touched yet: what it says may be shown.
-                said = str(e).splitlines()
-                raise StoreAbsent(
-                    f"there is no keychain here ({said[0][:200] if said else type(e).__name__})",
-                    hint=_ABSENT_HINT,
-                ) from e
-        if self._name == "keyring.backends.SecretService.Keyring":
-            return _unlocked_collection()
-        return str(self._backend.name)
 
 
 class KeychainStore(Store):
@@ -258,49 +146,6 @@ class KeychainStore(Store):
             return None
         private = _decoded(ref, text)
         return _Loaded(private, _info(ref, private))
-
-
-def _unlocked_collection() -> str:
-    """The Secret Service's default collection; asked here, since `keyring` would prompt for it.
-
-    A prompt that nobody expects, or sees, blocks whoever waits for it, and comes back with each
-    request.
-    """
-    import secretstorage
-    from secretstorage.exceptions import (
-        ItemNotFoundException,
-        SecretServiceNotAvailableException,
-    )
-
-    try:
-        with closing(secretstorage.dbus_init()) as connection:
-            collection = secretstorage.Collection(connection)
-            if collection.is_locked():
-                raise Locked("the keychain is locked", hint=_LOCKED_HINT)
-            return collection.get_label()
-    except ItemNotFoundException as e:
-        raise StoreAbsent(
-            "the keychain has no default collection",
-            hint=f"make one in {_PROGRAMS}, or log in to a desktop once",
-        ) from e
-    except (SecretServiceNotAvailableException, OSError) as e:
-        raise StoreAbsent("the keychain's daemon isn't there", hint=_ABSENT_HINT) from e
-
-
-@contextmanager
-def _limited(seconds: float) -> Iterator[None]:
-    """Interrupt what waits for a daemon; what can't be interrupted, the agent ends."""
-
-    def stuck(*_: object) -> NoReturn:
-        raise _Stuck
-
-    before: Callable[..., Any] | int | None = signal.signal(signal.SIGALRM, stuck)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def _service(ref: str) -> str:
@@ -408,20 +253,3 @@ def _raw_signature(private: _PrivateKey, alg: Algorithm, data: bytes) -> bytes:
         return private.sign(data, pad, digest)
     r, s = decode_dss_signature(private.sign(data, ec.ECDSA(digest)))
     return r.to_bytes(alg.coordinate_size, "big") + s.to_bytes(alg.coordinate_size, "big")
-
-
-def _look(backend: str) -> int:
-    """For `init`: nothing is read or written."""
-    try:
-        place: dict[str, Any] = KeychainStore(backend=backend).open()
-    except Locked:
-        place = {"locked": True}
-    except DPoPAgentError as e:
-        print(e, file=sys.stderr)
-        return 1
-    print(json.dumps(place), flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(_look(sys.argv[1]))

@@ -1,0 +1,1 @@
+"""Keys and PINs in the operating system's keychain."""
