@@ -42,7 +42,7 @@ _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 _TOP = ("agent", "stores")
 _AGENT = ("default_store",)
-_SETTINGS = {
+_SETTINGS_BY_TYPE = {
     "pkcs11": ("type", "module", "module_args", "uri", "pin_source", "env"),
     "keychain": ("type", "backend", "env"),
 }
@@ -347,12 +347,12 @@ class _Reader:
     def _store(self, name: str, table: dict[str, Any]) -> StoreConfig:
         where = f"stores.{name}"
         kind = self._text(f"{where}.type", self._must(where, table, "type"))
-        if kind not in _SETTINGS:
+        if kind not in _SETTINGS_BY_TYPE:
             self._refuse(
                 f"{where}.type names a kind of store that this version doesn't have",
-                f"there are: {', '.join(_SETTINGS)}",
+                f"there are: {', '.join(_SETTINGS_BY_TYPE)}",
             )
-        self._known(where, table, _SETTINGS[kind])
+        self._known(where, table, _SETTINGS_BY_TYPE[kind])
         if kind == "keychain":
             return StoreConfig(
                 name=name,
@@ -426,7 +426,7 @@ class _Reader:
 
     def _must(self, where: str, table: dict[str, Any], name: str) -> object:
         if name not in table:
-            settings = _SETTINGS.get(table.get("type", ""), _SETTINGS["pkcs11"])
+            settings = _SETTINGS_BY_TYPE.get(table.get("type", ""), _SETTINGS_BY_TYPE["pkcs11"])
             near = [n for n in table if n not in settings]
             self._refuse(
                 f"{where}.{name} is missing",

@@ -35,11 +35,12 @@ LOCK_WAIT_S = 3.0
 """Seconds to wait for an earlier signer of the same store; more than its grace."""
 
 
-def _make_store(settings: dict[str, Any], source: pin.PinSource) -> Store:
+def _make_store(settings: dict[str, Any], user_pin: pin.UserPin | None) -> Store:
     if settings["type"] == "keychain":
         from dpop_agent.signer.keychain.store import KeychainStore
 
         return KeychainStore(backend=settings["backend"])
+    assert user_pin is not None  # a PKCS#11 store's configuration has a source of PINs
     from dpop_agent.config import parse_token_uri
     from dpop_agent.signer.pkcs11.module import Module
     from dpop_agent.signer.pkcs11.store import Pkcs11Store
@@ -47,14 +48,14 @@ def _make_store(settings: dict[str, Any], source: pin.PinSource) -> Store:
     return Pkcs11Store(
         module=Module(settings["module"], settings["module_args"]),
         uri=parse_token_uri(settings["uri"]),
-        pin=source,
+        pin=user_pin,
     )
 
 
-def _pin_source(settings: dict[str, Any]) -> pin.PinSource:
+def _user_pin(settings: dict[str, Any]) -> pin.UserPin | None:
     kind, argument = settings["pin_kind"], settings["pin_argument"]
     if kind is None:
-        return pin.PinSource()
+        return None
     if kind == "prompt":
         return pin.PinPrompt()
     if kind == "keychain":
@@ -94,7 +95,7 @@ class _Signer:
     def __init__(self) -> None:
         self._store: Store | None = None
         self._is_open = False
-        self._pin = pin.PinSource()
+        self._pin: pin.UserPin | None = None
         self._lock_descriptor = -1
         self._released = False
 
@@ -124,7 +125,7 @@ class _Signer:
         if op == "open":
             return self._open(self._made(request)) | {"pid": os.getpid()}
         if op == "tell":
-            self._pin.tell(None)
+            self._tell(None)
             return {}
         store = self._opened()
         if op == "release":
@@ -173,7 +174,13 @@ class _Signer:
         """Leave no socket behind, and no management key."""
         if self.authority is not None:
             self.authority.forget()
-        self._pin.listen_no_more()
+        if isinstance(self._pin, pin.PinPrompt):
+            self._pin.listen_no_more()
+
+    def _tell(self, error: DPoPAgentError | None) -> None:
+        """The outcome, to whoever typed the PIN."""
+        if isinstance(self._pin, pin.PinPrompt):
+            self._pin.tell(error)
 
     @staticmethod
     def _find(store: Store, request: dict[str, Any]) -> dict[str, Any]:
@@ -198,7 +205,7 @@ class _Signer:
                     hint="end the agent and start it again",
                 )
             self._lock_descriptor = _lock(request["lock"])
-            self._pin = _pin_source(request["store"])
+            self._pin = _user_pin(request["store"])
             self._store = _make_store(request["store"], self._pin)
         return self._store
 
@@ -206,7 +213,10 @@ class _Signer:
         """Where somebody has to be to type the PIN, before anybody is asked for it."""
         try:
             pad = store.has_pad()
-            return {"path": self._pin.listen(folder, pad=pad), "pad": pad}
+            path = None
+            if isinstance(self._pin, pin.PinPrompt):
+                path = self._pin.listen(folder, pad=pad)
+            return {"path": path, "pad": pad}  # noqa: TRY300  (one of both raises)
         except DPoPAgentError:
             store.broken = True
             raise
@@ -217,7 +227,7 @@ class _Signer:
         except DPoPAgentError as e:
             # A store that was released and wants a PIN now isn't the one that was open.
             store.broken = store.broken or not self._is_open or isinstance(e, Locked)
-            self._pin.tell(e)
+            self._tell(e)
             raise
         self._is_open = True
         return place

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from dpop_agent.errors import AuthorizationRefused, AuthorizationRequired, UnsafeSocket
 from dpop_agent.peer import peer_of, require_own_uid
 from dpop_agent.signer import secret_socket
-from dpop_agent.signer.secret_socket import _close, _listen, _tell
 
 AUTHORITY_S = 60.0
 """Seconds that a management key is kept, if nothing uses it up before."""
@@ -38,7 +37,7 @@ class Authority:
     def listen(self, folder: str) -> str:
         """Take a management key on one line at a new socket in `folder`; its path."""
         self.forget()
-        self._listener, self._path = _listen(folder, "key")
+        self._listener, self._path = secret_socket.listen(folder, "key")
         self._listener.setblocking(False)
         self._ends = time.monotonic() + secret_socket.PROMPT_TIMEOUT_S
         return self._path
@@ -98,7 +97,7 @@ class Authority:
 
     def _close_listener(self) -> None:
         if self._listener is not None:
-            _close(self._listener, self._path)
+            secret_socket.close(self._listener, self._path)
             self._listener = None
 
     def _accept(self) -> None:
@@ -119,28 +118,28 @@ class Authority:
         connection = self._connection
         assert connection is not None
         try:
-            data = connection.recv(secret_socket.MAX_PIN + 2)
+            data = connection.recv(secret_socket.MAX_SECRET + 2)
         except BlockingIOError:
             return
         except OSError:
             data = b""
         self._line += data
-        if data and b"\n" not in data and len(self._line) <= secret_socket.MAX_PIN:
+        if data and b"\n" not in data and len(self._line) <= secret_socket.MAX_SECRET:
             return
         key = bytearray(self._line.rstrip(b"\r\n"))
         if self._line.endswith(b"\n") and not key:
             key += self._default.encode("ascii")
-        good = len(key) in _KEY_DIGITS and all(chr(digit) in string.hexdigits for digit in key)
+        is_key = len(key) in _KEY_DIGITS and all(chr(digit) in string.hexdigits for digit in key)
         self._connection = None
-        _tell(
+        secret_socket.tell(
             connection,
             None
-            if good
+            if is_key
             else AuthorizationRefused(
                 "that isn't a management key", hint="it has 48 hex digits, or 32 or 64"
             ),
         )
         self.forget()
-        if good:
+        if is_key:
             self._key = key
             self._ends = time.monotonic() + AUTHORITY_S

@@ -1,4 +1,4 @@
-"""Where a PIN or a management key comes from.
+"""Where a store's user PIN comes from.
 
 It lives in the signer alone and is never shown, logged or passed on.
 """
@@ -9,6 +9,7 @@ import hashlib
 import os
 import socket
 import stat
+from abc import ABC, abstractmethod
 
 from dpop_agent.config import default_backend
 from dpop_agent.errors import (
@@ -21,7 +22,7 @@ from dpop_agent.errors import (
 from dpop_agent.peer import peer_of, require_own_uid
 from dpop_agent.signer import secret_socket
 from dpop_agent.signer.keychain.access import Keychain
-from dpop_agent.signer.secret_socket import MAX_PIN, _close, _listen, _tell
+from dpop_agent.signer.secret_socket import MAX_SECRET
 
 KEYCHAIN_SERVICE = "dpop-agent/pin"
 
@@ -31,7 +32,7 @@ _UNDER_WAY = "tried: "
 _CORRECT = "correct that, then: dpop-agent unlock"
 
 
-class PinSource:
+class UserPin(ABC):
     """One store's PIN.
 
     A stored PIN that was refused once is not tried again while it is what it was, by this process
@@ -43,18 +44,8 @@ class PinSource:
     typed = False
     """Somebody types it now, and answers for it."""
 
-    def listen(self, folder: str, *, pad: bool) -> str | None:  # noqa: ARG002
-        """The path of a socket for whoever types the PIN, None if nobody has to.
-
-        `folder` is the user's alone. With a `pad` the PIN is typed at the PKCS#11 token itself, and
-        the socket tells the outcome alone.
-        """
-        return None
-
-    def listen_no_more(self) -> None:
-        """Remove the socket that nobody came to."""
-
-    def get(self, *, tries_low: bool) -> str:  # noqa: ARG002
+    @abstractmethod
+    def get(self, *, tries_low: bool) -> str:
         """The PIN; asked once.
 
         Args:
@@ -64,7 +55,6 @@ class PinSource:
             Locked: there is none now.
             PinRefused: it was refused before.
         """
-        raise Locked("the store has no PIN")
 
     def at_pad(self) -> None:
         """Let pass who is there to type the PIN at the PKCS#11 token itself.
@@ -77,17 +67,16 @@ class PinSource:
             hint='set pin_source = "prompt", then: dpop-agent reload',
         )
 
+    @abstractmethod
     def accepted(self, pin: str) -> None:
         """It was right."""
 
+    @abstractmethod
     def refused(self) -> None:
         """It was wrong."""
 
-    def tell(self, error: DPoPAgentError | None) -> None:
-        """The outcome, to whoever typed it."""
 
-
-class PinFile(PinSource):
+class PinFile(UserPin):
     """A file of mode 0600.
 
     Args:
@@ -100,28 +89,28 @@ class PinFile(PinSource):
 
     def __init__(self, path: str, *, memory: str) -> None:
         self._path = path
-        self._memory = memory
+        self._last_try = _LastTry(memory)
         self._identity = ""
 
     def get(self, *, tries_low: bool) -> str:
         pin, self._identity = self._find()
-        if _was_refused(self._memory, self._identity, tries_low=tries_low):
+        if self._last_try.was_refused(self._identity, tries_low=tries_low):
             raise PinRefused(
                 f"the PIN in {self._path} was refused before, and isn't tried again",
                 hint=self._again,
             )
-        _remember(self._memory, _UNDER_WAY + self._identity)
+        self._last_try.begins(self._identity)
         return pin
 
     def accepted(self, pin: str) -> None:  # noqa: ARG002
-        _forget(self._memory)
+        self._last_try.forget()
 
     def refused(self) -> None:
-        _remember(self._memory, self._identity)
+        self._last_try.refused(self._identity)
 
     def _find(self) -> tuple[str, str]:
         """The PIN, and what tells it from a later one."""
-        pin, info = _read(self._path)
+        pin, info = _read_pin(self._path)
         return pin, f"{info.st_ino}:{info.st_mtime_ns}:{info.st_size}"
 
 
@@ -140,12 +129,12 @@ class PinCredential(PinFile):
         self._again = f"{self.after_refusal}; if it is right now, remove {memory}"
 
     def _find(self) -> tuple[str, str]:
-        pin, _ = _read(self._path)
+        pin, _ = _read_pin(self._path)
         # One byte: enough to know it again mostly, and too little to find it by.
         return pin, hashlib.sha256(pin.encode()).hexdigest()[:2]
 
 
-class PinPrompt(PinSource):
+class PinPrompt(UserPin):
     """A socket for one PIN, from the terminal to the signer, past the agent.
 
     Whoever connects has to have the user's uid, sends the PIN on one line, and is told the outcome
@@ -160,20 +149,26 @@ class PinPrompt(PinSource):
         self._connection: socket.socket | None = None
 
     def listen(self, folder: str, *, pad: bool) -> str | None:  # noqa: ARG002
+        """The path of a socket for whoever types the PIN, None if nobody has to.
+
+        `folder` is the user's alone. With a `pad` the PIN is typed at the PKCS#11 token itself, and
+        the socket tells the outcome alone.
+        """
         self.typed = True
-        self._listener, self._path = _listen(folder, "pin")
+        self._listener, self._path = secret_socket.listen(folder, "pin")
         return self._path
 
     def listen_no_more(self) -> None:
+        """Remove the socket that nobody came to."""
         if self._listener is not None:
-            _close(self._listener, self._path)
+            secret_socket.close(self._listener, self._path)
 
     def get(self, *, tries_low: bool) -> str:  # noqa: ARG002
         connection = self._accepted_connection()
         line = bytearray()
         try:
-            while not line.endswith(b"\n") and len(line) <= MAX_PIN + 1:
-                data = connection.recv(MAX_PIN + 2)
+            while not line.endswith(b"\n") and len(line) <= MAX_SECRET + 1:
+                data = connection.recv(MAX_SECRET + 2)
                 if not data:
                     break
                 line += data
@@ -183,7 +178,7 @@ class PinPrompt(PinSource):
             pass  # he went
         if not line.endswith(b"\n") or not line.rstrip(b"\r\n"):
             raise Locked("the store wants its PIN", hint=self.after_refusal)
-        return _text(bytes(line), "what was typed")
+        return _pin_of(bytes(line), "what was typed")
 
     def at_pad(self) -> None:
         self._accepted_connection()
@@ -191,10 +186,14 @@ class PinPrompt(PinSource):
     def accepted(self, pin: str) -> None:  # noqa: ARG002
         self.typed = False  # whoever typed it answers for no later use of it
 
+    def refused(self) -> None:
+        """Nothing is remembered: whoever typed it is told."""
+
     def tell(self, error: DPoPAgentError | None) -> None:
+        """The outcome, to whoever typed it."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            _tell(connection, error)
+            secret_socket.tell(connection, error)
 
     def _accepted_connection(self) -> socket.socket:
         """Whoever comes; once.
@@ -211,7 +210,7 @@ class PinPrompt(PinSource):
         except TimeoutError as e:
             raise Locked("no PIN came", hint=self.after_refusal) from e
         finally:
-            _close(listener, self._path)
+            secret_socket.close(listener, self._path)
         connection.settimeout(secret_socket.PROMPT_TIMEOUT_S)
         try:
             require_own_uid(peer_of(connection), what="the program that sends a PIN")
@@ -238,20 +237,20 @@ class PinKeychain(PinPrompt):
         super().__init__()
         self._keychain = Keychain(default_backend())
         self._store, self._uri = store, uri
-        self._memory = memory
+        self._last_try = _LastTry(memory)
 
     def listen(self, folder: str, *, pad: bool) -> str | None:
         if pad:
             return None  # `at_pad` says what is wrong
         # Read in any case: one that can't be read now can't be written either.
-        if self._stored() is not None and _remembered(self._memory) != _IN_KEYCHAIN:
+        if self._stored() is not None and not self._last_try.was_refused(_IN_KEYCHAIN):
             return None
         return super().listen(folder, pad=pad)
 
     def get(self, *, tries_low: bool) -> str:
         if self.typed:
             return super().get(tries_low=tries_low)
-        if _was_refused(self._memory, _IN_KEYCHAIN, tries_low=tries_low):
+        if self._last_try.was_refused(_IN_KEYCHAIN, tries_low=tries_low):
             raise PinRefused(
                 "the PIN in the keychain was refused before, and isn't tried again",
                 hint=f"dpop-agent unlock {self._store} asks for the right one",
@@ -262,27 +261,27 @@ class PinKeychain(PinPrompt):
                 f"the keychain has no PIN for the store {self._store} yet",
                 hint=f"dpop-agent unlock {self._store} puts it there",
             )
-        _remember(self._memory, _UNDER_WAY + _IN_KEYCHAIN)
+        self._last_try.begins(_IN_KEYCHAIN)
         return pin
 
     def at_pad(self) -> None:
-        PinSource.at_pad(self)
+        UserPin.at_pad(self)
 
     def accepted(self, pin: str) -> None:
         if self.typed:
             self._keychain.put(KEYCHAIN_SERVICE, self._uri, pin)
-        _forget(self._memory)
+        self._last_try.forget()
         super().accepted(pin)
 
     def refused(self) -> None:
         if self.typed:
             return
-        _remember(self._memory, _IN_KEYCHAIN)
+        self._last_try.refused(_IN_KEYCHAIN)
         try:
             self._keychain.delete(KEYCHAIN_SERVICE, self._uri)
         except StoreUnusable:
             return
-        _forget(self._memory)
+        self._last_try.forget()
 
     def _stored(self) -> str | None:
         return self._keychain.get(KEYCHAIN_SERVICE, self._uri)
@@ -303,7 +302,7 @@ def credential(name: str) -> str:
     return os.path.join(folder, name)
 
 
-def _read(path: str) -> tuple[str, os.stat_result]:
+def _read_pin(path: str) -> tuple[str, os.stat_result]:
     """The PIN in a file that nobody else can read, and what the system says of that file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -322,13 +321,13 @@ def _read(path: str) -> tuple[str, os.stat_result]:
                 f"{stat.S_IMODE(info.st_mode):04o})",
                 hint=f"chmod 600 {path}, then: dpop-agent unlock",
             )
-        pin = _text(file.read(MAX_PIN + 3), f"the PIN file {path}")
+        pin = _pin_of(file.read(MAX_SECRET + 3), f"the PIN file {path}")
     return pin, info
 
 
-def _text(line: bytes, where: str) -> str:
+def _pin_of(line: bytes, where: str) -> str:
     pin = line.rstrip(b"\r\n")
-    if not 0 < len(pin) <= MAX_PIN or b"\n" in pin:
+    if not 0 < len(pin) <= MAX_SECRET or b"\n" in pin:
         raise Locked(f"{where} has no PIN on its first line", hint=_CORRECT)
     try:
         return pin.decode("utf-8")
@@ -336,31 +335,53 @@ def _text(line: bytes, where: str) -> str:
         raise Locked(f"{where} isn't UTF-8", hint=_CORRECT) from e
 
 
-def _remembered(memory: str) -> str | None:
-    try:
-        with open(memory, encoding="ascii") as file:
-            return file.read()
-    except FileNotFoundError:
-        return None
+class _LastTry:
+    """What is remembered of the last try with a stored PIN, for later processes too.
 
+    `which` tells a PIN from the one that comes after it, and can't be used in its place.
 
-def _was_refused(memory: str, which: str, *, tries_low: bool) -> bool:
-    remembered = _remembered(memory)
-    if tries_low and remembered == _UNDER_WAY + which:
-        _remember(memory, which)
-        return True
-    return remembered == which
+    Args:
+        path: the file that has it.
+    """
 
+    def __init__(self, path: str) -> None:
+        self._path = path
 
-def _remember(memory: str, text: str) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-    try:
-        with open(os.open(memory, flags, 0o600), "w", encoding="ascii") as file:
-            file.write(text)
-    except OSError:
-        pass  # the agent remembers it too, as long as it runs
+    def was_refused(self, which: str, *, tries_low: bool = False) -> bool:
+        """Whether that PIN isn't tried again.
 
+        With `tries_low` a try that was cut short counts as refused, from now on.
+        """
+        remembered = self._remembered()
+        if tries_low and remembered == _UNDER_WAY + which:
+            self._remember(which)
+            return True
+        return remembered == which
 
-def _forget(memory: str) -> None:
-    if os.path.exists(memory):
-        os.unlink(memory)
+    def begins(self, which: str) -> None:
+        """It is tried now."""
+        self._remember(_UNDER_WAY + which)
+
+    def refused(self, which: str) -> None:
+        """It was wrong."""
+        self._remember(which)
+
+    def forget(self) -> None:
+        """It was right, or is there no more."""
+        if os.path.exists(self._path):
+            os.unlink(self._path)
+
+    def _remembered(self) -> str | None:
+        try:
+            with open(self._path, encoding="ascii") as file:
+                return file.read()
+        except FileNotFoundError:
+            return None
+
+    def _remember(self, text: str) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        try:
+            with open(os.open(self._path, flags, 0o600), "w", encoding="ascii") as file:
+                file.write(text)
+        except OSError:
+            pass  # the agent remembers it too, as long as it runs

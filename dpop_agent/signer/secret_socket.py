@@ -7,19 +7,19 @@ import os
 import socket
 from typing import Any
 
-from dpop_agent.channel import secret_socket
+from dpop_agent import channel
 from dpop_agent.errors import DPoPAgentError
 
-MAX_PIN = 255
-"""Bytes; no PKCS#11 token takes more."""
+MAX_SECRET = 255
+"""Bytes: no PKCS#11 token takes a longer PIN, and management keys are shorter."""
 
 PROMPT_TIMEOUT_S = 60.0
-"""Seconds in which whoever asked for the socket has to connect, and then to type the PIN."""
+"""Seconds in which whoever asked for the socket has to connect, and then to type the secret."""
 
 
-def _listen(folder: str, what: str) -> tuple[socket.socket, str]:
+def listen(folder: str, what: str) -> tuple[socket.socket, str]:
     """A socket for one secret in a folder that is the user's alone, and its path."""
-    path = secret_socket(folder, what)
+    path = channel.secret_socket(folder, what)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     umask = os.umask(0o177)
     try:
@@ -30,7 +30,8 @@ def _listen(folder: str, what: str) -> tuple[socket.socket, str]:
     return listener, path
 
 
-def _close(listener: socket.socket, path: str) -> None:
+def close(listener: socket.socket, path: str) -> None:
+    """Listen no more, and leave no file."""
     listener.close()
     try:
         os.unlink(path)
@@ -38,7 +39,7 @@ def _close(listener: socket.socket, path: str) -> None:
         pass
 
 
-def _tell(connection: socket.socket, error: DPoPAgentError | None) -> None:
+def tell(connection: socket.socket, error: DPoPAgentError | None) -> None:
     """The outcome, to whoever sent the secret."""
     answer: dict[str, Any] = {"ok": True} if error is None else {"error": error.to_wire()}
     try:

@@ -15,8 +15,8 @@ CALL_TIMEOUT_S = 5.0
 """Seconds for one call of the keychain, which takes 50 ms: half of what a signature may take, so
 that what waits behind a stuck one is still served."""
 
-_PROGRAMS = "Passwords and Keys (seahorse) or the like"
-_LOCKED_HINT = f"unlock it, as the login does, or in {_PROGRAMS}"
+PROGRAMS = "Passwords and Keys (seahorse) or the like"
+_LOCKED_HINT = f"unlock it, as the login does, or in {PROGRAMS}"
 _ABSENT_HINT = "it needs the D-Bus session of a login, and a keyring daemon there"
 
 
@@ -135,7 +135,7 @@ def _unlocked_collection() -> str:
     except ItemNotFoundException as e:
         raise StoreAbsent(
             "the keychain has no default collection",
-            hint=f"make one in {_PROGRAMS}, or log in to a desktop once",
+            hint=f"make one in {PROGRAMS}, or log in to a desktop once",
         ) from e
     except (SecretServiceNotAvailableException, OSError) as e:
         raise StoreAbsent("the keychain's daemon isn't there", hint=_ABSENT_HINT) from e

@@ -23,7 +23,7 @@ from dpop_agent.errors import (
     SignerFailed,
 )
 from dpop_agent.jose import ALGORITHMS, RSA_BITS, Algorithm, ec_jwk, okp_jwk, rsa_jwk, thumbprint
-from dpop_agent.signer.keychain.access import _PROGRAMS, Keychain
+from dpop_agent.signer.keychain.access import PROGRAMS, Keychain
 from dpop_agent.signer.store import KeyInfo, Store
 from dpop_agent.verify import check_signature
 
@@ -108,7 +108,7 @@ class KeychainStore(Store):
         if read is None:
             self._keys.pop(ref, None)
             return None
-        loaded = self._keys[ref] = _for(alg, read)
+        loaded = self._keys[ref] = _require_alg(alg, read)
         if self_test:
             _signature(loaded, ALGORITHMS[alg], secrets.token_bytes(32))
         return loaded.info
@@ -123,14 +123,14 @@ class KeychainStore(Store):
                 if loaded is None
                 else f"the key with the ref {ref} in the keychain isn't the one it was"
             )
-        return _signature(_for(alg, loaded), ALGORITHMS[alg], signing_input)
+        return _signature(_require_alg(alg, loaded), ALGORITHMS[alg], signing_input)
 
     def destroy(self, ref: str, jkt: str) -> None:
         read = self._read(ref)
         if read is not None and read.info.jkt != jkt:
             raise KeyMissing(
                 f"what has the ref {ref} in the keychain isn't the agent's key any more",
-                hint=f"delete it in {_PROGRAMS} if it is nobody's",
+                hint=f"delete it in {PROGRAMS} if it is nobody's",
             )
         self._keys.pop(ref, None)
         if read is not None:
@@ -188,7 +188,7 @@ def _decoded(ref: str, text: str) -> _PrivateKey:
     if not isinstance(private, _PrivateKey):
         raise SignerFailed(
             f"the keychain's item with the ref {ref} isn't one that this version wrote",
-            hint=f"it is left alone; see it in {_PROGRAMS}",
+            hint=f"it is left alone; see it in {PROGRAMS}",
         )
     return private
 
@@ -219,7 +219,7 @@ def _jwk(private: _PrivateKey) -> dict[str, str]:
     raise SignerFailed(f"the keychain's key is on the curve {private.curve.name}")
 
 
-def _for(alg: str, loaded: _Loaded) -> _Loaded:
+def _require_alg(alg: str, loaded: _Loaded) -> _Loaded:
     row = ALGORITHMS[alg]
     jwk = loaded.info.jwk
     if (jwk["kty"], jwk.get("crv")) != (row.kty, row.crv):

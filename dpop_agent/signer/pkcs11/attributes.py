@@ -18,14 +18,13 @@ from pkcs11.exceptions import (
 
 from dpop_agent.errors import SignerFailed
 from dpop_agent.jose import ALGORITHMS, ec_jwk, okp_jwk, rsa_jwk
-from dpop_agent.signer.pkcs11.module import _said
+from dpop_agent.signer.pkcs11.module import error_name
 
 MAX_LABEL = 64
 """Characters shown of an object's label."""
 
-
 # ECParameters (RFC 5480 section 2.1.1; Ed25519: PKCS#11 3.0 section 2.3.10, a PrintableString).
-_EC_PARAMS = {
+EC_PARAMS = {
     "P-256": bytes.fromhex("06082a8648ce3d030107"),
     "P-384": bytes.fromhex("06052b81040022"),
     "P-521": bytes.fromhex("06052b81040023"),
@@ -33,15 +32,15 @@ _EC_PARAMS = {
 }
 
 # DigestInfo of SHA-256 for EMSA-PKCS1-v1_5 (RFC 8017 section 9.2, note 1).
-_SHA256_DIGEST_INFO = bytes.fromhex("3031300d060960864801650304020105000420")
+SHA256_DIGEST_INFO = bytes.fromhex("3031300d060960864801650304020105000420")
 
-_KEY_TYPES = {"EC": KeyType.EC, "RSA": KeyType.RSA, "OKP": KeyType.EC_EDWARDS}
-_GENERATE = {
+KEY_TYPES = {"EC": KeyType.EC, "RSA": KeyType.RSA, "OKP": KeyType.EC_EDWARDS}
+GENERATION_MECHANISMS = {
     "EC": Mechanism.EC_KEY_PAIR_GEN,
     "RSA": Mechanism.RSA_PKCS_KEY_PAIR_GEN,
     "OKP": Mechanism.EC_EDWARDS_KEY_PAIR_GEN,
 }
-_SIGN = {
+_SIGNING_MECHANISMS = {
     "ES256": Mechanism.ECDSA,
     "ES384": Mechanism.ECDSA,
     "ES512": Mechanism.ECDSA,
@@ -50,9 +49,10 @@ _SIGN = {
     "EdDSA": Mechanism.EDDSA,
     "Ed25519": Mechanism.EDDSA,
 }
-_PSS = (Mechanism.SHA256, pkcs11.MGF.SHA256, 32)  # RFC 7518 section 3.5: salt as long as the hash
+# RFC 7518 section 3.5: a salt as long as the hash.
+PSS_PARAMETERS = (Mechanism.SHA256, pkcs11.MGF.SHA256, 32)
 
-_PUBLIC_TEMPLATE = dict.fromkeys(
+PUBLIC_TEMPLATE = dict.fromkeys(
     (Attribute.VERIFY, Attribute.ENCRYPT, Attribute.WRAP), DEFAULT
 )  # left out: tpm2-pkcs11 fails with them
 _PRIVATE_TEMPLATE = {
@@ -65,7 +65,7 @@ _PRIVATE_TEMPLATE = {
 }
 # From the strictest on: some modules refuse a `false`, ykcs11 refuses EXTRACTABLE itself. What was
 # accepted proves nothing; the attributes are read back.
-_PRIVATE_TEMPLATES = (
+PRIVATE_TEMPLATES = (
     _PRIVATE_TEMPLATE
     | dict.fromkeys(
         (Attribute.DECRYPT, Attribute.UNWRAP, Attribute.DERIVE, Attribute.SIGN_RECOVER), False
@@ -73,7 +73,7 @@ _PRIVATE_TEMPLATES = (
     _PRIVATE_TEMPLATE,
     _PRIVATE_TEMPLATE | {Attribute.EXTRACTABLE: DEFAULT},
 )
-_TEMPLATE_REFUSED = (
+TEMPLATE_REFUSED = (
     AttributeTypeInvalid,
     AttributeValueInvalid,
     AttributeReadOnly,
@@ -82,11 +82,11 @@ _TEMPLATE_REFUSED = (
 )
 
 
-class _OddKey(SignerFailed):
+class UnexpectedObject(SignerFailed):
     """The object isn't what the agent put there. Another process would see the same."""
 
 
-def _read(key: Any, attribute: Attribute) -> Any:
+def read(key: Any, attribute: Attribute) -> Any:
     """An attribute's value; None where the module doesn't have it."""
     try:
         return key[attribute]
@@ -94,29 +94,37 @@ def _read(key: Any, attribute: Attribute) -> Any:
         return None
 
 
-def _label(key: Any) -> str:
-    return str(_read(key, Attribute.LABEL) or "")[:MAX_LABEL]
+def label(key: Any) -> str:
+    """An object's label, for people."""
+    return str(read(key, Attribute.LABEL) or "")[:MAX_LABEL]
 
 
-def _never_left(private: Any) -> bool:
+def never_left(private: Any) -> bool:
     """PKCS#11 3.0 section 4.9: it can't leave the token, and never could."""
     return (
-        _read(private, Attribute.SENSITIVE) is True
-        and _read(private, Attribute.EXTRACTABLE) is False
-        and _read(private, Attribute.ALWAYS_SENSITIVE) is True
-        and _read(private, Attribute.NEVER_EXTRACTABLE) is True
+        read(private, Attribute.SENSITIVE) is True
+        and read(private, Attribute.EXTRACTABLE) is False
+        and read(private, Attribute.ALWAYS_SENSITIVE) is True
+        and read(private, Attribute.NEVER_EXTRACTABLE) is True
     )
 
 
-def _public_jwk(public: Any) -> dict[str, str]:
+def public_jwk(public: Any) -> dict[str, str]:
+    """A public key as a JWK, required members only (RFC 7517).
+
+    Raises:
+        UnexpectedObject: it is none that the agent can have made.
+    """
     try:
         return _read_jwk(public)
     except PKCS11Error as e:  # such as an object that its module was killed over
-        raise _OddKey(f"a public key on the PKCS#11 token can't be read ({_said(e)})") from e
+        raise UnexpectedObject(
+            f"a public key on the PKCS#11 token can't be read ({error_name(e)})"
+        ) from e
 
 
 def _read_jwk(public: Any) -> dict[str, str]:
-    kind = _read(public, Attribute.KEY_TYPE)
+    kind = read(public, Attribute.KEY_TYPE)
     if kind == KeyType.RSA:
         return rsa_jwk(
             int.from_bytes(public[Attribute.MODULUS], "big"),
@@ -127,13 +135,13 @@ def _read_jwk(public: Any) -> dict[str, str]:
         return okp_jwk("Ed25519", _octets(point, 32))
     params = bytes(public[Attribute.EC_PARAMS])
     for row in ALGORITHMS.values():
-        if row.kty == "EC" and row.crv is not None and _EC_PARAMS[row.crv] == params:
+        if row.kty == "EC" and row.crv is not None and EC_PARAMS[row.crv] == params:
             size = row.coordinate_size
             octets = _octets(point, 1 + 2 * size)
             if octets[0] != 4:  # SEC 1 section 2.3.3: uncompressed
                 break
             return ec_jwk(row.crv, octets[1 : 1 + size], octets[1 + size :])
-    raise _OddKey("the PKCS#11 token's public key has a form that isn't known here")
+    raise UnexpectedObject("the PKCS#11 token's public key has a form that isn't known here")
 
 
 def _octets(point: bytes, size: int) -> bytes:
@@ -143,4 +151,4 @@ def _octets(point: bytes, size: int) -> bytes:
     head = bytes([4, size]) if size < 128 else bytes([4, 0x81, size])
     if len(point) == len(head) + size and point.startswith(head):
         return point[len(head) :]
-    raise _OddKey("the PKCS#11 token's CKA_EC_POINT isn't a point")
+    raise UnexpectedObject("the PKCS#11 token's CKA_EC_POINT isn't a point")

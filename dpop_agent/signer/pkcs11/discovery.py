@@ -1,4 +1,4 @@
-"""Which PKCS#11 tokens a module has; nobody logs in."""
+"""Which PKCS#11 tokens a module has, and which one a URI names; nobody logs in."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pkcs11.exceptions import ArgumentsBad, PKCS11Error
 
 from dpop_agent.errors import StoreAbsent, StoreInUse
 from dpop_agent.signer.pkcs11 import pcsc, vendors
-from dpop_agent.signer.pkcs11.module import Module, _said
+from dpop_agent.signer.pkcs11.module import Module, error_name
 
 
 def tokens(module: Module) -> list[dict[str, Any]]:
@@ -20,23 +20,28 @@ def tokens(module: Module) -> list[dict[str, Any]]:
         StoreAbsent: the module can't be loaded, or refuses its arguments.
         StoreInUse: another program holds the card.
     """
-    present = _present(module)
-    if not present:
-        _refuse_held(module)
+    found = present(module)
+    if not found:
+        refuse_held(module)
     return [
         {
-            "label": _text(token.label),
-            "serial": _text(token.serial),
-            "manufacturer": _text(token.manufacturer_id),
-            "model": _text(token.model),
+            "label": unpadded(token.label),
+            "serial": unpadded(token.serial),
+            "manufacturer": unpadded(token.manufacturer_id),
+            "model": unpadded(token.model),
             "initialized": bool(token.flags & TokenFlag.TOKEN_INITIALIZED),
-            "has_pin": _has_pin(token.flags),
+            "has_pin": has_pin(token.flags),
         }
-        for token in present
+        for token in found
     ]
 
 
-def _refuse_held(module: Module) -> None:
+def refuse_held(module: Module) -> None:
+    """Let pass where no other program has a card for itself alone.
+
+    Raises:
+        StoreInUse
+    """
     slots = vendors.slots(module.library.manufacturer_id)
     if slots is not None and pcsc.held_by_another(slots.readers):
         raise StoreInUse(
@@ -45,16 +50,22 @@ def _refuse_held(module: Module) -> None:
         )
 
 
-def _text(value: bytes | str) -> str:
+def unpadded(value: bytes | str) -> str:
+    """A text of CK_TOKEN_INFO (PKCS#11 3.0 section 3.2)."""
     return (value.decode("utf-8", "replace") if isinstance(value, bytes) else value).strip("\0 ")
 
 
-def _has_pin(flags: TokenFlag) -> bool:
+def has_pin(flags: TokenFlag) -> bool:
     """Without one there is nothing to log in with: NSS refuses any (PKCS#11 3.0 section 3.2)."""
     return bool(flags & TokenFlag.USER_PIN_INITIALIZED and flags & TokenFlag.LOGIN_REQUIRED)
 
 
-def _present(module: Module) -> list[Any]:
+def present(module: Module) -> list[Any]:
+    """What `get_token` gives for each slot that has a PKCS#11 token.
+
+    Raises:
+        StoreAbsent: the module can't be loaded, or refuses its arguments.
+    """
     if not os.path.exists(module.path):
         raise StoreAbsent(
             f"there is no PKCS#11 module {module.path}", hint="correct module in the configuration"
@@ -68,7 +79,7 @@ def _present(module: Module) -> list[Any]:
         ) from e
     except PKCS11Error as e:
         raise StoreAbsent(
-            f"the PKCS#11 module {module.path} doesn't work ({_said(e)})",
+            f"the PKCS#11 module {module.path} doesn't work ({error_name(e)})",
             hint="see what its vendor asks for, such as pcscd or a setting in env",
         ) from e
     found = []

@@ -96,6 +96,7 @@ class Module:
         return found.contents
 
 
-def _said(error: PKCS11Error) -> str:
+def error_name(error: PKCS11Error) -> str:
+    """What a module's error is called, for people; python-pkcs11 knows not every CKR_."""
     name = type(error).__name__
     return f"{name}: {error}" if name == "PKCS11Error" else name

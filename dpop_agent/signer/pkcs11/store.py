@@ -58,26 +58,10 @@ from dpop_agent.errors import (
 )
 from dpop_agent.jose import ALGORITHMS, RSA_BITS, Algorithm, thumbprint
 from dpop_agent.signer.authority import Authority
-from dpop_agent.signer.pin import PinSource
-from dpop_agent.signer.pkcs11 import vendors
-from dpop_agent.signer.pkcs11.attributes import (
-    _EC_PARAMS,
-    _GENERATE,
-    _KEY_TYPES,
-    _PRIVATE_TEMPLATES,
-    _PSS,
-    _PUBLIC_TEMPLATE,
-    _SHA256_DIGEST_INFO,
-    _SIGN,
-    _TEMPLATE_REFUSED,
-    _label,
-    _never_left,
-    _OddKey,
-    _public_jwk,
-    _read,
-)
-from dpop_agent.signer.pkcs11.discovery import _has_pin, _present, _refuse_held, _text
-from dpop_agent.signer.pkcs11.module import Module, _said
+from dpop_agent.signer.pin import UserPin
+from dpop_agent.signer.pkcs11 import attributes, discovery, vendors
+from dpop_agent.signer.pkcs11.attributes import UnexpectedObject
+from dpop_agent.signer.pkcs11.module import Module, error_name
 from dpop_agent.signer.store import KeyInfo, Slot, Store
 from dpop_agent.verify import check_signature
 
@@ -129,7 +113,7 @@ class Pkcs11Store(Store):
         pin: where the user PIN comes from; asked once, and an accepted one is kept.
     """
 
-    def __init__(self, *, module: Module, uri: TokenUri, pin: PinSource) -> None:
+    def __init__(self, *, module: Module, uri: TokenUri, pin: UserPin) -> None:
         self._module = module
         self._uri = uri
         self._pin = pin
@@ -151,7 +135,7 @@ class Pkcs11Store(Store):
         Raises:
             StoreAbsent, PinRefused
         """
-        if not _has_pin(flags):
+        if not discovery.has_pin(flags):
             raise StoreAbsent(
                 f"the PKCS#11 token {self._uri} has no user PIN",
                 hint="set one with the tool that came with its module, then: dpop-agent reload",
@@ -166,7 +150,7 @@ class Pkcs11Store(Store):
             self.authority.forget()  # it was typed for another card
         self._token = token
         self._protection = vendors.protection(
-            _text(self._token.manufacturer_id),
+            discovery.unpadded(self._token.manufacturer_id),
             hardware_slot=bool(self._token.slot.flags & SlotFlag.HW_SLOT),
         )
         self._mechanisms = set(self._token.slot.get_mechanisms())
@@ -178,31 +162,31 @@ class Pkcs11Store(Store):
         self._session = self._login()
         self._opened = time.monotonic()
         return {
-            "label": _text(self._token.label),
-            "serial": _text(self._token.serial),
-            "model": _text(self._token.model),
+            "label": discovery.unpadded(self._token.label),
+            "serial": discovery.unpadded(self._token.serial),
+            "model": discovery.unpadded(self._token.model),
         }
 
     def _find_token(self) -> Any:
         found = [
             token
-            for token in _present(self._module)
+            for token in discovery.present(self._module)
             if token.flags & TokenFlag.TOKEN_INITIALIZED  # SoftHSM always has one that isn't
             and self._uri.matches(
-                label=_text(token.label),
-                serial=_text(token.serial),
-                manufacturer=_text(token.manufacturer_id),
-                model=_text(token.model),
+                label=discovery.unpadded(token.label),
+                serial=discovery.unpadded(token.serial),
+                manufacturer=discovery.unpadded(token.manufacturer_id),
+                model=discovery.unpadded(token.model),
             )
         ]
         if not found:
-            _refuse_held(self._module)
+            discovery.refuse_held(self._module)
             raise StoreAbsent(
                 f"no PKCS#11 token {self._uri} is there",
                 hint="plug it in, or correct uri in the configuration",
             )
         if len(found) > 1:
-            serials = ", ".join(_text(token.serial) for token in found)
+            serials = ", ".join(discovery.unpadded(token.serial) for token in found)
             raise StoreAbsent(
                 f"{len(found)} PKCS#11 tokens fit {self._uri}: serials {serials}",
                 hint="give the serial in uri",
@@ -221,7 +205,7 @@ class Pkcs11Store(Store):
         if flags & TokenFlag.PROTECTED_AUTHENTICATION_PATH:
             self._pin.at_pad()
             return self._login_with(pkcs11.PROTECTED_AUTH)  # PKCS#11 3.0 section 5.6.8
-        serial = _text(self._token.serial)
+        serial = discovery.unpadded(self._token.serial)
         pin = self._accepted
         if pin is None or serial != self._serial:  # not one card's PIN for another card
             pin = self._pin.get(tries_low=bool(flags & TokenFlag.USER_PIN_COUNT_LOW))
@@ -239,7 +223,7 @@ class Pkcs11Store(Store):
             StoreAbsent
         """
         self._token = self._find_token()
-        if _text(self._token.serial) != serial:
+        if discovery.unpadded(self._token.serial) != serial:
             raise StoreAbsent(
                 f"another PKCS#11 token came in the place of {self._uri} while its PIN was typed",
                 hint="dpop-agent unlock",
@@ -261,7 +245,7 @@ class Pkcs11Store(Store):
                 "no PIN was typed at the PKCS#11 token's pad", hint=self._pin.after_refusal
             ) from e
         except PKCS11Error as e:
-            raise Locked(f"logging in to the PKCS#11 token failed ({_said(e)})") from e
+            raise Locked(f"logging in to the PKCS#11 token failed ({error_name(e)})") from e
 
     def _pin_refused(self) -> PinRefused:
         self._accepted = None
@@ -299,7 +283,7 @@ class Pkcs11Store(Store):
         return secrets.token_hex(ID_BYTES)
 
     def _require(self, alg: str) -> None:
-        needed = {_GENERATE[ALGORITHMS[alg].kty], self._mechanism(alg)}
+        needed = {attributes.GENERATION_MECHANISMS[ALGORITHMS[alg].kty], self._mechanism(alg)}
         if alg in self._faulty or not needed <= self._mechanisms:
             raise AlgorithmUnsupported(
                 f"the PKCS#11 token {self._uri} can't make keys for {alg}",
@@ -342,7 +326,7 @@ class Pkcs11Store(Store):
         """The ids of whatever is there; an attestation is there only with its key."""
         kinds = (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY, ObjectClass.CERTIFICATE)
         return {
-            (_read(found, Attribute.ID) or b"").hex()
+            (attributes.read(found, Attribute.ID) or b"").hex()
             for kind in kinds
             for found in list(self._session.get_objects({Attribute.CLASS: kind}))
         }
@@ -359,7 +343,7 @@ class Pkcs11Store(Store):
                 f"slot {name} isn't free, and isn't overwritten", hint="take another slot, or none"
             )
         public = self._objects_with(self._slots.refs[name], ObjectClass.PUBLIC_KEY)
-        if [thumbprint(_public_jwk(key)) for key in public] != [jkt]:
+        if [thumbprint(attributes.public_jwk(key)) for key in public] != [jkt]:
             raise SlotTaken(
                 f"slot {name} has another key than the agent's, and isn't overwritten",
                 hint="take another slot, or none",
@@ -460,13 +444,13 @@ class Pkcs11Store(Store):
 
     def _generate_pair(self, key_id: bytes, alg: Algorithm, label: str) -> tuple[Any, Any]:
         refused: PKCS11Error | None = None
-        for template in _PRIVATE_TEMPLATES:
+        for template in attributes.PRIVATE_TEMPLATES:
             arguments: dict[str, Any] = {
                 "id": key_id,
                 "label": label,
                 "store": True,
-                "mechanism": _GENERATE[alg.kty],
-                "public_template": _PUBLIC_TEMPLATE,
+                "mechanism": attributes.GENERATION_MECHANISMS[alg.kty],
+                "public_template": attributes.PUBLIC_TEMPLATE,
                 "private_template": template,
             }
             try:
@@ -476,9 +460,11 @@ class Pkcs11Store(Store):
                     )
                 else:
                     public, private = self._session.create_domain_parameters(
-                        _KEY_TYPES[alg.kty], {Attribute.EC_PARAMS: _EC_PARAMS[alg.crv]}, local=True
+                        attributes.KEY_TYPES[alg.kty],
+                        {Attribute.EC_PARAMS: attributes.EC_PARAMS[alg.crv]},
+                        local=True,
                     ).generate_keypair(**arguments)
-            except _TEMPLATE_REFUSED as e:
+            except attributes.TEMPLATE_REFUSED as e:
                 refused = e
             except MechanismInvalid as e:
                 raise AlgorithmUnsupported(
@@ -507,7 +493,7 @@ class Pkcs11Store(Store):
         with self._guard("looking for a key"):
             private = self._objects_with(ref, ObjectClass.PRIVATE_KEY)
             public = self._objects_with(ref, ObjectClass.PUBLIC_KEY)
-            return thumbprint(_public_jwk(public[0])) if public and not private else None
+            return thumbprint(attributes.public_jwk(public[0])) if public and not private else None
 
     def sign(self, ref: str, jkt: str, alg: str, signing_input: bytes) -> bytes:
         with self._guard("signing"):
@@ -536,7 +522,7 @@ class Pkcs11Store(Store):
         with self._guard("destroying a key"):
             private = self._objects_with(ref, ObjectClass.PRIVATE_KEY)
             public = self._objects_with(ref, ObjectClass.PUBLIC_KEY)
-            if any(thumbprint(_public_jwk(key)) != jkt for key in public) or (
+            if any(thumbprint(attributes.public_jwk(key)) != jkt for key in public) or (
                 len(private) > min(1, len(public))
             ):
                 raise KeyMissing(
@@ -557,7 +543,10 @@ class Pkcs11Store(Store):
         with self._guard("listing keys"):
             found = list(self._session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY}))
             listed = [
-                {"ref": (_read(key, Attribute.ID) or b"").hex(), "label": _label(key)}
+                {
+                    "ref": (attributes.read(key, Attribute.ID) or b"").hex(),
+                    "label": attributes.label(key),
+                }
                 for key in found
             ]
             if self._slots is None:
@@ -571,8 +560,8 @@ class Pkcs11Store(Store):
     def _jkt_of(self, ref: str) -> str | None:
         public = self._objects_with(ref, ObjectClass.PUBLIC_KEY)
         try:
-            return thumbprint(_public_jwk(public[0])) if len(public) == 1 else None
-        except _OddKey:  # one that the agent can't have made
+            return thumbprint(attributes.public_jwk(public[0])) if len(public) == 1 else None
+        except UnexpectedObject:  # one that the agent can't have made
             return None
 
     def slots(self) -> dict[str, int] | None:
@@ -594,29 +583,29 @@ class Pkcs11Store(Store):
         if not private:
             return None
         if len(private) > 1 or len(public) != 1:
-            raise _OddKey(
+            raise UnexpectedObject(
                 f"the PKCS#11 token has {len(private)} private and {len(public)} public keys with "
                 f"the id {ref}, where one of each belongs",
                 hint="delete what isn't the agent's with the vendor's tool",
             )
-        jwk = _public_jwk(public[0])
+        jwk = attributes.public_jwk(public[0])
         if alg is not None and (jwk["kty"], jwk.get("crv")) != (alg.kty, alg.crv):
             if self._slots is not None:
                 return None  # another key has the slot
-            raise _OddKey(f"the key with the id {ref} isn't one for {alg.name}")
+            raise UnexpectedObject(f"the key with the id {ref} isn't one for {alg.name}")
         policies = self._policies(ref)
         info = KeyInfo(
             ref=ref,
             jwk=jwk,
             jkt=thumbprint(jwk),
-            exportable=not _never_left(private[0]),
+            exportable=not attributes.never_left(private[0]),
             protection=self._protection,
-            local=_read(private[0], Attribute.LOCAL),
+            local=attributes.read(private[0], Attribute.LOCAL),
             slot=None if self._slots is None else self._slots.name(ref),
             touch=vendors.TOUCH.get(policies[1]),
         )
         asks_pin = (
-            _read(private[0], Attribute.ALWAYS_AUTHENTICATE) is True
+            attributes.read(private[0], Attribute.ALWAYS_AUTHENTICATE) is True
             or policies[0] == vendors.PIN_ALWAYS
         )
         opened = self._keys[ref] = _Open(private[0], info, asks_pin)
@@ -632,7 +621,7 @@ class Pkcs11Store(Store):
     def _attested(self, ref: str) -> bytes | None:
         """The attestation of the key in a slot: a certificate that only the module makes up."""
         for found in self._objects_with(ref, ObjectClass.CERTIFICATE):
-            if _read(found, Attribute.TOKEN) is False:
+            if attributes.read(found, Attribute.TOKEN) is False:
                 return bytes(found[Attribute.VALUE])
         return None
 
@@ -656,15 +645,17 @@ class Pkcs11Store(Store):
         # With the bare one tpm2-pkcs11 signs by decrypting, which these keys mustn't do.
         if alg == "RS256" and Mechanism.SHA256_RSA_PKCS in self._mechanisms:
             return Mechanism.SHA256_RSA_PKCS
-        return _SIGN[alg]
+        return attributes._SIGNING_MECHANISMS[alg]
 
     def _signature(self, key: _Open, alg: Algorithm, data: bytes) -> bytes:
         mechanism = self._mechanism(alg.name)
         if alg.name == "PS256":
             digest = hashlib.sha256(data).digest()
-            signature = self._signed(key, digest, mechanism=mechanism, mechanism_param=_PSS)
+            signature = self._signed(
+                key, digest, mechanism=mechanism, mechanism_param=attributes.PSS_PARAMETERS
+            )
         elif mechanism == Mechanism.RSA_PKCS:
-            digest = _SHA256_DIGEST_INFO + hashlib.sha256(data).digest()
+            digest = attributes.SHA256_DIGEST_INFO + hashlib.sha256(data).digest()
             signature = self._signed(key, digest, mechanism=mechanism)
         elif alg.kty == "EC":
             digest = hashlib.new(alg.digest, data).digest()
@@ -728,9 +719,10 @@ class Pkcs11Store(Store):
         except PKCS11Error as e:
             self.broken = True
             raise SignerFailed(
-                f"{doing} failed in the PKCS#11 module ({_said(e)})", hint="see: dpop-agent status"
+                f"{doing} failed in the PKCS#11 module ({error_name(e)})",
+                hint="see: dpop-agent status",
             ) from e
-        except _OddKey:
+        except UnexpectedObject:
             self.broken = self._view_is_old()
             raise
         except SignerFailed:
