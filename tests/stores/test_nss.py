@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dpop_agent.signer.pkcs11.store import FRESH_S
+from dpop_agent.signer.pkcs11.token import FRESH_S
 from tests.agent.places import changed_config, serve_with, store, until, until_logged, until_open
 from tests.agent.wire import Wire
 from tests.emulators import NSS, certutil, need, nss

@@ -1,5 +1,7 @@
 """Which PKCS#11 tokens a module has, and which one a URI names; nobody logs in."""
 
+# mypy: disable-error-code="attr-defined"
+
 from __future__ import annotations
 
 import os
@@ -11,6 +13,7 @@ from pkcs11.exceptions import ArgumentsBad, PKCS11Error
 from dpop_agent.errors import StoreAbsent, StoreInUse
 from dpop_agent.signer.pkcs11 import pcsc, vendors
 from dpop_agent.signer.pkcs11.module import Module, error_name
+from dpop_agent.signer.store import Store
 
 
 def tokens(module: Module) -> list[dict[str, Any]]:
@@ -89,3 +92,32 @@ def present(module: Module) -> list[Any]:
         except PKCS11Error:  # pulled since, or nothing that this module knows
             continue
     return found
+
+
+class Finding(Store):
+    def _find_token(self) -> Any:
+        found = [
+            token
+            for token in present(self._module)
+            if token.flags & TokenFlag.TOKEN_INITIALIZED  # SoftHSM always has one that isn't
+            and self._uri.matches(
+                label=unpadded(token.label),
+                serial=unpadded(token.serial),
+                manufacturer=unpadded(token.manufacturer_id),
+                model=unpadded(token.model),
+            )
+        ]
+        if not found:
+            refuse_held(self._module)
+            raise StoreAbsent(
+                f"no PKCS#11 token {self._uri} is there",
+                hint="plug it in, or correct uri in the configuration",
+            )
+        if len(found) > 1:
+            serials = ", ".join(unpadded(token.serial) for token in found)
+            raise StoreAbsent(
+                f"{len(found)} PKCS#11 tokens fit {self._uri}: serials {serials}",
+                hint="give the serial in uri",
+                retry="no",
+            )
+        return found[0]
