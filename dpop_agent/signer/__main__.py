@@ -21,12 +21,18 @@ from typing import Any
 
 from dpop_agent import __version__
 from dpop_agent.channel import Frames, Malformed, frame
-from dpop_agent.errors import DPoPAgentError, Locked, SignerFailed
+from dpop_agent.errors import (
+    AttestationUnavailable,
+    DPoPAgentError,
+    InvalidParams,
+    Locked,
+    SignerFailed,
+)
 from dpop_agent.hardening import die_with_parent, harden
 from dpop_agent.jose import b64url
-from dpop_agent.signer import pin
 from dpop_agent.signer.authority import Authority
-from dpop_agent.signer.store import Slot, Store
+from dpop_agent.signer.pin import PinCredential, PinFile, PinKeychain, PinPrompt, UserPin
+from dpop_agent.signer.store import Attests, PinStore, Slot, SlotStore, Store, TellsHalfMade
 
 GRACE_S = 1.5
 """Seconds that a signer has to finish what it does when the agent has gone."""
@@ -35,32 +41,34 @@ LOCK_WAIT_S = 3.0
 """Seconds to wait for an earlier signer of the same store; more than its grace."""
 
 
-def _make_store(settings: dict[str, Any], user_pin: pin.UserPin | None) -> Store:
+def _make_store(settings: dict[str, Any], user_pin: UserPin | None) -> Store:
     if settings["type"] == "keychain":
         from dpop_agent.signer.keychain.store import KeychainStore
 
         return KeychainStore(backend=settings["backend"])
     assert user_pin is not None  # a PKCS#11 store's configuration has a source of PINs
     from dpop_agent.config import parse_token_uri
+    from dpop_agent.signer.pkcs11 import discovery, vendors
     from dpop_agent.signer.pkcs11.module import Module
+    from dpop_agent.signer.pkcs11.slots import CardStore
     from dpop_agent.signer.pkcs11.store import Pkcs11Store
+    from dpop_agent.signer.pkcs11.token import Token
 
-    return Pkcs11Store(
-        module=Module(settings["module"], settings["module_args"]),
-        uri=parse_token_uri(settings["uri"]),
-        pin=user_pin,
-    )
+    module = Module(settings["module"], settings["module_args"])
+    token = Token(module=module, uri=parse_token_uri(settings["uri"]), pin=user_pin)
+    slots = vendors.slots(discovery.manufacturer(module))
+    return Pkcs11Store(token) if slots is None else CardStore(token, slots)
 
 
-def _user_pin(settings: dict[str, Any]) -> pin.UserPin | None:
+def _user_pin(settings: dict[str, Any]) -> UserPin | None:
     kind, argument = settings["pin_kind"], settings["pin_argument"]
     if kind is None:
         return None
     if kind == "prompt":
-        return pin.PinPrompt()
+        return PinPrompt()
     if kind == "keychain":
-        return pin.PinKeychain(settings["name"], settings["uri"], memory=settings["refused_file"])
-    made = pin.PinCredential if kind == "credential" else pin.PinFile
+        return PinKeychain(settings["name"], settings["uri"], memory=settings["refused_file"])
+    made = PinCredential if kind == "credential" else PinFile
     return made(argument, memory=settings["refused_file"])
 
 
@@ -95,7 +103,7 @@ class _Signer:
     def __init__(self) -> None:
         self._store: Store | None = None
         self._is_open = False
-        self._pin: pin.UserPin | None = None
+        self._pin: UserPin | None = None
         self._lock_descriptor = -1
         self._released = False
 
@@ -118,7 +126,8 @@ class _Signer:
     def _do(self, request: dict[str, Any]) -> dict[str, Any]:
         op = request["op"]
         if op == "authorize":
-            authority = self._opened().authority
+            store = self._opened()
+            authority = store.authority if isinstance(store, SlotStore) else None
             return {"path": authority and authority.listen(request["folder"])}
         if op == "listen":
             return self._listen(self._made(request), request["folder"])
@@ -143,43 +152,60 @@ class _Signer:
             return {"signature": b64url(signature)}
         operations: dict[str, Callable[[], dict[str, Any]]] = {
             "reserve": lambda: self._reserve(store, request),
-            "generate": lambda: store.generate(
-                request["ref"],
-                request["alg"],
-                request["label"],
-                overwrites=request["overwrites"],
-            ).to_frame(),
+            "generate": lambda: self._generate(store, request),
             "find": lambda: self._find(store, request),
             "destroy": lambda: self._destroy(store, request),
-            "objects": lambda: {"objects": store.objects(), "slots": store.slots()},
-            "attestation": lambda: {
-                "certificates": store.attestation(request["ref"], request["jkt"])
-            },
+            "objects": lambda: self._objects(store),
+            "attestation": lambda: self._attestation(store, request),
         }
         return operations[op]()
 
     @staticmethod
     def _reserve(store: Store, request: dict[str, Any]) -> dict[str, Any]:
-        wanted = Slot(request["slot"], request["overwrites"], frozenset(request["taken"]))
-        ref, slot = store.reserve_slot(request["alg"], wanted)
-        return {"ref": ref, "slot": slot}
+        if isinstance(store, SlotStore):
+            wanted = Slot(request["slot"], request["overwrites"], frozenset(request["taken"]))
+            ref = store.reserve(request["alg"], wanted)
+            return {"ref": ref, "slot": store.slot_name(ref)}
+        if request["slot"] is not None:
+            raise InvalidParams("the store has no slots", hint="leave slot out")
+        return {"ref": store.reserve(request["alg"]), "slot": None}
+
+    @staticmethod
+    def _generate(store: Store, request: dict[str, Any]) -> dict[str, Any]:
+        what = request["ref"], request["alg"], request["label"]
+        if isinstance(store, SlotStore):
+            return store.generate(*what, overwrites=request["overwrites"]).to_frame()
+        return store.generate(*what).to_frame()
+
+    @staticmethod
+    def _objects(store: Store) -> dict[str, Any]:
+        slots = store.slots() if isinstance(store, SlotStore) else None
+        return {"objects": store.objects(), "slots": slots}
+
+    @staticmethod
+    def _attestation(store: Store, request: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(store, Attests):
+            raise AttestationUnavailable(
+                "the store attests no keys", hint="a YubiKey does, through Yubico's ykcs11"
+            )
+        return {"certificates": store.attestation(request["ref"], request["jkt"])}
 
     @property
     def authority(self) -> Authority | None:
         """Where a management key may come in, or go out of date, between two frames."""
-        authority = None if self._store is None else self._store.authority
+        authority = self._store.authority if isinstance(self._store, SlotStore) else None
         return None if authority is None or authority.left_s() is None else authority
 
     def listen_no_more(self) -> None:
         """Leave no socket behind, and no management key."""
         if self.authority is not None:
             self.authority.forget()
-        if isinstance(self._pin, pin.PinPrompt):
+        if isinstance(self._pin, PinPrompt):
             self._pin.listen_no_more()
 
     def _tell(self, error: DPoPAgentError | None) -> None:
         """The outcome, to whoever typed the PIN."""
-        if isinstance(self._pin, pin.PinPrompt):
+        if isinstance(self._pin, PinPrompt):
             self._pin.tell(error)
 
     @staticmethod
@@ -189,7 +215,8 @@ class _Signer:
         )
         if found is not None:
             return {"key": found.to_frame(), "half": None}
-        return {"key": None, "half": store.half_made(request["ref"])}
+        half = store.half_made(request["ref"]) if isinstance(store, TellsHalfMade) else None
+        return {"key": None, "half": half}
 
     @staticmethod
     def _destroy(store: Store, request: dict[str, Any]) -> dict[str, Any]:
@@ -212,11 +239,9 @@ class _Signer:
     def _listen(self, store: Store, folder: str) -> dict[str, Any]:
         """Where somebody has to be to type the PIN, before anybody is asked for it."""
         try:
-            pad = store.has_pad()
-            path = None
-            if isinstance(self._pin, pin.PinPrompt):
-                path = self._pin.listen(folder, pad=pad)
-            return {"path": path, "pad": pad}  # noqa: TRY300  (one of both raises)
+            pad = isinstance(store, PinStore) and store.has_pad()
+            typed = self._pin if isinstance(self._pin, PinPrompt) else None
+            return {"path": typed and typed.listen(folder, pad=pad), "pad": pad}
         except DPoPAgentError:
             store.broken = True
             raise

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dpop_agent.errors import AttestationUnavailable, InvalidParams
 from dpop_agent.signer.authority import Authority
 
 
@@ -56,6 +55,10 @@ class Slot:
     taken: frozenset[str] = frozenset()
 
 
+ANY_SLOT = Slot()
+"""Whichever is free."""
+
+
 class Store(ABC):
     """A place where private keys are.
 
@@ -64,16 +67,6 @@ class Store(ABC):
     """
 
     broken: bool = False
-    authority: Authority | None = None
-    """The management key, where keys are made with one."""
-
-    def has_pad(self) -> bool:
-        """Whether the PIN is typed at the place itself, which is looked for; nobody logs in.
-
-        Raises:
-            StoreAbsent, PinRefused
-        """
-        return False
 
     @abstractmethod
     def open(self) -> dict[str, Any]:
@@ -85,7 +78,8 @@ class Store(ABC):
             StoreAbsent, Locked, PinRefused, SignerFailed
         """
 
-    def release(self) -> None:  # noqa: B027  (most have nothing that others want)
+    @abstractmethod
+    def release(self) -> None:
         """Let other programs have the place; `open` takes it again, with the PIN it had."""
 
     @abstractmethod
@@ -96,26 +90,9 @@ class Store(ABC):
             AlgorithmUnsupported
         """
 
-    def reserve_slot(self, alg: str, wanted: Slot) -> tuple[str, str | None]:
-        """A ref as `reserve` gives it, and its place's name where keys have fixed places.
-
-        Raises:
-            AlgorithmUnsupported, SlotTaken, NoSlot, AuthorizationRequired
-            InvalidParams: a place was asked for, and there are none here.
-        """
-        if wanted.name is not None:
-            raise InvalidParams("the store has no slots", hint="leave slot out")
-        return self.reserve(alg), None
-
     @abstractmethod
-    def generate(self, ref: str, alg: str, label: str, *, overwrites: str | None = None) -> KeyInfo:
-        """Make a key pair under a reserved ref, non-exportable where the store can; check it.
-
-        `overwrites` is the jkt of the key that may be there; any other is left alone.
-
-        Raises:
-            SlotTaken, AuthorizationRequired
-        """
+    def generate(self, ref: str, alg: str, label: str) -> KeyInfo:
+        """Make a key pair under a reserved ref, non-exportable where the store can; check it."""
 
     @abstractmethod
     def find(self, ref: str, alg: str, *, self_test: bool, anew: bool = False) -> KeyInfo | None:
@@ -125,10 +102,6 @@ class Store(ABC):
 
         Returns None only if the store answered and has none.
         """
-
-    def half_made(self, ref: str) -> str | None:  # noqa: ARG002  (for those that can tell)
-        """The jkt of a public key under `ref` that has no private key: its making was cut short."""
-        return None
 
     @abstractmethod
     def sign(self, ref: str, jkt: str, alg: str, signing_input: bytes) -> bytes:
@@ -153,16 +126,71 @@ class Store(ABC):
         With `jkt` where a ref can come to name another key.
         """
 
-    def slots(self) -> dict[str, int] | None:
-        """How many places for keys there are, `total`, and how many are `free`; None for no end."""
-        return None
 
-    def attestation(self, ref: str, jkt: str) -> list[str]:  # noqa: ARG002
+class PinStore(Store):
+    """A store that somebody or something has to log in to."""
+
+    @abstractmethod
+    def has_pad(self) -> bool:
+        """Whether the PIN is typed at the place itself, which is looked for; nobody logs in.
+
+        Raises:
+            StoreAbsent, PinRefused
+        """
+
+
+class TellsHalfMade(ABC):
+    """A store that shows what a making left behind that was cut short."""
+
+    @abstractmethod
+    def half_made(self, ref: str) -> str | None:
+        """The jkt of a public key under `ref` that has no private key: its making was cut short."""
+
+
+class SlotStore(Store):
+    """A store whose keys have fixed places, and are made with a management key.
+
+    Attributes:
+        authority: the management key.
+    """
+
+    authority: Authority
+
+    @abstractmethod
+    def reserve(self, alg: str, wanted: Slot = ANY_SLOT) -> str:
+        """The ref of a place for a new key, before anything is made.
+
+        Raises:
+            AlgorithmUnsupported, SlotTaken, NoSlot, AuthorizationRequired
+            InvalidParams: there is no such place.
+        """
+
+    @abstractmethod
+    def slot_name(self, ref: str) -> str | None:
+        """The name of the place with that ref."""
+
+    @abstractmethod
+    def generate(self, ref: str, alg: str, label: str, *, overwrites: str | None = None) -> KeyInfo:
+        """As every store does.
+
+        `overwrites` is the jkt of the key that may be there; any other is left alone.
+
+        Raises:
+            SlotTaken, AuthorizationRequired, AuthorizationRefused
+        """
+
+    @abstractmethod
+    def slots(self) -> dict[str, int]:
+        """How many places for keys there are, `total`, and how many are `free`."""
+
+
+class Attests(ABC):
+    """A store that attests its keys."""
+
+    @abstractmethod
+    def attestation(self, ref: str, jkt: str) -> list[str]:
         """Certificates (PEM) that say where the key was made, its own first.
 
         Raises:
             AttestationUnavailable, KeyMissing
         """
-        raise AttestationUnavailable(
-            "the store attests no keys", hint="a YubiKey does, through Yubico's ykcs11"
-        )

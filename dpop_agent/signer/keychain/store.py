@@ -84,6 +84,9 @@ class KeychainStore(Store):
             self._label = self._keychain.look()
         return {"label": self._label, "serial": None, "model": self._name.split(".")[-2]}
 
+    def release(self) -> None:
+        """Nothing: what it has loaded keeps nobody from the keychain."""
+
     def reserve(self, alg: str) -> str:
         """A new ref, if the keychain answers now: else nothing needs to be noted of it."""
         if alg not in ALGORITHMS:
@@ -91,7 +94,7 @@ class KeychainStore(Store):
         self._keychain.look()
         return secrets.token_hex(REF_BYTES)
 
-    def generate(self, ref: str, alg: str, label: str, *, overwrites: str | None = None) -> KeyInfo:  # noqa: ARG002
+    def generate(self, ref: str, alg: str, label: str) -> KeyInfo:  # noqa: ARG002
         """Make a key and write it once; `label` has no place in a keyring's item."""
         if self._keychain.get(_service(ref), ref) is not None:
             raise SignerFailed(f"the keychain has an item with the ref {ref} already")

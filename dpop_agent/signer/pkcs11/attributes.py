@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 import pkcs11
@@ -82,6 +83,14 @@ TEMPLATE_REFUSED = (
 )
 
 
+def signing_mechanism(alg: str, offered: Container[Mechanism]) -> Mechanism:
+    """The one that signs for `alg`, where a PKCS#11 token offers those."""
+    # With the bare one tpm2-pkcs11 signs by decrypting, which these keys mustn't do.
+    if alg == "RS256" and Mechanism.SHA256_RSA_PKCS in offered:
+        return Mechanism.SHA256_RSA_PKCS
+    return _SIGNING_MECHANISMS[alg]
+
+
 class UnexpectedObject(SignerFailed):
     """The object isn't what the agent put there. Another process would see the same."""
 
@@ -97,6 +106,11 @@ def read(key: Any, attribute: Attribute) -> Any:
 def label(key: Any) -> str:
     """An object's label, for people."""
     return str(read(key, Attribute.LABEL) or "")[:MAX_LABEL]
+
+
+def ref(key: Any) -> str:
+    """Its CKA_ID, in hex."""
+    return bytes(read(key, Attribute.ID) or b"").hex()
 
 
 def never_left(private: Any) -> bool:

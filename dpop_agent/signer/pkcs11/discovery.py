@@ -1,19 +1,19 @@
 """Which PKCS#11 tokens a module has, and which one a URI names; nobody logs in."""
 
-# mypy: disable-error-code="attr-defined"
-
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pkcs11 import TokenFlag
 from pkcs11.exceptions import ArgumentsBad, PKCS11Error
 
+from dpop_agent.config import TokenUri
 from dpop_agent.errors import StoreAbsent, StoreInUse
 from dpop_agent.signer.pkcs11 import pcsc, vendors
 from dpop_agent.signer.pkcs11.module import Module, error_name
-from dpop_agent.signer.store import Store
 
 
 def tokens(module: Module) -> list[dict[str, Any]]:
@@ -23,9 +23,9 @@ def tokens(module: Module) -> list[dict[str, Any]]:
         StoreAbsent: the module can't be loaded, or refuses its arguments.
         StoreInUse: another program holds the card.
     """
-    found = present(module)
+    found = _present(module)
     if not found:
-        refuse_held(module)
+        _refuse_held(module)
     return [
         {
             "label": unpadded(token.label),
@@ -39,7 +39,61 @@ def tokens(module: Module) -> list[dict[str, Any]]:
     ]
 
 
-def refuse_held(module: Module) -> None:
+def manufacturer(module: Module) -> str:
+    """Who made a module: that tells what is particular to it (PKCS#11 3.0 section 3.1).
+
+    Raises:
+        StoreAbsent: it can't be loaded, or refuses its arguments.
+    """
+    with _working(module):
+        return str(module.library.manufacturer_id)
+
+
+def unpadded(value: bytes | str) -> str:
+    """A text of CK_TOKEN_INFO (PKCS#11 3.0 section 3.2)."""
+    return (value.decode("utf-8", "replace") if isinstance(value, bytes) else value).strip("\0 ")
+
+
+def has_pin(flags: TokenFlag) -> bool:
+    """Without one there is nothing to log in with: NSS refuses any (PKCS#11 3.0 section 3.2)."""
+    return bool(flags & TokenFlag.USER_PIN_INITIALIZED and flags & TokenFlag.LOGIN_REQUIRED)
+
+
+def find(module: Module, uri: TokenUri) -> Any:
+    """Exactly the PKCS#11 token that `uri` names.
+
+    Raises:
+        StoreAbsent: there is none, or several.
+        StoreInUse: another program holds the card.
+    """
+    found = [
+        token
+        for token in _present(module)
+        if token.flags & TokenFlag.TOKEN_INITIALIZED  # SoftHSM always has one that isn't
+        and uri.matches(
+            label=unpadded(token.label),
+            serial=unpadded(token.serial),
+            manufacturer=unpadded(token.manufacturer_id),
+            model=unpadded(token.model),
+        )
+    ]
+    if not found:
+        _refuse_held(module)
+        raise StoreAbsent(
+            f"no PKCS#11 token {uri} is there",
+            hint="plug it in, or correct uri in the configuration",
+        )
+    if len(found) > 1:
+        serials = ", ".join(unpadded(token.serial) for token in found)
+        raise StoreAbsent(
+            f"{len(found)} PKCS#11 tokens fit {uri}: serials {serials}",
+            hint="give the serial in uri",
+            retry="no",
+        )
+    return found[0]
+
+
+def _refuse_held(module: Module) -> None:
     """Let pass where no other program has a card for itself alone.
 
     Raises:
@@ -53,28 +107,32 @@ def refuse_held(module: Module) -> None:
         )
 
 
-def unpadded(value: bytes | str) -> str:
-    """A text of CK_TOKEN_INFO (PKCS#11 3.0 section 3.2)."""
-    return (value.decode("utf-8", "replace") if isinstance(value, bytes) else value).strip("\0 ")
-
-
-def has_pin(flags: TokenFlag) -> bool:
-    """Without one there is nothing to log in with: NSS refuses any (PKCS#11 3.0 section 3.2)."""
-    return bool(flags & TokenFlag.USER_PIN_INITIALIZED and flags & TokenFlag.LOGIN_REQUIRED)
-
-
-def present(module: Module) -> list[Any]:
+def _present(module: Module) -> list[Any]:
     """What `get_token` gives for each slot that has a PKCS#11 token.
 
     Raises:
         StoreAbsent: the module can't be loaded, or refuses its arguments.
     """
+    with _working(module):
+        slots = module.library.get_slots(token_present=True)
+    found = []
+    for slot in slots:
+        try:
+            found.append(slot.get_token())
+        except PKCS11Error:  # pulled since, or nothing that this module knows
+            continue
+    return found
+
+
+@contextmanager
+def _working(module: Module) -> Iterator[None]:
+    """Turn the errors of a module that doesn't work at all into ours."""
     if not os.path.exists(module.path):
         raise StoreAbsent(
             f"there is no PKCS#11 module {module.path}", hint="correct module in the configuration"
         )
     try:
-        slots = module.library.get_slots(token_present=True)
+        yield
     except ArgumentsBad as e:
         raise StoreAbsent(
             f"the PKCS#11 module {module.path} wants arguments (CKR_ARGUMENTS_BAD)",
@@ -85,39 +143,3 @@ def present(module: Module) -> list[Any]:
             f"the PKCS#11 module {module.path} doesn't work ({error_name(e)})",
             hint="see what its vendor asks for, such as pcscd or a setting in env",
         ) from e
-    found = []
-    for slot in slots:
-        try:
-            found.append(slot.get_token())
-        except PKCS11Error:  # pulled since, or nothing that this module knows
-            continue
-    return found
-
-
-class Finding(Store):
-    def _find_token(self) -> Any:
-        found = [
-            token
-            for token in present(self._module)
-            if token.flags & TokenFlag.TOKEN_INITIALIZED  # SoftHSM always has one that isn't
-            and self._uri.matches(
-                label=unpadded(token.label),
-                serial=unpadded(token.serial),
-                manufacturer=unpadded(token.manufacturer_id),
-                model=unpadded(token.model),
-            )
-        ]
-        if not found:
-            refuse_held(self._module)
-            raise StoreAbsent(
-                f"no PKCS#11 token {self._uri} is there",
-                hint="plug it in, or correct uri in the configuration",
-            )
-        if len(found) > 1:
-            serials = ", ".join(unpadded(token.serial) for token in found)
-            raise StoreAbsent(
-                f"{len(found)} PKCS#11 tokens fit {self._uri}: serials {serials}",
-                hint="give the serial in uri",
-                retry="no",
-            )
-        return found[0]

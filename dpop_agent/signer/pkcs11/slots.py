@@ -1,15 +1,14 @@
-"""Cards whose keys have fixed places."""
-
-# mypy: disable-error-code="attr-defined"
+"""Cards whose keys have fixed places, which a management key fills."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from pkcs11 import Attribute, ObjectClass
-from pkcs11.exceptions import (
-    PKCS11Error,
-)
+from pkcs11.exceptions import PKCS11Error, UserNotLoggedIn
 
 from dpop_agent.errors import (
     AttestationUnavailable,
@@ -20,22 +19,60 @@ from dpop_agent.errors import (
     SignerFailed,
     SlotTaken,
 )
-from dpop_agent.jose import ALGORITHMS, thumbprint
-from dpop_agent.signer.pkcs11 import attributes, vendors
+from dpop_agent.jose import ALGORITHMS, Algorithm, thumbprint
+from dpop_agent.signer.authority import Authority
+from dpop_agent.signer.pkcs11 import attributes, keys, vendors
 from dpop_agent.signer.pkcs11.attributes import UnexpectedObject
-from dpop_agent.signer.pkcs11.keys import Keys
-from dpop_agent.signer.store import KeyInfo, Slot
+from dpop_agent.signer.pkcs11.keys import Key
+from dpop_agent.signer.pkcs11.store import OtherAlgorithm, TokenStore
+from dpop_agent.signer.pkcs11.token import Token
+from dpop_agent.signer.store import ANY_SLOT, Attests, KeyInfo, Slot, SlotStore
 
 
-class InSlots(Keys):
-    def reserve_slot(self, alg: str, wanted: Slot) -> tuple[str, str | None]:
+class SlotKey(Key):
+    """A key pair in a slot."""
+
+    checks_each = True  # a slot may have another key by now, and a card is slower than a check
+
+    def _signed(self, data: bytes, **how: Any) -> Any:
+        try:
+            return super()._signed(data, **how)
+        except UserNotLoggedIn:
+            if self.asks_pin or self._token.accepted_pin is None:
+                raise
+        # A key made with the PIN policy "always" doesn't say so: once more, with the user's PIN.
+        signature = self._signed_with_pin(data, how)
+        self.asks_pin = True
+        return signature
+
+
+class CardStore(TokenStore, SlotStore, Attests):
+    """A card.
+
+    Args:
+        token: it, as a PKCS#11 token.
+        slots: its places.
+    """
+
+    def __init__(self, token: Token, slots: vendors.Slots) -> None:
+        super().__init__(token)
+        self.authority = Authority(default=slots.default_authority)
+        self._slots = slots
+
+    def open(self) -> dict[str, Any]:
+        before = self._token.serial
+        try:
+            return super().open()
+        finally:
+            if self._token.serial != before:
+                self.authority.forget()  # it was typed for another card
+
+    def reserve(self, alg: str, wanted: Slot = ANY_SLOT) -> str:
         slots = self._slots
-        if slots is None:
-            return super().reserve_slot(alg, wanted)
-        self._require(alg)
+        keys.require_algorithm(self._token, alg)
         if wanted.name is not None and wanted.name not in slots.refs:
             raise InvalidParams(
-                f"the PKCS#11 token {self._uri} has no slot {wanted.name} for keys",
+                f"the PKCS#11 token {self._token.uri} has no slot {wanted.name} for keys",
                 hint=f"there are: {', '.join(slots.refs)}",
             )
         self._look_anew()
@@ -46,7 +83,7 @@ class InSlots(Keys):
                 name = next((name for name in slots.chosen if slots.refs[name] in free), None)
                 if name is None:
                     raise NoSlot(
-                        f"the PKCS#11 token {self._uri} has no free slot among "
+                        f"the PKCS#11 token {self._token.uri} has no free slot among "
                         f"{slots.chosen[0]} to {slots.chosen[-1]}",
                         details={"free": [n for n, ref in slots.refs.items() if ref in free]},
                     )
@@ -54,45 +91,18 @@ class InSlots(Keys):
                 name = wanted.name
                 if slots.refs[name] in occupied | wanted.taken:
                     self._require_overwritable(name, wanted.overwrites)
-        assert self.authority is not None
         self.authority.require()
-        return slots.refs[name], name
+        return slots.refs[name]
 
-    def _occupied(self) -> set[str]:
-        """The ids of whatever is there; an attestation is there only with its key."""
-        kinds = (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY, ObjectClass.CERTIFICATE)
-        return {
-            (attributes.read(found, Attribute.ID) or b"").hex()
-            for kind in kinds
-            for found in list(self._session.get_objects({Attribute.CLASS: kind}))
-        }
+    def slot_name(self, ref: str) -> str | None:
+        return self._slots.name(ref)
 
-    def _require_overwritable(self, name: str, jkt: str | None) -> None:
-        """Let pass a slot whose key has that thumbprint.
-
-        Raises:
-            SlotTaken
-        """
-        assert self._slots is not None
-        if jkt is None:
-            raise SlotTaken(
-                f"slot {name} isn't free, and isn't overwritten", hint="take another slot, or none"
-            )
-        public = self._objects_with(self._slots.refs[name], ObjectClass.PUBLIC_KEY)
-        if [thumbprint(attributes.public_jwk(key)) for key in public] != [jkt]:
-            raise SlotTaken(
-                f"slot {name} has another key than the agent's, and isn't overwritten",
-                hint="take another slot, or none",
-            )
-
-    def _generate_in_slot(self, ref: str, alg: str, label: str, overwrites: str | None) -> KeyInfo:
+    def generate(self, ref: str, alg: str, label: str, *, overwrites: str | None = None) -> KeyInfo:
         """As whoever has the management key, who has to be alone; then log in again.
 
         Generating overwrites without a word, so nothing lies between the look and it but a
         program that does the same at the same instant.
         """
-        assert self._slots is not None
-        assert self.authority is not None
         name = self._slots.name(ref)
         if name is None:
             raise InvalidParams(f"the PKCS#11 token has no slot for keys with the id {ref}")
@@ -100,10 +110,10 @@ class InSlots(Keys):
         self.release()
         try:
             with self._guard("generating a key"):
-                self._session = self._managed(self.authority.take())
+                self._token.open_managed(self.authority.take())
                 if ref in self._occupied():
                     self._require_overwritable(name, overwrites)
-                self._generate_pair(bytes.fromhex(ref), ALGORITHMS[alg], label)
+                keys.generate_pair(self._token, ref, ALGORITHMS[alg], label)
         finally:
             self._log_in_again()
         info = self.find(ref, alg, self_test=True)
@@ -115,22 +125,37 @@ class InSlots(Keys):
             )
         return info
 
-    def slots(self) -> dict[str, int] | None:
-        if self._slots is None:
-            return None
+    def find(self, ref: str, alg: str, *, self_test: bool, anew: bool = False) -> KeyInfo | None:
+        if self._slots.name(ref) is None:
+            return None  # one of the reserved places
+        found = super().find(ref, alg, self_test=self_test)
+        if found is None and anew:
+            with self._guard("looking for a key"):
+                self._look_anew()
+            found = super().find(ref, alg, self_test=self_test)
+        return found
+
+    def objects(self) -> list[dict[str, Any]]:
+        listed = super().objects()
+        with self._guard("listing keys"):
+            return [
+                item | {"jkt": self._jkt_of(item["ref"])}
+                for item in listed
+                if item["ref"] not in self._slots.reserved
+            ]
+
+    def slots(self) -> dict[str, int]:
         with self._guard("counting free slots"):
             free = set(self._slots.refs.values()) - self._occupied()
             return {"total": len(self._slots.refs), "free": len(free)}
 
     def attestation(self, ref: str, jkt: str) -> list[str]:
-        if self._slots is None:
-            return super().attestation(ref, jkt)
         with self._guard("reading an attestation"):
             opened = self._load(ref, None)
             if opened is None or opened.info.jkt != jkt:
                 raise KeyMissing("what has that key's slot now isn't that key")
             own = self._attested(ref)
-            above = self._objects_with(self._slots.attestation, ObjectClass.CERTIFICATE)
+            above = keys.objects_with(self._token, self._slots.attestation, ObjectClass.CERTIFICATE)
             if own is None or not above:
                 raise AttestationUnavailable(
                     "the card attests no key in that slot",
@@ -138,33 +163,68 @@ class InSlots(Keys):
                 )
             return [_pem(der) for der in (own, bytes(above[0][Attribute.VALUE]))]
 
+    def _occupied(self) -> set[str]:
+        """The ids of whatever is there; an attestation is there only with its key."""
+        kinds = (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY, ObjectClass.CERTIFICATE)
+        return {
+            attributes.ref(found) for kind in kinds for found in keys.objects_of(self._token, kind)
+        }
+
+    def _require_overwritable(self, name: str, jkt: str | None) -> None:
+        """Let pass a slot whose key has that thumbprint.
+
+        Raises:
+            SlotTaken
+        """
+        if jkt is None:
+            raise SlotTaken(
+                f"slot {name} isn't free, and isn't overwritten", hint="take another slot, or none"
+            )
+        public = keys.objects_with(self._token, self._slots.refs[name], ObjectClass.PUBLIC_KEY)
+        if [thumbprint(attributes.public_jwk(key)) for key in public] != [jkt]:
+            raise SlotTaken(
+                f"slot {name} has another key than the agent's, and isn't overwritten",
+                hint="take another slot, or none",
+            )
+
     def _log_in_again(self) -> None:
         """Whatever became of the management session: no error hides what it was used for."""
         try:
-            if self._session is not None:
-                self._session.close()
-            self._module.unload()
+            self._token.release()
             self.open()
         except (DPoPAgentError, PKCS11Error):
             self.broken = True
 
     def _jkt_of(self, ref: str) -> str | None:
-        public = self._objects_with(ref, ObjectClass.PUBLIC_KEY)
+        public = keys.objects_with(self._token, ref, ObjectClass.PUBLIC_KEY)
         try:
             return thumbprint(attributes.public_jwk(public[0])) if len(public) == 1 else None
         except UnexpectedObject:  # one that the agent can't have made
             return None
 
+    def _load(self, ref: str, alg: Algorithm | None) -> Key | None:
+        try:
+            return super()._load(ref, alg)
+        except OtherAlgorithm:
+            return None  # another key has the slot
+
+    def _read_back(self, ref: str, private: Any, jwk: dict[str, str]) -> Key:
+        plain = super()._read_back(ref, private, jwk)
+        pin, touch = self._policies(ref)
+        info = replace(plain.info, slot=self._slots.name(ref), touch=vendors.TOUCH.get(touch))
+        asks_pin = plain.asks_pin or pin == vendors.PIN_ALWAYS
+        return SlotKey(self._token, private, info, asks_pin=asks_pin)
+
     def _policies(self, ref: str) -> tuple[int, int]:
         """The numbers of its PIN's and its touch's policy, by its attestation; 0 for unknown."""
-        attestation = None if self._slots is None else self._attested(ref)
-        if self._slots is None or attestation is None:
+        attestation = self._attested(ref)
+        if attestation is None:
             return 0, 0
         return vendors.policies(attestation, self._slots)
 
     def _attested(self, ref: str) -> bytes | None:
         """The attestation of the key in a slot: a certificate that only the module makes up."""
-        for found in self._objects_with(ref, ObjectClass.CERTIFICATE):
+        for found in keys.objects_with(self._token, ref, ObjectClass.CERTIFICATE):
             if attributes.read(found, Attribute.TOKEN) is False:
                 return bytes(found[Attribute.VALUE])
         return None
