@@ -82,7 +82,8 @@ def _lock(path: str) -> int:
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise SignerFailed(
-                    "another signer of this store still runs", hint="end the other agent first"
+                    "another signer of this store is still running",
+                    hint="stop the other agent first",
                 ) from None
             time.sleep(0.02)
         else:
@@ -115,7 +116,7 @@ class _Signer:
         except Exception as e:
             if self._store is not None:
                 self._store.broken = True
-            error = SignerFailed(f"the signer met an unexpected {type(e).__name__}{_place(e)}")
+            error = SignerFailed(f"unexpected {type(e).__name__} in the signer{_place(e)}")
             return frame(id=request["id"], error=error.to_wire(), broken=True)
         return frame(id=request["id"], ok=result)
 
@@ -228,8 +229,8 @@ class _Signer:
         if self._store is None:
             if request["version"] != __version__:
                 raise SignerFailed(
-                    f"the agent is of version {request['version']}, its signers of {__version__}",
-                    hint="end the agent and start it again",
+                    f"the agent runs version {request['version']}, its signers {__version__}",
+                    hint="restart the agent",
                 )
             self._lock_descriptor = _lock(request["lock"])
             self._pin = _user_pin(request["store"])

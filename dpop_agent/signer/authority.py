@@ -70,7 +70,7 @@ class Authority:
         self.serve(())
         if not self._key:
             raise AuthorizationRequired(
-                "this store makes keys only for who has its management key",
+                "this store makes keys only with its management key",
                 hint="dpop-agent key create and key rotate ask for it in a terminal",
             )
 

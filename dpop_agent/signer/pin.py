@@ -63,7 +63,7 @@ class UserPin(ABC):
             Locked: nobody is. A pad doesn't ask by itself.
         """
         raise Locked(
-            "the PKCS#11 token takes its PIN at its own pad alone",
+            "the PKCS#11 token takes its PIN only at its own pad",
             hint='set pin_source = "prompt", then: dpop-agent reload',
         )
 
@@ -173,7 +173,7 @@ class PinPrompt(UserPin):
                     break
                 line += data
         except TimeoutError as e:
-            raise Locked("no PIN came", hint=self.after_refusal) from e
+            raise Locked("no PIN was typed in time", hint=self.after_refusal) from e
         except OSError:
             pass  # he went
         if not line.endswith(b"\n") or not line.rstrip(b"\r\n"):
@@ -208,7 +208,7 @@ class PinPrompt(UserPin):
         try:
             connection, _ = listener.accept()
         except TimeoutError as e:
-            raise Locked("no PIN came", hint=self.after_refusal) from e
+            raise Locked("no PIN was typed in time", hint=self.after_refusal) from e
         finally:
             secret_socket.close(listener, self._path)
         connection.settimeout(secret_socket.PROMPT_TIMEOUT_S)

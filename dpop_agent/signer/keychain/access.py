@@ -45,7 +45,7 @@ class Keychain:
 
     def look(self) -> str:
         """Whether it is there and unlocked; its label, for people."""
-        with self._guard("looking at it") as label:
+        with self._guard("looking for it") as label:
             return label
 
     def get(self, service: str, user: str) -> str | None:
@@ -81,8 +81,8 @@ class Keychain:
         except _Stuck as e:
             self._backend = None
             raise SignerFailed(
-                f"{doing}: the keychain didn't answer for {CALL_TIMEOUT_S:g} s",
-                hint="see whether its daemon hangs, or asks you something",
+                f"the keychain didn't answer for {CALL_TIMEOUT_S:g} s ({doing})",
+                hint="check whether its daemon hangs, or waits for you to answer a prompt",
             ) from e
         except Exception as e:
             from keyring.errors import KeyringLocked
@@ -92,8 +92,8 @@ class Keychain:
             # Its text may have the item in it; whatever it is, it says nothing of what is there.
             self._backend = None
             raise SignerFailed(
-                f"{doing} failed in the keychain ({type(e).__name__})",
-                hint="see whether its daemon runs; the first request after its return works again",
+                f"the keychain failed ({doing}: {type(e).__name__})",
+                hint="check that its daemon runs; once it does, the next request works",
             ) from e
 
     def _usable(self) -> str:

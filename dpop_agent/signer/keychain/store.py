@@ -90,7 +90,7 @@ class KeychainStore(Store):
     def reserve(self, alg: str) -> str:
         """A new ref, if the keychain answers now: else nothing needs to be noted of it."""
         if alg not in ALGORITHMS:
-            raise AlgorithmUnsupported(f"{alg[:80]!r} isn't an algorithm that is known here")
+            raise AlgorithmUnsupported(f"{alg[:80]!r} isn't an algorithm that dpop-agent knows")
         self._keychain.look()
         return secrets.token_hex(REF_BYTES)
 
@@ -133,7 +133,7 @@ class KeychainStore(Store):
         if read is not None and read.info.jkt != jkt:
             raise KeyMissing(
                 f"what has the ref {ref} in the keychain isn't the agent's key any more",
-                hint=f"delete it in {PROGRAMS} if it is nobody's",
+                hint=f"delete it in {PROGRAMS} if nobody needs it",
             )
         self._keys.pop(ref, None)
         if read is not None:
@@ -191,7 +191,7 @@ def _decoded(ref: str, text: str) -> _PrivateKey:
     if not isinstance(private, _PrivateKey):
         raise SignerFailed(
             f"the keychain's item with the ref {ref} isn't one that this version wrote",
-            hint=f"it is left alone; see it in {PROGRAMS}",
+            hint=f"it is left alone; you find it in {PROGRAMS}",
         )
     return private
 

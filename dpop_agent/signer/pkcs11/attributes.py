@@ -155,7 +155,7 @@ def _read_jwk(public: Any) -> dict[str, str]:
             if octets[0] != 4:  # SEC 1 section 2.3.3: uncompressed
                 break
             return ec_jwk(row.crv, octets[1 : 1 + size], octets[1 + size :])
-    raise UnexpectedObject("the PKCS#11 token's public key has a form that isn't known here")
+    raise UnexpectedObject("the PKCS#11 token's public key has an unknown form")
 
 
 def _octets(point: bytes, size: int) -> bytes:

@@ -141,5 +141,5 @@ def _working(module: Module) -> Iterator[None]:
     except PKCS11Error as e:
         raise StoreAbsent(
             f"the PKCS#11 module {module.path} doesn't work ({error_name(e)})",
-            hint="see what its vendor asks for, such as pcscd or a setting in env",
+            hint="see what its vendor requires, such as pcscd or a setting in env",
         ) from e

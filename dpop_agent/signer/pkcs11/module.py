@@ -87,7 +87,7 @@ class Module:
             raise StoreAbsent(
                 f"the PKCS#11 module {self.path} doesn't work with its module_args "
                 f"(C_Initialize: {code:#x})",
-                hint="see what its vendor asks for, and whether the files they name are there",
+                hint="see what its vendor requires, and check that the files they name exist",
             )
 
     def _functions(self) -> Any:

@@ -153,7 +153,7 @@ class CardStore(TokenStore, SlotStore, Attests):
         with self._guard("reading an attestation"):
             opened = self._load(ref, None)
             if opened is None or opened.info.jkt != jkt:
-                raise KeyMissing("what has that key's slot now isn't that key")
+                raise KeyMissing("that key's slot holds another key now")
             own = self._attested(ref)
             above = keys.objects_with(self._token, self._slots.attestation, ObjectClass.CERTIFICATE)
             if own is None or not above:

@@ -81,7 +81,7 @@ class TokenStore(PinStore):
             ):
                 raise KeyMissing(
                     f"what has the id {ref} on the PKCS#11 token isn't the agent's key any more",
-                    hint="delete it with the vendor's tool if it is nobody's",
+                    hint="delete it with the vendor's tool if nobody needs it",
                 )
             # The private key first: as long as one is there, its public key tells whose it is.
             try:
@@ -89,7 +89,7 @@ class TokenStore(PinStore):
                     key.destroy()
             except FunctionNotSupported as e:  # such as OpenSC's for PIV
                 raise ObjectLeft(
-                    "the PKCS#11 module can't delete keys: this one signs no more, and stays there",
+                    "the PKCS#11 module can't delete keys: this one stays, but no longer signs",
                     hint="delete it with the vendor's tool",
                 ) from e
 

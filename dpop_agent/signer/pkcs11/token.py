@@ -206,7 +206,7 @@ class Token:
         self._found = self._find()
         if self.serial != serial:
             raise StoreAbsent(
-                f"another PKCS#11 token came in the place of {self.uri} while its PIN was typed",
+                f"another PKCS#11 token came in place of {self.uri} while its PIN was being typed",
                 hint="dpop-agent unlock",
             )
 
