@@ -125,9 +125,13 @@ def _parser(verb: str) -> ArgumentParser:
         from dpop_agent.cli import serve
 
         return serve.parser(verb)
-    from dpop_agent.cli import setup
+    if verb == "config":
+        from dpop_agent.cli import configuration
 
-    return setup.parser(verb)
+        return configuration.parser(verb)
+    from dpop_agent.cli import init
+
+    return init.parser(verb)
 
 
 def _overview() -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dpop_agent import config
-from dpop_agent.cli import setup
+from dpop_agent.cli import discovery
 from dpop_agent.cli.main import main
 
 Capture = pytest.CaptureFixture[str]
@@ -49,8 +49,8 @@ class Machine:
         (folder / "lists").mkdir()
         (folder / "lib" / "softhsm").mkdir(parents=True)
         monkeypatch.setattr(sys, "executable", str(program))
-        monkeypatch.setattr(setup, "_LINUX", (str(folder / "lib"),))
-        monkeypatch.setattr(setup, "_MACOS", (str(folder / "lib"),))
+        monkeypatch.setattr(discovery, "_LINUX", (str(folder / "lib"),))
+        monkeypatch.setattr(discovery, "_MACOS", (str(folder / "lib"),))
         monkeypatch.setenv("DPOP_AGENT_CONFIG", str(self.config))
 
     def module(self, file: str, *tokens: dict[str, Any], says: str | None = None) -> str:
@@ -329,7 +329,7 @@ class TestInit:
         self, machine: Machine, capsys: Capture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         module = machine.module("x.so", says="#!/bin/sh\nexec sleep 60\n")
-        monkeypatch.setattr(setup, "LOOK_TIMEOUT_S", 0.2)
+        monkeypatch.setattr(discovery, "LOOK_TIMEOUT_S", 0.2)
         start = time.monotonic()
         assert init(machine, "--module", module) == 1
         assert time.monotonic() - start < 10
@@ -465,7 +465,7 @@ type = "keychain"
         self, machine: Machine, capsys: Capture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         machine.keychain(says="#!/bin/sh\nexec sleep 60\n")
-        monkeypatch.setattr(setup, "LOOK_TIMEOUT_S", 0.2)
+        monkeypatch.setattr(discovery, "LOOK_TIMEOUT_S", 0.2)
         start = time.monotonic()
         assert main(["init", "--keychain"]) == 1
         assert time.monotonic() - start < 10

@@ -1,0 +1,164 @@
+"""`config show | check | path`."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+
+from dpop_agent import config, paths
+from dpop_agent.cli import arguments, output
+from dpop_agent.cli.discovery import _keychain
+from dpop_agent.errors import ConfigurationError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Callable, Mapping
+
+_KEYCHAIN = "keychain"
+_EXPORTABLE = "keys in the keychain are exportable: any program of yours can read them there"
+
+
+def parser(verb: str) -> arguments.Parser:
+    """The parser of `config`."""
+    found = arguments.verb(verb, "Show, check or find the configuration.")
+    verbs = found.add_subparsers(metavar="VERB", required=True)
+    actions: tuple[tuple[str, str, Callable[[Namespace], int]], ...] = (
+        ("show", "What the configuration says", _show),
+        ("check", "Whether it can work here: files, their owners and modes", _check),
+        ("path", "Where it is", _path),
+    )
+    for name, what, run in actions:
+        sub = verbs.add_parser(name, help=what, description=f"{what}.")
+        arguments.add_json(sub)
+        sub.set_defaults(run=run)
+    return found
+
+
+def _show(args: Namespace) -> int:
+    found = config.load()
+    if args.json:
+        output.print_json(
+            {
+                "path": found.path,
+                "default_store": found.default_store,
+                "stores": [
+                    {"store": store.name, "type": store.type}
+                    | _settings(store)
+                    | {"env": dict(store.env)}
+                    for store in found.stores.values()
+                ],
+            }
+        )
+        return 0
+    lines = [f"configuration  {found.path}", f"default store  {found.default_store}"]
+    for store in found.stores.values():
+        lines += [
+            "",
+            f"store {store.name} ({store.type})",
+            *(f"  {name:11}  {value}" for name, value in _settings(store).items()),
+            *(f"  env          {name}={value}" for name, value in store.env.items()),
+        ]
+        if store.type == _KEYCHAIN:
+            lines.append(f"  note         {_EXPORTABLE}")
+    print("\n".join(map(output.plain, lines)))
+    return 0
+
+
+def _settings(store: config.StoreConfig) -> dict[str, str]:
+    """What the store's type has beyond name and environment."""
+    return {
+        name: str(value)
+        for name in ("module", "module_args", "uri", "pin_source", "backend")
+        if (value := getattr(store, name))
+    }
+
+
+def _check(args: Namespace) -> int:
+    found = config.load()
+    problems = [
+        (f"stores.{store.name}: {problem}", hint)
+        for store in found.stores.values()
+        for problem, hint in _problems(store)
+    ]
+    if not problems:
+        if args.json:
+            output.print_json({"path": found.path, "problems": []})
+        else:
+            print(f"{output.plain(found.path)} is fine: {', '.join(found.stores)}")
+        return 0
+    *others, (last, hint) = problems
+    if not args.json:
+        for problem, what_next in others:
+            print(output.plain(f"dpop-agent: {problem}; {what_next}"), file=sys.stderr)
+    raise ConfigurationError(last, hint=hint, details={"problems": [what for what, _ in problems]})
+
+
+def _problems(store: config.StoreConfig) -> list[tuple[str, str]]:
+    if store.backend is not None:
+        return _keychain_problems(store.backend, store.env)
+    assert store.module is not None  # PKCS#11 has all three
+    assert store.pin_source is not None
+    problems: list[tuple[str, str]] = []
+    if not os.path.isfile(store.module):
+        problems.append(
+            (f"there is no PKCS#11 module at {store.module}", "install it, or correct the path")
+        )
+    elif not os.access(store.module, os.R_OK):
+        problems.append((f"the PKCS#11 module {store.module} can't be read", "see its mode"))
+    if store.pin_source.kind == "file":
+        problems += _pin_file_problems(store.pin_source.argument)
+    elif store.pin_source.kind == "keychain":
+        problems += _keychain_problems(config.default_backend(), store.env)
+    return problems
+
+
+def _keychain_problems(backend: str, env: Mapping[str, str]) -> list[tuple[str, str]]:
+    try:
+        _keychain(backend, env)
+    except ConfigurationError as e:
+        return [(e.message, e.hint)]
+    return []
+
+
+def _pin_file_problems(path: str) -> list[tuple[str, str]]:
+    try:
+        info = os.stat(path)
+    except OSError as e:
+        return [
+            (
+                f"the PIN file {path} can't be read: {e.strerror}",
+                f"write the PIN into it: (umask 077; cat > {path})",
+            )
+        ]
+    if not stat.S_ISREG(info.st_mode):
+        return [(f"the PIN file {path} isn't a file", "name another")]
+    problems = []
+    if info.st_uid != os.getuid():
+        problems.append(
+            (
+                f"the PIN file {path} belongs to uid {info.st_uid}, not to uid {os.getuid()}",
+                "use one of your own",
+            )
+        )
+    if info.st_mode & 0o077:
+        problems.append(
+            (
+                f"the PIN file {path} has mode {stat.S_IMODE(info.st_mode):04o}: "
+                "others can read or change it",
+                f"chmod 600 {path}",
+            )
+        )
+    if info.st_size == 0:
+        problems.append((f"the PIN file {path} is empty", "write the PIN into it"))
+    return problems
+
+
+def _path(args: Namespace) -> int:
+    path = paths.config_file()
+    if args.json:
+        output.print_json({"path": path})
+    else:
+        print(path)
+    return 0

@@ -1,0 +1,197 @@
+"""What is on this machine: PKCS#11 modules and their tokens, the keychain."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+
+from dpop_agent import config
+from dpop_agent.errors import ConfigurationError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+LOOK_TIMEOUT_S = 15.0
+"""What needs longer to show its PKCS#11 tokens or keychain hangs, or waits for a daemon."""
+
+_LINUX = ("/usr/lib", "/usr/lib/*-linux-gnu*", "/usr/lib64", "/usr/local/lib")
+_MACOS = ("/opt/homebrew/lib", "/usr/local/lib")
+
+# What a store is called, and where its module is in those folders (Debian's, Fedora's, Homebrew's
+# places).
+_MODULES = (
+    ("soft", ("softhsm/libsofthsm2.so", "pkcs11/libsofthsm2.so")),
+    (
+        "yubikey",
+        ("libykcs11.so", "libykcs11.so.2", "pkcs11/libykcs11.so", "libykcs11.dylib"),
+    ),
+    ("smartcard", ("opensc-pkcs11.so", "pkcs11/opensc-pkcs11.so")),
+    (
+        "tpm",
+        ("libtpm2_pkcs11.so", "libtpm2_pkcs11.so.1", "pkcs11/libtpm2_pkcs11.so"),
+    ),
+)
+
+
+class _Token:
+    """A PKCS#11 token that a module shows."""
+
+    def __init__(self, module: str, module_args: str, shown: dict[str, Any]) -> None:
+        self.module = module
+        self.module_args = module_args
+        self.label, self.serial, self.manufacturer, self.model = (
+            str(shown.get(name) or "").rstrip(" \0")
+            for name in ("label", "serial", "manufacturer", "model")
+        )
+        self.usable = shown.get("initialized") is True
+        self.has_pin = shown.get("has_pin") is not False
+
+    @property
+    def uri(self) -> config.TokenUri:
+        """Label and serial: no other PKCS#11 token has both."""
+        if self.label or self.serial:
+            return config.TokenUri(token=self.label or None, serial=self.serial or None)
+        return config.TokenUri(manufacturer=self.manufacturer or None, model=self.model or None)
+
+    def fits(self, wanted: config.TokenUri | str | None) -> bool:
+        if wanted is None or isinstance(wanted, str):
+            return wanted is None or wanted == self.label
+        return wanted.matches(
+            label=self.label, serial=self.serial, manufacturer=self.manufacturer, model=self.model
+        )
+
+
+class _NothingHere(ConfigurationError):
+    """No PKCS#11 token, and nothing that could have one failed."""
+
+
+def _look(module: str | None, module_args: str) -> list[tuple[str, _Token]]:
+    """The store's name and PKCS#11 token, for each initialised one here."""
+    if module is not None:
+        module = os.path.abspath(os.path.expanduser(module))
+        if not os.path.isfile(module):
+            raise ConfigurationError(
+                f"there is no PKCS#11 module at {module}", hint="give the full path of one"
+            )
+        modules = [(_store_name(module), module)]
+    else:
+        modules = _known_modules()
+        if not modules:
+            raise _NothingHere(
+                "no PKCS#11 module is in the places where SoftHSM2, ykcs11, OpenSC and tpm2-pkcs11 "
+                "put theirs",
+                hint="install one (SoftHSM2 on Debian: apt install softhsm2), or give --module",
+            )
+    found: list[tuple[str, _Token]] = []
+    silent: dict[str, ConfigurationError] = {}
+    for store, path in modules:
+        try:
+            found += [(store, token) for token in _tokens(path, module_args) if token.usable]
+        except ConfigurationError as e:
+            silent[path] = e
+    if found:
+        return found
+    if silent and len(silent) == len(modules):
+        raise next(iter(silent.values()))
+    what = f"no initialised PKCS#11 token in {', '.join(p for _, p in modules if p not in silent)}"
+    if silent:
+        raise ConfigurationError(
+            f"{what}, and no answer from {', '.join(silent)}",
+            hint=f"ask why: dpop-agent init --module {next(iter(silent))}; or take the operating "
+            "system's keychain, whose keys are exportable: dpop-agent init --keychain",
+        )
+    raise _NothingHere(
+        what, hint="plug one in, or make one with its vendor's tool (SoftHSM2's: see README)"
+    )
+
+
+def _known_modules() -> list[tuple[str, str]]:
+    from glob import glob
+
+    found: list[tuple[str, str]] = []
+    for store, files in _MODULES:
+        seen: set[str] = set()
+        for folder in _MACOS if sys.platform == "darwin" else _LINUX:
+            for file in files:
+                # One library under several names is one module.
+                for path in sorted(glob(os.path.join(folder, file))):
+                    if os.path.realpath(path) not in seen:
+                        seen.add(os.path.realpath(path))
+                        found.append((store, path))
+    return found
+
+
+def _store_name(module: str) -> str:
+    file = os.path.basename(module)
+    for store, files in _MODULES:
+        if file in map(os.path.basename, files):
+            return store
+    stem = re.sub(r"[^a-z0-9._-]", "-", file.partition(".")[0].lower().removeprefix("lib"))
+    return stem[:64] if config.STORE_NAME.fullmatch(stem[:64]) else "pkcs11"
+
+
+def _tokens(module: str, module_args: str) -> list[_Token]:
+    """What the module shows, asked in a process of its own: it may crash or hang."""
+    what = f"the PKCS#11 module {module}"
+    words = ["dpop_agent.signer", "--tokens", module, module_args]
+    hint = "correct --module-args, or give another --module"
+    shown = _asked(words, what, hint if module_args else "give another --module")
+    try:
+        return [_Token(module, module_args, one) for one in shown]
+    except (TypeError, AttributeError) as e:
+        raise ConfigurationError(
+            f"{what} shows its tokens in a form that isn't one", hint="give another --module"
+        ) from e
+
+
+def _keychain(backend: str, env: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What the signer says of the keychain; it may hang, so it is asked in a process of its own."""
+    what = "the operating system's keychain"
+    shown = _asked(["dpop_agent.signer.keychain", backend], what, "use a PKCS#11 token", env)
+    if not isinstance(shown, dict):
+        raise ConfigurationError(f"{what} can't be looked at", hint="use a PKCS#11 token")
+    return shown
+
+
+def _asked(
+    words: list[str], what: str, otherwise: str, env: Mapping[str, str] | None = None
+) -> Any:
+    """The JSON that the signer's module of that name prints.
+
+    Raises:
+        ConfigurationError: it doesn't, and what it says instead.
+    """
+    import json
+    import subprocess
+
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-m", *words],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=LOOK_TIMEOUT_S,
+            check=False,
+            env=os.environ | dict(env or {}),
+        )
+    except subprocess.TimeoutExpired as e:
+        raise ConfigurationError(
+            f"{what} didn't answer within {LOOK_TIMEOUT_S:.0f} s",
+            hint=f"start the daemon that it talks to, or {otherwise}",
+        ) from e
+    if done.returncode != 0:
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise ConfigurationError(
+            said[-1][:400]
+            if said
+            else f"{what} ended the process that loaded it (status {done.returncode})",
+            hint=f"or {otherwise}",
+        )
+    try:
+        return json.loads(done.stdout)
+    except ValueError as e:
+        raise ConfigurationError(
+            f"{what} shows itself in a form that isn't one", hint=otherwise
+        ) from e

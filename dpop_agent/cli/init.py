@@ -1,0 +1,234 @@
+"""`init`."""
+
+from __future__ import annotations
+
+import os
+
+from dpop_agent import config, paths
+from dpop_agent.cli import arguments, output
+from dpop_agent.cli.configuration import _EXPORTABLE, _KEYCHAIN, _pin_file_problems
+from dpop_agent.cli.discovery import _keychain, _look, _NothingHere, _Token
+from dpop_agent.errors import ConfigurationError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+_FOUND_BY = (("softhsm", "SOFTHSM2_CONF"), ("tpm2_pkcs11", "TPM2_PKCS11_STORE"))
+"""What is in a module's name, and the variable that tells it where its tokens are."""
+
+
+def parser(verb: str) -> arguments.Parser:
+    """The parser of `init`."""
+    found = arguments.verb(verb, "Look what is here and write a configuration that works.")
+    where = found.add_mutually_exclusive_group()
+    where.add_argument("--module", metavar="PATH", help="a PKCS#11 module; else looks for some")
+    where.add_argument(
+        "--keychain",
+        action="store_true",
+        help="the operating system's keychain, whose keys are exportable; without this it is taken "
+        "where no PKCS#11 token is found",
+    )
+    found.add_argument(
+        "--module-args",
+        metavar="TEXT",
+        default="",
+        help="what C_Initialize gets, for a module that wants it: NSS",
+    )
+    found.add_argument(
+        "--token",
+        metavar="LABEL",
+        help="the PKCS#11 token's label or RFC 7512 URI, where there are several",
+    )
+    found.add_argument(
+        "--pin-file",
+        metavar="PATH",
+        help="the file of mode 0600 with its PIN; else dpop-agent unlock asks for it",
+    )
+    found.add_argument("--dry-run", action="store_true", help="print it, write nothing")
+    arguments.add_json(found)
+    found.set_defaults(run=_init)
+    return found
+
+
+def _init(args: Namespace) -> int:
+    path = os.path.abspath(paths.config_file())
+    if os.path.lexists(path) and not args.dry_run:
+        raise _exists(path)
+    text, said, exportable = _found(args)
+    if not args.dry_run:
+        _write(path, text)
+        config.load(path)
+    if args.json:
+        told = {"config": path, "written": not args.dry_run, "text": text}
+        output.print_json(told | ({"exportable": True} if exportable else {}))
+    elif args.dry_run:
+        print(f"# would be written to {path}\n{text}", end="")
+    else:
+        asks = 'pin_source = "prompt"' in text
+        print(
+            f"wrote {path}: {said}\n"
+            "next:  dpop-agent serve\n"
+            f"then, in another terminal:  {'dpop-agent unlock && ' * asks}"
+            "dpop-agent key create default"
+        )
+    return 0
+
+
+def _found(args: Namespace) -> tuple[str, str, bool]:
+    """The configuration, what it says in words, and whether its keys are exportable."""
+    if args.module_args and args.module is None:
+        raise ConfigurationError(
+            "--module-args is for a module that is named", hint="give its path with --module"
+        )
+    if args.keychain:
+        if args.token is not None or args.pin_file is not None:
+            raise ConfigurationError(
+                "the keychain has no PKCS#11 token and no PIN",
+                hint="leave out --token and --pin-file",
+            )
+        return _with_keychain()
+    try:
+        return _with_token(args)
+    except _NothingHere as e:
+        if any(given is not None for given in (args.module, args.token, args.pin_file)):
+            raise
+        try:
+            return _with_keychain(instead=f"{e.message}, hence the keychain; ")
+        except ConfigurationError:
+            raise e from None
+
+
+def _with_keychain(instead: str = "") -> tuple[str, str, bool]:
+    shown = _keychain(config.default_backend())
+    locked = "\nit is locked now: unlock it first" if shown.get("locked") else ""
+    label = f" {output.plain(str(shown['label']))!r}" if shown.get("label") else ""
+    text = "\n".join(
+        (
+            "# dpop-agent: where keys live.",
+            "",
+            "[agent]",
+            f"default_store = {_quoted(_KEYCHAIN)}",
+            "",
+            "# Exportable: any program of this user can read the private keys there.",
+            f"[stores.{_KEYCHAIN}]",
+            f"type = {_quoted(_KEYCHAIN)}",
+            "",
+        )
+    )
+    said = (
+        f"store {_KEYCHAIN!r}, the operating system's keychain{label}\n"
+        f"note:  {output.plain(instead)}{_EXPORTABLE}{locked}"
+    )
+    return text, said, True
+
+
+def _with_token(args: Namespace) -> tuple[str, str, bool]:
+    wanted: config.TokenUri | str | None = args.token
+    if args.token is not None and args.token.lower().startswith("pkcs11:"):
+        wanted = config.parse_token_uri(args.token)
+    store, token = _choose(_look(args.module, args.module_args), wanted, args)
+    if not token.has_pin:
+        raise ConfigurationError(
+            f"the PKCS#11 token {token.label!r} has no user PIN yet",
+            hint="set one with the tool that came with its module, then try again",
+        )
+    source = config.PinSource("prompt")
+    if args.pin_file:
+        source = config.PinSource("file", os.path.abspath(os.path.expanduser(args.pin_file)))
+        for problem, hint in _pin_file_problems(source.argument):
+            raise ConfigurationError(problem, hint=hint)
+    said = f"store {store!r}, PKCS#11 token {output.plain(token.label)!r}"
+    return _toml(store, token, source), said, False
+
+
+def _exists(path: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"there is a configuration at {path} already, and it stays as it is",
+        hint="see it: dpop-agent config show; or move it away",
+    )
+
+
+def _choose(
+    found: list[tuple[str, _Token]], wanted: config.TokenUri | str | None, args: Namespace
+) -> tuple[str, _Token]:
+    fitting = [(store, token) for store, token in found if token.fits(wanted)]
+    # One without a PIN, such as NSS's for computing alone, is chosen by nobody.
+    fitting = [(store, token) for store, token in fitting if token.has_pin] or fitting
+    if wanted is None and any(store == "yubikey" for store, _ in fitting):
+        # OpenSC shows the same card, and makes no keys on it.
+        fitting = [(store, token) for store, token in fitting if store != "smartcard"]
+    if len(fitting) == 1:
+        return fitting[0]
+    shown = [{"uri": str(t.uri), "model": t.model, "module": t.module} for _, t in fitting or found]
+    if not args.json:  # each on lines of its own: they are long, and to be copied
+        for one in shown:
+            print(output.plain(one["uri"]))
+            print(output.plain(f"  {one['model'] or '-'}, {one['module']}"))
+    if not fitting:
+        raise ConfigurationError(
+            "no PKCS#11 token here is the one that --token names",
+            hint="give the label or URI of one of those here",
+            details={"tokens": shown},
+        )
+    several_modules = len({t.module for _, t in fitting}) > 1
+    raise ConfigurationError(
+        f"there are {len(fitting)} PKCS#11 tokens that could be meant",
+        hint="name one with --token" + (" and its module with --module" * several_modules),
+        details={"tokens": shown},
+    )
+
+
+def _toml(store: str, token: _Token, pin_source: config.PinSource) -> str:
+    lines = [
+        "# dpop-agent: where keys live.",
+        "",
+        "[agent]",
+        f"default_store = {_quoted(store)}",
+        "",
+        f"[stores.{store}]",
+        'type = "pkcs11"',
+        f"module = {_quoted(token.module)}",
+        *([f"module_args = {_quoted(token.module_args)}"] if token.module_args else []),
+        f"uri = {_quoted(str(token.uri))}",
+        f"pin_source = {_quoted(str(pin_source))}",
+    ]
+    for module, variable in _FOUND_BY:
+        place = os.environ.get(variable)
+        if place and module in os.path.basename(token.module):
+            lines.append(f"env = {{ {variable} = {_quoted(os.path.abspath(place))} }}")
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """A basic string of TOML: JSON's escapes, and DEL too."""
+    import json
+
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _write(path: str, text: str) -> None:
+    try:
+        data = text.encode("utf-8")
+    except UnicodeEncodeError as e:
+        raise ConfigurationError(
+            "a path has bytes that aren't UTF-8", hint="give the file another name"
+        ) from e
+    try:
+        paths.make_private_folder(os.path.dirname(path))
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError as e:
+        raise _exists(path) from e
+    except OSError as e:
+        raise ConfigurationError(
+            f"{path} can't be written: {e.strerror}",
+            hint="correct that, or set DPOP_AGENT_CONFIG to another file",
+        ) from e
+    try:
+        with open(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        os.unlink(path)  # half of one would be in the way of the next init
+        raise
