@@ -168,3 +168,14 @@ def origin(text: str) -> str:
         return origin_of(text)
     except HtuRefused as e:
         raise argparse.ArgumentTypeError(str(e)) from e
+
+
+def _add_drain(parser: Any, whose: str, default: Any = None) -> None:
+    parser.add_argument(
+        "--drain",
+        dest="drain_s",
+        metavar="TIME",
+        type=duration,
+        default=default,
+        help=f"such as 90s, 12h, 7d or 4w: the time without use that ends the drain {whose}",
+    )

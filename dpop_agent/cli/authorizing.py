@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from dpop_agent.cli import calls
+from dpop_agent.cli import arguments, calls
 from dpop_agent.errors import AuthorizationRefused, AuthorizationRequired
 
 TYPE_CHECKING = False
@@ -40,3 +40,17 @@ def _authorize(store: str) -> None:
     prompt = f"Management key of the store {store} (hex; empty: the one that cards come with): "
     if not locking.send_secret(path, prompt, what="management key", may_be_empty=True):
         print("the management key that cards come with is tried", file=sys.stderr)
+
+
+def _add_slot(parser: Any) -> None:
+    parser.add_argument(
+        "--slot",
+        metavar="SLOT",
+        type=arguments.slot,
+        help="of a YubiKey, such as 9a; else the first free one of 82 to 95",
+    )
+    parser.add_argument(
+        "--reuse-slot",
+        action="store_true",
+        help="overwrite the retired or destroyed generation that has the slot; can't be undone",
+    )

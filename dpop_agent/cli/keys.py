@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from dpop_agent.cli import arguments, authorizing, calls, generations, listing
+from dpop_agent.cli import arguments, authorizing, blocking, calls, listing, rotating
+from dpop_agent.cli.arguments import _add_drain
+from dpop_agent.cli.authorizing import _add_slot
+from dpop_agent.cli.generations import _add_generation, _whole
+from dpop_agent.cli.listing import _with_jkt
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,7 +75,7 @@ def parser(verb: str) -> arguments.Parser:
     sub = add(
         "rotate",
         "Sign with a new generation from now on",
-        generations.rotate,
+        rotating.rotate,
         "The old one drains: it goes on signing for access tokens that are bound to it, until it "
         "wasn't used for a while.",
     )
@@ -85,20 +89,20 @@ def parser(verb: str) -> arguments.Parser:
     sub = add(
         "activate",
         "Sign with this generation from now on",
-        generations.activate,
+        rotating.activate,
         "It was staged, or is draining or retired; the one that was active drains. Also the way "
         "back from a rotation.",
     )
     _add_generation(sub)
     _add_drain(sub, "of the one that was active, this time")
 
-    sub = add("suspend", "Let a generation sign no more until it is resumed", generations.suspend)
+    sub = add("suspend", "Let a generation sign no more until it is resumed", blocking.suspend)
     _add_generation(sub)
 
     sub = add(
         "resume",
         "Let a suspended generation sign again",
-        generations.resume,
+        blocking.resume,
         "It is active again if no other is, else it drains.",
     )
     _add_generation(sub)
@@ -106,7 +110,7 @@ def parser(verb: str) -> arguments.Parser:
     sub = add(
         "compromise",
         "Let a generation sign never again",
-        generations.compromise,
+        blocking.compromise,
         "Signatures under way are dropped. It says what to revoke at which servers. Can't be "
         "undone.",
     )
@@ -121,7 +125,7 @@ def parser(verb: str) -> arguments.Parser:
     sub = add(
         "destroy",
         "Destroy one generation's private key",
-        generations.destroy,
+        blocking.destroy,
         "Can't be undone.",
     )
     _add_generation(sub)
@@ -130,7 +134,7 @@ def parser(verb: str) -> arguments.Parser:
     sub = add(
         "adopt",
         "Take in a private key that is in a store already",
-        generations.adopt,
+        adopt,
         "It becomes a staged generation, shared with whoever else uses it.",
     )
     sub.add_argument("key", metavar="NAME", type=arguments.key_name, help="of a key, old or new")
@@ -148,20 +152,6 @@ def parser(verb: str) -> arguments.Parser:
 def _add_store_and_alg(parser: Any) -> None:
     parser.add_argument("--store", metavar="S", help="the store; else the configuration's default")
     parser.add_argument("--alg", type=_alg, help="ES256 where none is given: all servers take it")
-
-
-def _add_slot(parser: Any) -> None:
-    parser.add_argument(
-        "--slot",
-        metavar="SLOT",
-        type=arguments.slot,
-        help="of a YubiKey, such as 9a; else the first free one of 82 to 95",
-    )
-    parser.add_argument(
-        "--reuse-slot",
-        action="store_true",
-        help="overwrite the retired or destroyed generation that has the slot; can't be undone",
-    )
 
 
 def _add_origins(parser: Any) -> None:
@@ -192,26 +182,6 @@ def _add_times(parser: Any) -> None:
         type=arguments.duration,
         default=argparse.SUPPRESS,
         help="such as 90d: an old generation ends then, however much it is used",
-    )
-
-
-def _add_drain(parser: Any, whose: str, default: Any = None) -> None:
-    parser.add_argument(
-        "--drain",
-        dest="drain_s",
-        metavar="TIME",
-        type=arguments.duration,
-        default=default,
-        help=f"such as 90s, 12h, 7d or 4w: the time without use that ends the drain {whose}",
-    )
-
-
-def _add_generation(parser: Any) -> None:
-    parser.add_argument(
-        "key",
-        metavar="NAME@N",
-        type=arguments.generation,
-        help="or NAME, where one generation alone can be meant",
     )
 
 
@@ -288,3 +258,24 @@ def _set(args: Namespace) -> int:
 def _times(args: Namespace) -> dict[str, Any]:
     """Those that were given; None is one of them."""
     return {name: getattr(args, name) for name in _SETTINGS if name in args}
+
+
+def adopt(args: Namespace) -> int:
+    """Take an object that is in a store already into the ledger."""
+    params = {"key": args.key, "ref": args.ref}
+    for option in ("store", "alg"):
+        if getattr(args, option) is not None:
+            params[option] = getattr(args, option)
+    result = calls.admin("key.adopt", params)
+    key = _whole(result)
+    adopted = max(key["generations"], key=lambda g: int(g["generation"]))
+    lines = [_with_jkt(key, adopted)]
+    if adopted["exportable"]:
+        lines.append("It is exportable, or was: somebody may have a copy of the private key.")
+    if not adopted["local"]:
+        lines.append("It wasn't made in this store, or that isn't known.")
+    lines += [
+        "It is shared: another agent may use it too, so no schedule destroys it.",
+        f"to sign with it: dpop-agent key activate {listing.name(key, adopted)}",
+    ]
+    return calls.answer(args, result, lines)

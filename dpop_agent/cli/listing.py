@@ -175,3 +175,24 @@ def used_for(generation: Generation) -> list[str]:
 def _latest_first(generation: Generation) -> list[tuple[str, str]]:
     used: dict[str, str] = generation.get("origins_used") or {}
     return sorted(used.items(), key=lambda item: item[1], reverse=True)
+
+
+def _with_jkt(key: Key, generation: Generation) -> str:
+    return output.plain(
+        f"{name(key, generation)} is {generation['state']}, jkt {generation['jkt'] or '-'}"
+    )
+
+
+def _active(key: Key) -> Generation | None:
+    return next((g for g in key["generations"] if g["state"] == "active"), None)
+
+
+def _ends(key: Key, draining: Generation) -> list[str]:
+    which, left = name(key, draining), draining.get("drain_left_s")
+    if not left:
+        return [f"{which} signs no more: it has no drain."]
+    return [
+        f"{which} signs for access tokens bound to it until {output.after(left)}",
+        f"{extended(key)}.",
+        "Time that the agent is off doesn't count.",
+    ]
