@@ -151,7 +151,7 @@ _EVENTS = Param(
     lambda v: isinstance(v, list) and len(v) <= len(EVENTS) and all(e in EVENTS for e in v),
 )
 
-_SETTINGS = {
+_KEY_SETTINGS = {
     "origins": _ORIGINS,
     "allow_sign_proof": _BOOL,
     "rotate_every_s": _EVERY,
@@ -189,7 +189,7 @@ AGENT_METHODS: Mapping[str, Mapping[str, Param]] = {
 
 ADMIN_METHODS: Mapping[str, Mapping[str, Param]] = {
     **AGENT_METHODS,
-    "key.create": {"key": _KEY.must(), "store": _TEXT, "alg": _ALG, **_PLACE, **_SETTINGS},
+    "key.create": {"key": _KEY.must(), "store": _TEXT, "alg": _ALG, **_PLACE, **_KEY_SETTINGS},
     "key.rotate": {
         "key": _KEY.must(),
         "stage": _BOOL,
@@ -209,7 +209,7 @@ ADMIN_METHODS: Mapping[str, Mapping[str, Param]] = {
         "alg": _ALG,
         "request_id": _REQUEST,
     },
-    "key.set": {"key": _KEY.must(), **_SETTINGS},
+    "key.set": {"key": _KEY.must(), **_KEY_SETTINGS},
     "key.attestation": {"key": _KEY.must(), "generation": _GENERATION.must()},
     "store.authorize": {"store": _TEXT.must()},
     "lock": {"store": _TEXT},
