@@ -13,8 +13,10 @@ from dpop_agent.protocol import KEY_NAME
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
+
+    Verbs = argparse._SubParsersAction["Parser"]
 
 # Values that may begin with a dash: a jkt does one time in 64.
 _ANY_TEXT = ("--jkt", "--ath", "--nonce")
@@ -59,9 +61,14 @@ class Parser(argparse.ArgumentParser):
         return found, unknown
 
 
-def verb(name: str, description: str, **settings: Any) -> Parser:
-    """The parser of `dpop-agent NAME`."""
-    return Parser(prog=f"dpop-agent {name}", description=description, **settings)
+def add_verb(
+    verbs: Verbs, name: str, what: str, run: Callable[[argparse.Namespace], int], more: str = ""
+) -> Parser:
+    """The parser of a verb's verb, such as `key create`; its own help has `more` too."""
+    found = verbs.add_parser(name, help=what, description=f"{what}. {more}")
+    add_json(found)
+    found.set_defaults(run=run)
+    return found
 
 
 def add_json(parser: argparse._ActionsContainer) -> None:
@@ -170,7 +177,8 @@ def origin(text: str) -> str:
         raise argparse.ArgumentTypeError(str(e)) from e
 
 
-def _add_drain(parser: Any, whose: str, default: Any = None) -> None:
+def add_drain(parser: Any, whose: str, default: Any = None) -> None:
+    """`--drain TIME`."""
     parser.add_argument(
         "--drain",
         dest="drain_s",

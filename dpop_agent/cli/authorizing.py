@@ -1,4 +1,4 @@
-"""Making keys in stores that want their management key for it, which is asked for here."""
+"""What making a key can take on a card: a slot, and the management key, which is asked for."""
 
 from __future__ import annotations
 
@@ -11,6 +11,21 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
     from typing import Any
+
+
+def add_slot(parser: arguments.Parser) -> None:
+    """`--slot` and `--reuse-slot`."""
+    parser.add_argument(
+        "--slot",
+        metavar="SLOT",
+        type=arguments.slot,
+        help="of a YubiKey, such as 9a; else the first free one of 82 to 95",
+    )
+    parser.add_argument(
+        "--reuse-slot",
+        action="store_true",
+        help="overwrite the retired or destroyed generation that has the slot; can't be undone",
+    )
 
 
 def slot_params(args: Namespace) -> dict[str, Any]:
@@ -40,17 +55,3 @@ def _authorize(store: str) -> None:
     prompt = f"Management key of the store {store} (hex; empty: the one that cards come with): "
     if not locking.send_secret(path, prompt, what="management key", may_be_empty=True):
         print("the management key that cards come with is tried", file=sys.stderr)
-
-
-def _add_slot(parser: Any) -> None:
-    parser.add_argument(
-        "--slot",
-        metavar="SLOT",
-        type=arguments.slot,
-        help="of a YubiKey, such as 9a; else the first free one of 82 to 95",
-    )
-    parser.add_argument(
-        "--reuse-slot",
-        action="store_true",
-        help="overwrite the retired or destroyed generation that has the slot; can't be undone",
-    )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dpop_agent.cli import calls, output
-from dpop_agent.cli.generations import _chosen, _the_only_one, _whole
-from dpop_agent.cli.listing import _active, _ends, _with_jkt, name, used_for
+from dpop_agent.cli import arguments, calls, output
+from dpop_agent.cli.generations import add_generation, chosen, the_only_one, whole
+from dpop_agent.cli.listing import active_generation, ends, name, used_for, with_jkt
 from dpop_agent.errors import DPoPAgentError, NotDurable
 
 TYPE_CHECKING = False
@@ -14,43 +14,79 @@ if TYPE_CHECKING:
     from dpop_agent.cli.calls import Generation, Key
 
 
-def suspend(args: Namespace) -> int:
-    """Block a generation until it is resumed."""
-    params = _chosen("suspend", args)
+def add_suspend(verbs: arguments.Verbs) -> None:
+    """`dpop-agent key suspend`."""
+    sub = arguments.add_verb(
+        verbs, "suspend", "Let a generation sign no more until it is resumed", _suspend
+    )
+    add_generation(sub)
+
+
+def _suspend(args: Namespace) -> int:
+    params = chosen("suspend", args)
     result = calls.admin("key.suspend", params)
-    key = _whole(result)
+    key = whole(result)
     found = calls.generation(key, params["generation"])
-    lines = [_with_jkt(key, found), f"to undo it: dpop-agent key resume {name(key, found)}"]
+    lines = [with_jkt(key, found), f"to undo it: dpop-agent key resume {name(key, found)}"]
     return calls.answer(args, result, lines + _nothing_active(key))
 
 
-def resume(args: Namespace) -> int:
-    """End a suspension."""
-    params = _chosen("resume", args)
+def add_resume(verbs: arguments.Verbs) -> None:
+    """`dpop-agent key resume`."""
+    sub = arguments.add_verb(
+        verbs,
+        "resume",
+        "Let a suspended generation sign again",
+        _resume,
+        "It is active again if no other is, else it drains.",
+    )
+    add_generation(sub)
+
+
+def _resume(args: Namespace) -> int:
+    params = chosen("resume", args)
     result = calls.admin("key.resume", params)
-    key = _whole(result)
+    key = whole(result)
     found = calls.generation(key, params["generation"])
-    lines = [_with_jkt(key, found)]
-    active = _active(key)
+    lines = [with_jkt(key, found)]
+    active = active_generation(key)
     if found["state"] == "draining":
         if active is not None:
             lines.append(f"{name(key, active)} is the active one, and stays it")
-        lines += _ends(key, found)
+        lines += ends(key, found)
     return calls.answer(args, result, lines)
 
 
-def compromise(args: Namespace) -> int:
-    """Block one generation, or all of a key, for ever."""
+def add_compromise(verbs: arguments.Verbs) -> None:
+    """`dpop-agent key compromise`."""
+    sub = arguments.add_verb(
+        verbs,
+        "compromise",
+        "Let a generation sign never again",
+        _compromise,
+        "Signatures under way are dropped. It says what to revoke at which servers. Can't be "
+        "undone.",
+    )
+    sub.add_argument(
+        "key",
+        metavar="NAME[@N]",
+        type=arguments.generation,
+        help="a bare NAME means all its generations",
+    )
+    _add_yes(sub)
+
+
+def _compromise(args: Namespace) -> int:
     key_name, number = args.key
     which = key_name if number is None else f"{key_name}@{number}"
     if not args.yes:
         key = calls.the_key(key_name)
-        chosen = key["generations"] if number is None else [calls.generation(key, number)]
+        meant = key["generations"] if number is None else [calls.generation(key, number)]
         calls.confirm(
             f"dpop-agent key compromise {which}",
             f"marking {which} as compromised",
             [
-                *(_with_jkt(key, generation) for generation in chosen),
+                *(with_jkt(key, generation) for generation in meant),
                 "Marked as compromised, it never signs again, and this can't be undone.",
                 f"Mark {which} as compromised?",
             ],
@@ -63,7 +99,7 @@ def compromise(args: Namespace) -> int:
         if not args.json:
             _say_what_to_revoke(key_name, number)
         raise
-    key = _whole(result)
+    key = whole(result)
     marked = _compromised(key, number)
     lines = [f"{name(key, g)} is compromised, and never signs again" for g in marked]
     lines += _to_revoke(key, marked) if marked else [f"{which} has nothing left to be marked"]
@@ -90,7 +126,7 @@ def _compromised(key: Key, number: int | None) -> list[Generation]:
 
 
 def _nothing_active(key: Key) -> list[str]:
-    if _active(key) is not None:
+    if active_generation(key) is not None:
         return []
     return [
         "",
@@ -107,18 +143,30 @@ def _to_revoke(key: Key, marked: list[Generation]) -> list[str]:
     return lines
 
 
-def destroy(args: Namespace) -> int:
-    """Destroy a generation's private key."""
+def add_destroy(verbs: arguments.Verbs) -> None:
+    """`dpop-agent key destroy`."""
+    sub = arguments.add_verb(
+        verbs,
+        "destroy",
+        "Destroy one generation's private key",
+        _destroy,
+        "Can't be undone.",
+    )
+    add_generation(sub)
+    _add_yes(sub)
+
+
+def _destroy(args: Namespace) -> int:
     key_name, number = args.key
     if number is None or not args.yes:
         key = calls.the_key(key_name)
-        number = number or _the_only_one("destroy", key)
+        number = number or the_only_one("destroy", key)
         if not args.yes:
             _confirm_destruction(key, calls.generation(key, number))
     result = calls.admin("key.destroy", {"key": key_name, "generation": number})
     lines = [f"{key_name}@{number} is destroyed"]
     found: Generation = next(
-        (g for g in _whole(result)["generations"] if g["generation"] == number), {}
+        (g for g in whole(result)["generations"] if g["generation"] == number), {}
     )
     if found.get("object_left") and found.get("slot"):
         lines = [
@@ -133,7 +181,7 @@ def destroy(args: Namespace) -> int:
 def _confirm_destruction(key: Key, generation: Generation) -> None:
     which = name(key, generation)
     question = [
-        _with_jkt(key, generation),
+        with_jkt(key, generation),
         *used_for(generation),
         "Access tokens bound to it become useless, and this can't be undone.",
     ]
@@ -143,3 +191,7 @@ def _confirm_destruction(key: Key, generation: Generation) -> None:
     calls.confirm(
         f"dpop-agent key destroy {which}", f"destroying {which}", question, "nothing was destroyed"
     )
+
+
+def _add_yes(parser: arguments.Parser) -> None:
+    parser.add_argument("--yes", action="store_true", help="don't ask")

@@ -8,32 +8,27 @@ import sys
 
 from dpop_agent import config, paths
 from dpop_agent.cli import arguments, output
-from dpop_agent.cli.discovery import _keychain
+from dpop_agent.cli.discovery import keychain
 from dpop_agent.errors import ConfigurationError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
-_KEYCHAIN = "keychain"
-_EXPORTABLE = "keys in the keychain are exportable: any program of yours can read them there"
+KEYCHAIN = "keychain"
+EXPORTABLE = "keys in the keychain are exportable: any program of yours can read them there"
 
 
-def parser(verb: str) -> arguments.Parser:
-    """The parser of `config`."""
-    found = arguments.verb(verb, "Show, check or find the configuration.")
-    verbs = found.add_subparsers(metavar="VERB", required=True)
-    actions: tuple[tuple[str, str, Callable[[Namespace], int]], ...] = (
-        ("show", "What the configuration says", _show),
-        ("check", "Whether it can work here: files, their owners and modes", _check),
-        ("path", "Where it is", _path),
+def add_config(parser: arguments.Parser) -> None:
+    """`dpop-agent config` and its verbs."""
+    parser.description = "Show, check or find the configuration."
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    arguments.add_verb(verbs, "show", "What the configuration says", _show)
+    arguments.add_verb(
+        verbs, "check", "Whether it can work here: files, their owners and modes", _check
     )
-    for name, what, run in actions:
-        sub = verbs.add_parser(name, help=what, description=f"{what}.")
-        arguments.add_json(sub)
-        sub.set_defaults(run=run)
-    return found
+    arguments.add_verb(verbs, "path", "Where it is", _path)
 
 
 def _show(args: Namespace) -> int:
@@ -60,8 +55,8 @@ def _show(args: Namespace) -> int:
             *(f"  {name:11}  {value}" for name, value in _settings(store).items()),
             *(f"  env          {name}={value}" for name, value in store.env.items()),
         ]
-        if store.type == _KEYCHAIN:
-            lines.append(f"  note         {_EXPORTABLE}")
+        if store.type == KEYCHAIN:
+            lines.append(f"  note         {EXPORTABLE}")
     print("\n".join(map(output.plain, lines)))
     return 0
 
@@ -108,7 +103,7 @@ def _problems(store: config.StoreConfig) -> list[tuple[str, str]]:
     elif not os.access(store.module, os.R_OK):
         problems.append((f"the PKCS#11 module {store.module} can't be read", "see its mode"))
     if store.pin_source.kind == "file":
-        problems += _pin_file_problems(store.pin_source.argument)
+        problems += pin_file_problems(store.pin_source.argument)
     elif store.pin_source.kind == "keychain":
         problems += _keychain_problems(config.default_backend(), store.env)
     return problems
@@ -116,13 +111,14 @@ def _problems(store: config.StoreConfig) -> list[tuple[str, str]]:
 
 def _keychain_problems(backend: str, env: Mapping[str, str]) -> list[tuple[str, str]]:
     try:
-        _keychain(backend, env)
+        keychain(backend, env)
     except ConfigurationError as e:
         return [(e.message, e.hint)]
     return []
 
 
-def _pin_file_problems(path: str) -> list[tuple[str, str]]:
+def pin_file_problems(path: str) -> list[tuple[str, str]]:
+    """What is wrong with a file that is to have a PIN, each with what to do about it."""
     try:
         info = os.stat(path)
     except OSError as e:

@@ -36,7 +36,7 @@ _MODULES = (
 )
 
 
-class _Token:
+class Token:
     """A PKCS#11 token that a module shows."""
 
     def __init__(self, module: str, module_args: str, shown: dict[str, Any]) -> None:
@@ -64,11 +64,11 @@ class _Token:
         )
 
 
-class _NothingHere(ConfigurationError):
+class NothingHere(ConfigurationError):
     """No PKCS#11 token, and nothing that could have one failed."""
 
 
-def _look(module: str | None, module_args: str) -> list[tuple[str, _Token]]:
+def look(module: str | None, module_args: str) -> list[tuple[str, Token]]:
     """The store's name and PKCS#11 token, for each initialised one here."""
     if module is not None:
         module = os.path.abspath(os.path.expanduser(module))
@@ -80,12 +80,12 @@ def _look(module: str | None, module_args: str) -> list[tuple[str, _Token]]:
     else:
         modules = _known_modules()
         if not modules:
-            raise _NothingHere(
+            raise NothingHere(
                 "no PKCS#11 module is in the places where SoftHSM2, ykcs11, OpenSC and tpm2-pkcs11 "
                 "put theirs",
                 hint="install one (SoftHSM2 on Debian: apt install softhsm2), or give --module",
             )
-    found: list[tuple[str, _Token]] = []
+    found: list[tuple[str, Token]] = []
     silent: dict[str, ConfigurationError] = {}
     for store, path in modules:
         try:
@@ -103,7 +103,7 @@ def _look(module: str | None, module_args: str) -> list[tuple[str, _Token]]:
             hint=f"ask why: dpop-agent init --module {next(iter(silent))}; or take the operating "
             "system's keychain, whose keys are exportable: dpop-agent init --keychain",
         )
-    raise _NothingHere(
+    raise NothingHere(
         what, hint="plug one in, or make one with its vendor's tool (SoftHSM2's: see README)"
     )
 
@@ -133,30 +133,30 @@ def _store_name(module: str) -> str:
     return stem[:64] if config.STORE_NAME.fullmatch(stem[:64]) else "pkcs11"
 
 
-def _tokens(module: str, module_args: str) -> list[_Token]:
+def _tokens(module: str, module_args: str) -> list[Token]:
     """What the module shows, asked in a process of its own: it may crash or hang."""
     what = f"the PKCS#11 module {module}"
     words = ["dpop_agent.signer", "--tokens", module, module_args]
     hint = "correct --module-args, or give another --module"
-    shown = _asked(words, what, hint if module_args else "give another --module")
+    shown = _json_from(words, what, hint if module_args else "give another --module")
     try:
-        return [_Token(module, module_args, one) for one in shown]
+        return [Token(module, module_args, one) for one in shown]
     except (TypeError, AttributeError) as e:
         raise ConfigurationError(
             f"{what} shows its tokens in a form that isn't one", hint="give another --module"
         ) from e
 
 
-def _keychain(backend: str, env: Mapping[str, str] | None = None) -> dict[str, Any]:
+def keychain(backend: str, env: Mapping[str, str] | None = None) -> dict[str, Any]:
     """What the signer says of the keychain; it may hang, so it is asked in a process of its own."""
     what = "the operating system's keychain"
-    shown = _asked(["dpop_agent.signer.keychain", backend], what, "use a PKCS#11 token", env)
+    shown = _json_from(["dpop_agent.signer.keychain", backend], what, "use a PKCS#11 token", env)
     if not isinstance(shown, dict):
         raise ConfigurationError(f"{what} can't be looked at", hint="use a PKCS#11 token")
     return shown
 
 
-def _asked(
+def _json_from(
     words: list[str], what: str, otherwise: str, env: Mapping[str, str] | None = None
 ) -> Any:
     """The JSON that the signer's module of that name prints.

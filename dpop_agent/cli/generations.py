@@ -26,7 +26,17 @@ MAX_CHOICES = 8
 """Generations named where a bare name could mean several: the newest."""
 
 
-def _whole(result: dict[str, Any]) -> Key:
+def add_generation(parser: arguments.Parser) -> None:
+    """`NAME@N`."""
+    parser.add_argument(
+        "key",
+        metavar="NAME@N",
+        type=arguments.generation,
+        help="or NAME, where one generation alone can be meant",
+    )
+
+
+def whole(result: dict[str, Any]) -> Key:
     """The key in a result, whose oldest generations are left out where a line would be too long."""
     key: Key = result["keys"][0]
     if key["generations"] and key["generations"][0]["generation"] == 1:
@@ -34,14 +44,15 @@ def _whole(result: dict[str, Any]) -> Key:
     return calls.the_key(key["key"], include_destroyed=True)
 
 
-def _chosen(verb: str, args: Namespace) -> dict[str, Any]:
+def chosen(verb: str, args: Namespace) -> dict[str, Any]:
+    """The parameters that name the generation; the only one that fits, where no number is given."""
     key_name, number = args.key
     if number is None:
-        number = _the_only_one(verb, calls.the_key(key_name))
+        number = the_only_one(verb, calls.the_key(key_name))
     return {"key": key_name, "generation": number}
 
 
-def _the_only_one(verb: str, key: Key) -> int:
+def the_only_one(verb: str, key: Key) -> int:
     """The number of the one generation that a bare name can mean.
 
     Raises:
@@ -59,13 +70,4 @@ def _the_only_one(verb: str, key: Key) -> int:
     raise ConfigurationError(
         f"the key {key['key']} has no generation to {verb}: none is {' or '.join(_FITTING[verb])}",
         hint=f"see: dpop-agent key list {key['key']} --all",
-    )
-
-
-def _add_generation(parser: Any) -> None:
-    parser.add_argument(
-        "key",
-        metavar="NAME@N",
-        type=arguments.generation,
-        help="or NAME, where one generation alone can be meant",
     )

@@ -6,8 +6,8 @@ import os
 
 from dpop_agent import config, paths
 from dpop_agent.cli import arguments, output
-from dpop_agent.cli.configuration import _EXPORTABLE, _KEYCHAIN, _pin_file_problems
-from dpop_agent.cli.discovery import _keychain, _look, _NothingHere, _Token
+from dpop_agent.cli.configuration import EXPORTABLE, KEYCHAIN, pin_file_problems
+from dpop_agent.cli.discovery import NothingHere, Token, keychain, look
 from dpop_agent.errors import ConfigurationError
 
 TYPE_CHECKING = False
@@ -18,10 +18,10 @@ _FOUND_BY = (("softhsm", "SOFTHSM2_CONF"), ("tpm2_pkcs11", "TPM2_PKCS11_STORE"))
 """What is in a module's name, and the variable that tells it where its tokens are."""
 
 
-def parser(verb: str) -> arguments.Parser:
-    """The parser of `init`."""
-    found = arguments.verb(verb, "Look what is here and write a configuration that works.")
-    where = found.add_mutually_exclusive_group()
+def add_init(parser: arguments.Parser) -> None:
+    """`dpop-agent init`."""
+    parser.description = "Look what is here and write a configuration that works."
+    where = parser.add_mutually_exclusive_group()
     where.add_argument("--module", metavar="PATH", help="a PKCS#11 module; else looks for some")
     where.add_argument(
         "--keychain",
@@ -29,33 +29,32 @@ def parser(verb: str) -> arguments.Parser:
         help="the operating system's keychain, whose keys are exportable; without this it is taken "
         "where no PKCS#11 token is found",
     )
-    found.add_argument(
+    parser.add_argument(
         "--module-args",
         metavar="TEXT",
         default="",
         help="what C_Initialize gets, for a module that wants it: NSS",
     )
-    found.add_argument(
+    parser.add_argument(
         "--token",
         metavar="LABEL",
         help="the PKCS#11 token's label or RFC 7512 URI, where there are several",
     )
-    found.add_argument(
+    parser.add_argument(
         "--pin-file",
         metavar="PATH",
         help="the file of mode 0600 with its PIN; else dpop-agent unlock asks for it",
     )
-    found.add_argument("--dry-run", action="store_true", help="print it, write nothing")
-    arguments.add_json(found)
-    found.set_defaults(run=_init)
-    return found
+    parser.add_argument("--dry-run", action="store_true", help="print it, write nothing")
+    arguments.add_json(parser)
+    parser.set_defaults(run=_init)
 
 
 def _init(args: Namespace) -> int:
     path = os.path.abspath(paths.config_file())
     if os.path.lexists(path) and not args.dry_run:
         raise _exists(path)
-    text, said, exportable = _found(args)
+    text, said, exportable = _proposal(args)
     if not args.dry_run:
         _write(path, text)
         config.load(path)
@@ -75,7 +74,7 @@ def _init(args: Namespace) -> int:
     return 0
 
 
-def _found(args: Namespace) -> tuple[str, str, bool]:
+def _proposal(args: Namespace) -> tuple[str, str, bool]:
     """The configuration, what it says in words, and whether its keys are exportable."""
     if args.module_args and args.module is None:
         raise ConfigurationError(
@@ -90,7 +89,7 @@ def _found(args: Namespace) -> tuple[str, str, bool]:
         return _with_keychain()
     try:
         return _with_token(args)
-    except _NothingHere as e:
+    except NothingHere as e:
         if any(given is not None for given in (args.module, args.token, args.pin_file)):
             raise
         try:
@@ -100,7 +99,7 @@ def _found(args: Namespace) -> tuple[str, str, bool]:
 
 
 def _with_keychain(instead: str = "") -> tuple[str, str, bool]:
-    shown = _keychain(config.default_backend())
+    shown = keychain(config.default_backend())
     locked = "\nit is locked now: unlock it first" if shown.get("locked") else ""
     label = f" {output.plain(str(shown['label']))!r}" if shown.get("label") else ""
     text = "\n".join(
@@ -108,17 +107,17 @@ def _with_keychain(instead: str = "") -> tuple[str, str, bool]:
             "# dpop-agent: where keys live.",
             "",
             "[agent]",
-            f"default_store = {_quoted(_KEYCHAIN)}",
+            f"default_store = {_quoted(KEYCHAIN)}",
             "",
             "# Exportable: any program of this user can read the private keys there.",
-            f"[stores.{_KEYCHAIN}]",
-            f"type = {_quoted(_KEYCHAIN)}",
+            f"[stores.{KEYCHAIN}]",
+            f"type = {_quoted(KEYCHAIN)}",
             "",
         )
     )
     said = (
-        f"store {_KEYCHAIN!r}, the operating system's keychain{label}\n"
-        f"note:  {output.plain(instead)}{_EXPORTABLE}{locked}"
+        f"store {KEYCHAIN!r}, the operating system's keychain{label}\n"
+        f"note:  {output.plain(instead)}{EXPORTABLE}{locked}"
     )
     return text, said, True
 
@@ -127,7 +126,7 @@ def _with_token(args: Namespace) -> tuple[str, str, bool]:
     wanted: config.TokenUri | str | None = args.token
     if args.token is not None and args.token.lower().startswith("pkcs11:"):
         wanted = config.parse_token_uri(args.token)
-    store, token = _choose(_look(args.module, args.module_args), wanted, args)
+    store, token = _choose(look(args.module, args.module_args), wanted, args)
     if not token.has_pin:
         raise ConfigurationError(
             f"the PKCS#11 token {token.label!r} has no user PIN yet",
@@ -136,7 +135,7 @@ def _with_token(args: Namespace) -> tuple[str, str, bool]:
     source = config.PinSource("prompt")
     if args.pin_file:
         source = config.PinSource("file", os.path.abspath(os.path.expanduser(args.pin_file)))
-        for problem, hint in _pin_file_problems(source.argument):
+        for problem, hint in pin_file_problems(source.argument):
             raise ConfigurationError(problem, hint=hint)
     said = f"store {store!r}, PKCS#11 token {output.plain(token.label)!r}"
     return _toml(store, token, source), said, False
@@ -150,8 +149,8 @@ def _exists(path: str) -> ConfigurationError:
 
 
 def _choose(
-    found: list[tuple[str, _Token]], wanted: config.TokenUri | str | None, args: Namespace
-) -> tuple[str, _Token]:
+    found: list[tuple[str, Token]], wanted: config.TokenUri | str | None, args: Namespace
+) -> tuple[str, Token]:
     fitting = [(store, token) for store, token in found if token.fits(wanted)]
     # One without a PIN, such as NSS's for computing alone, is chosen by nobody.
     fitting = [(store, token) for store, token in fitting if token.has_pin] or fitting
@@ -179,7 +178,7 @@ def _choose(
     )
 
 
-def _toml(store: str, token: _Token, pin_source: config.PinSource) -> str:
+def _toml(store: str, token: Token, pin_source: config.PinSource) -> str:
     lines = [
         "# dpop-agent: where keys live.",
         "",

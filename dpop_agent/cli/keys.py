@@ -1,41 +1,42 @@
-"""`key` and its verbs; `create`, `list`, `show` and `set` are here."""
+"""`key` and its verbs; `create`, `list`, `show`, `set` and `adopt` are here."""
 
 from __future__ import annotations
 
 import argparse
 
-from dpop_agent.cli import arguments, authorizing, blocking, calls, listing, rotating
-from dpop_agent.cli.arguments import _add_drain
-from dpop_agent.cli.authorizing import _add_slot
-from dpop_agent.cli.generations import _add_generation, _whole
-from dpop_agent.cli.listing import _with_jkt
+from dpop_agent.cli import arguments, authorizing, blocking, calls, generations, listing, rotating
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Callable
     from typing import Any
 
-_SETTINGS = ("rotate_every_s", "drain_s", "max_drain_s")
+_TIMES = ("rotate_every_s", "drain_s", "max_drain_s")
 
 
-def parser(verb: str) -> arguments.Parser:
-    """The parser of `key` and its verbs."""
-    found = arguments.verb(verb, "Make, list, rotate, block and destroy keys.")
-    verbs = found.add_subparsers(metavar="VERB", required=True)
+def add_key(parser: arguments.Parser) -> None:
+    """`dpop-agent key` and its verbs."""
+    parser.description = "Make, list, rotate, block and destroy keys."
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    add_create(verbs)
+    add_list(verbs)
+    add_show(verbs)
+    add_set(verbs)
+    rotating.add_rotate(verbs)
+    rotating.add_activate(verbs)
+    blocking.add_suspend(verbs)
+    blocking.add_resume(verbs)
+    blocking.add_compromise(verbs)
+    blocking.add_destroy(verbs)
+    add_adopt(verbs)
 
-    def add(
-        name: str, what: str, run: Callable[[Namespace], int], more: str = ""
-    ) -> arguments.Parser:
-        sub: arguments.Parser = verbs.add_parser(name, help=what, description=f"{what}. {more}")
-        arguments.add_json(sub)
-        sub.set_defaults(run=run)
-        return sub
 
-    sub = add("create", "Make a key in a store", _create)
+def add_create(verbs: arguments.Verbs) -> None:
+    """`dpop-agent key create`."""
+    sub = arguments.add_verb(verbs, "create", "Make a key in a store", _create)
     sub.add_argument("key", metavar="NAME", type=arguments.key_name)
     _add_store_and_alg(sub)
-    _add_slot(sub)
+    authorizing.add_slot(sub)
     _add_origins(sub)
     sub.add_argument(
         "--allow-sign-proof",
@@ -44,11 +45,37 @@ def parser(verb: str) -> arguments.Parser:
     )
     _add_times(sub)
 
-    sub = add("list", "All keys at a glance", _list)
+
+def _create(args: Namespace) -> int:
+    params = {"key": args.key} | _times(args) | authorizing.slot_params(args)
+    for name in ("store", "alg", "origins"):
+        if getattr(args, name) is not None:
+            params[name] = getattr(args, name)
+    if args.allow_sign_proof:
+        params["allow_sign_proof"] = True
+    result = authorizing.make("key.create", params)
+    return calls.answer(args, result, listing.table(result["keys"]))
+
+
+def add_list(verbs: arguments.Verbs) -> None:
+    """`dpop-agent key list`."""
+    sub = arguments.add_verb(verbs, "list", "All keys at a glance", _list)
     sub.add_argument("key", metavar="NAME", nargs="?", type=arguments.key_name)
     sub.add_argument("--all", action="store_true", help="the destroyed generations too")
 
-    sub = add("show", "All there is to know of one key", _show)
+
+def _list(args: Namespace) -> int:
+    keys = calls.keys(args.key, include_destroyed=args.all)
+    if keys:
+        lines = listing.table(keys)
+    else:
+        lines = ["there are no keys yet; make one with: dpop-agent key create default"]
+    return calls.answer(args, {"keys": keys}, lines)
+
+
+def add_show(verbs: arguments.Verbs) -> None:
+    """`dpop-agent key show`."""
+    sub = arguments.add_verb(verbs, "show", "All there is to know of one key", _show)
     sub.add_argument("key", metavar="NAME", type=arguments.generation, help="or NAME@N")
     sub.add_argument(
         "--attestation",
@@ -56,7 +83,30 @@ def parser(verb: str) -> arguments.Parser:
         help="print what the card says of where the key was made: certificates in PEM",
     )
 
-    sub = add("set", "Change what a key may be used for, and when it rotates", _set)
+
+def _show(args: Namespace) -> int:
+    name, number = args.key
+    key = calls.the_key(name, include_destroyed=number is not None)
+    if args.attestation:
+        return _attestation(args, key, number)
+    if number is not None:
+        key = key | {"generations": [calls.generation(key, number)]}
+    return calls.answer(args, {"keys": [key]}, listing.details(key))
+
+
+def _attestation(args: Namespace, key: calls.Key, number: int | None) -> int:
+    if number is None:
+        number = listing.active_number(key)
+    params = {"key": key["key"], "generation": number}
+    result = calls.admin_call("key.attestation", params)
+    return calls.answer(args, result, ["".join(result["certificates"]).rstrip()])
+
+
+def add_set(verbs: arguments.Verbs) -> None:
+    """`dpop-agent key set`."""
+    sub = arguments.add_verb(
+        verbs, "set", "Change what a key may be used for, and when it rotates", _set
+    )
     sub.add_argument("key", metavar="NAME", type=arguments.key_name)
     origins = sub.add_mutually_exclusive_group()
     _add_origins(origins)
@@ -72,69 +122,34 @@ def parser(verb: str) -> arguments.Parser:
     )
     sub.set_defaults(usage=sub.error)
 
-    sub = add(
-        "rotate",
-        "Sign with a new generation from now on",
-        rotating.rotate,
-        "The old one drains: it goes on signing for access tokens that are bound to it, until it "
-        "wasn't used for a while.",
-    )
-    sub.add_argument("key", metavar="NAME", type=arguments.key_name)
-    sub.add_argument(
-        "--stage", action="store_true", help="only make it, so that its jkt can be announced first"
-    )
-    _add_drain(sub, "of the old one, this time")
-    _add_slot(sub)
 
-    sub = add(
-        "activate",
-        "Sign with this generation from now on",
-        rotating.activate,
-        "It was staged, or is draining or retired; the one that was active drains. Also the way "
-        "back from a rotation.",
-    )
-    _add_generation(sub)
-    _add_drain(sub, "of the one that was active, this time")
+def _set(args: Namespace) -> int:
+    params = {"key": args.key} | _times(args)
+    if args.any_origin:
+        params["origins"] = []
+    elif args.origins is not None:
+        params["origins"] = args.origins
+    if args.allow_sign_proof is not None:
+        params["allow_sign_proof"] = args.allow_sign_proof
+    if args.touch is not None:
+        params["touch"] = {"yes": True, "no": False, "auto": None}[args.touch]
+    if len(params) == 1:
+        args.usage(
+            "nothing to set: give --origin, --any-origin, --[no-]allow-sign-proof, "
+            "--rotate-every, --drain, --max-drain or --touch"
+        )
+    result = calls.admin("key.set", params)
+    lines = [line for key in result["keys"] for line in listing.policy(key)]
+    return calls.answer(args, result, lines)
 
-    sub = add("suspend", "Let a generation sign no more until it is resumed", blocking.suspend)
-    _add_generation(sub)
 
-    sub = add(
-        "resume",
-        "Let a suspended generation sign again",
-        blocking.resume,
-        "It is active again if no other is, else it drains.",
-    )
-    _add_generation(sub)
-
-    sub = add(
-        "compromise",
-        "Let a generation sign never again",
-        blocking.compromise,
-        "Signatures under way are dropped. It says what to revoke at which servers. Can't be "
-        "undone.",
-    )
-    sub.add_argument(
-        "key",
-        metavar="NAME[@N]",
-        type=arguments.generation,
-        help="a bare NAME means all its generations",
-    )
-    _add_yes(sub)
-
-    sub = add(
-        "destroy",
-        "Destroy one generation's private key",
-        blocking.destroy,
-        "Can't be undone.",
-    )
-    _add_generation(sub)
-    _add_yes(sub)
-
-    sub = add(
+def add_adopt(verbs: arguments.Verbs) -> None:
+    """`dpop-agent key adopt`."""
+    sub = arguments.add_verb(
+        verbs,
         "adopt",
         "Take in a private key that is in a store already",
-        adopt,
+        _adopt,
         "It becomes a staged generation, shared with whoever else uses it.",
     )
     sub.add_argument("key", metavar="NAME", type=arguments.key_name, help="of a key, old or new")
@@ -146,7 +161,31 @@ def parser(verb: str) -> arguments.Parser:
         help="the object's id (CKA_ID), as dpop-agent status shows it",
     )
     _add_store_and_alg(sub)
-    return found
+
+
+def _adopt(args: Namespace) -> int:
+    params = {"key": args.key, "ref": args.ref}
+    for option in ("store", "alg"):
+        if getattr(args, option) is not None:
+            params[option] = getattr(args, option)
+    result = calls.admin("key.adopt", params)
+    key = generations.whole(result)
+    adopted = max(key["generations"], key=lambda g: int(g["generation"]))
+    lines = [listing.with_jkt(key, adopted)]
+    if adopted["exportable"]:
+        lines.append("It is exportable, or was: somebody may have a copy of the private key.")
+    if not adopted["local"]:
+        lines.append("It wasn't made in this store, or that isn't known.")
+    lines += [
+        "It is shared: another agent may use it too, so no schedule destroys it.",
+        f"to sign with it: dpop-agent key activate {listing.name(key, adopted)}",
+    ]
+    return calls.answer(args, result, lines)
+
+
+def _times(args: Namespace) -> dict[str, Any]:
+    """Those that were given; None is one of them."""
+    return {name: getattr(args, name) for name in _TIMES if name in args}
 
 
 def _add_store_and_alg(parser: Any) -> None:
@@ -174,7 +213,7 @@ def _add_times(parser: Any) -> None:
         default=argparse.SUPPRESS,
         help="such as 30d: a new generation by itself; or never",
     )
-    _add_drain(parser, "of an old generation; 7d where nothing is said", argparse.SUPPRESS)
+    arguments.add_drain(parser, "of an old generation; 7d where nothing is said", argparse.SUPPRESS)
     parser.add_argument(
         "--max-drain",
         dest="max_drain_s",
@@ -185,97 +224,9 @@ def _add_times(parser: Any) -> None:
     )
 
 
-def _add_yes(parser: Any) -> None:
-    parser.add_argument("--yes", action="store_true", help="don't ask")
-
-
 def _alg(text: str) -> str:
     from dpop_agent.jose import ALGORITHMS
 
     if text not in ALGORITHMS:
         raise argparse.ArgumentTypeError(f"there are: {', '.join(ALGORITHMS)}")
     return text
-
-
-def _create(args: Namespace) -> int:
-    params = {"key": args.key} | _times(args) | authorizing.slot_params(args)
-    for name in ("store", "alg", "origins"):
-        if getattr(args, name) is not None:
-            params[name] = getattr(args, name)
-    if args.allow_sign_proof:
-        params["allow_sign_proof"] = True
-    result = authorizing.make("key.create", params)
-    return calls.answer(args, result, listing.table(result["keys"]))
-
-
-def _list(args: Namespace) -> int:
-    keys = calls.keys(args.key, include_destroyed=args.all)
-    if keys:
-        lines = listing.table(keys)
-    else:
-        lines = ["there are no keys yet; make one with: dpop-agent key create default"]
-    return calls.answer(args, {"keys": keys}, lines)
-
-
-def _show(args: Namespace) -> int:
-    name, number = args.key
-    key = calls.the_key(name, include_destroyed=number is not None)
-    if args.attestation:
-        return _attestation(args, key, number)
-    if number is not None:
-        key = key | {"generations": [calls.generation(key, number)]}
-    return calls.answer(args, {"keys": [key]}, listing.details(key))
-
-
-def _attestation(args: Namespace, key: calls.Key, number: int | None) -> int:
-    if number is None:
-        number = listing.active_number(key)
-    params = {"key": key["key"], "generation": number}
-    result = calls.admin_call("key.attestation", params)
-    return calls.answer(args, result, ["".join(result["certificates"]).rstrip()])
-
-
-def _set(args: Namespace) -> int:
-    params = {"key": args.key} | _times(args)
-    if args.any_origin:
-        params["origins"] = []
-    elif args.origins is not None:
-        params["origins"] = args.origins
-    if args.allow_sign_proof is not None:
-        params["allow_sign_proof"] = args.allow_sign_proof
-    if args.touch is not None:
-        params["touch"] = {"yes": True, "no": False, "auto": None}[args.touch]
-    if len(params) == 1:
-        args.usage(
-            "nothing to set: give --origin, --any-origin, --[no-]allow-sign-proof, "
-            "--rotate-every, --drain, --max-drain or --touch"
-        )
-    result = calls.admin("key.set", params)
-    lines = [line for key in result["keys"] for line in listing.policy(key)]
-    return calls.answer(args, result, lines)
-
-
-def _times(args: Namespace) -> dict[str, Any]:
-    """Those that were given; None is one of them."""
-    return {name: getattr(args, name) for name in _SETTINGS if name in args}
-
-
-def adopt(args: Namespace) -> int:
-    """Take an object that is in a store already into the ledger."""
-    params = {"key": args.key, "ref": args.ref}
-    for option in ("store", "alg"):
-        if getattr(args, option) is not None:
-            params[option] = getattr(args, option)
-    result = calls.admin("key.adopt", params)
-    key = _whole(result)
-    adopted = max(key["generations"], key=lambda g: int(g["generation"]))
-    lines = [_with_jkt(key, adopted)]
-    if adopted["exportable"]:
-        lines.append("It is exportable, or was: somebody may have a copy of the private key.")
-    if not adopted["local"]:
-        lines.append("It wasn't made in this store, or that isn't known.")
-    lines += [
-        "It is shared: another agent may use it too, so no schedule destroys it.",
-        f"to sign with it: dpop-agent key activate {listing.name(key, adopted)}",
-    ]
-    return calls.answer(args, result, lines)

@@ -177,17 +177,20 @@ def _latest_first(generation: Generation) -> list[tuple[str, str]]:
     return sorted(used.items(), key=lambda item: item[1], reverse=True)
 
 
-def _with_jkt(key: Key, generation: Generation) -> str:
+def with_jkt(key: Key, generation: Generation) -> str:
+    """A generation's name, state and jkt."""
     return output.plain(
         f"{name(key, generation)} is {generation['state']}, jkt {generation['jkt'] or '-'}"
     )
 
 
-def _active(key: Key) -> Generation | None:
+def active_generation(key: Key) -> Generation | None:
+    """The one that signs by the key's name, if any does."""
     return next((g for g in key["generations"] if g["state"] == "active"), None)
 
 
-def _ends(key: Key, draining: Generation) -> list[str]:
+def ends(key: Key, draining: Generation) -> list[str]:
+    """When a drain ends, in lines."""
     which, left = name(key, draining), draining.get("drain_left_s")
     if not left:
         return [f"{which} signs no more: it has no drain."]

@@ -35,17 +35,23 @@ LOOK_S = 0.05
 MAX_ANSWER = 8 * 1024
 
 
-def parser(verb: str) -> arguments.Parser:
-    """The parser of one of the two verbs."""
-    if verb == "lock":
-        found = arguments.verb(verb, "Forget PINs and close stores until they are unlocked.")
-        found.set_defaults(run=_lock)
-    else:
-        found = arguments.verb(verb, "Open stores that aren't open, asking for their PINs.")
-        found.set_defaults(run=_unlock)
-    found.add_argument("store", metavar="STORE", nargs="?", help="one store; else all")
-    arguments.add_json(found)
-    return found
+def add_lock(parser: arguments.Parser) -> None:
+    """`dpop-agent lock`."""
+    parser.description = "Forget PINs and close stores until they are unlocked."
+    _add_store(parser)
+    parser.set_defaults(run=_lock)
+
+
+def add_unlock(parser: arguments.Parser) -> None:
+    """`dpop-agent unlock`."""
+    parser.description = "Open stores that aren't open, asking for their PINs."
+    _add_store(parser)
+    parser.set_defaults(run=_unlock)
+
+
+def _add_store(parser: arguments.Parser) -> None:
+    parser.add_argument("store", metavar="STORE", nargs="?", help="one store; else all")
+    arguments.add_json(parser)
 
 
 def _lock(args: Namespace) -> int:

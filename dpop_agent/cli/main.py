@@ -12,24 +12,26 @@ from dpop_agent.errors import AgentUnavailable, DPoPAgentError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from argparse import ArgumentParser
     from typing import TextIO
+
+    from dpop_agent.cli.arguments import Parser
 
 DONE, FAILED, USAGE, NO_AGENT, INTERRUPTED = 0, 1, 2, 3, 130
 
 _VERBS = {
-    "init": "look what is here and write a configuration that works",
-    "serve": "the agent, in the foreground",
-    "key": "create, list, rotate, suspend, destroy keys, and more",
-    "proof": "print a proof for one request",
-    "verify": "check a proof by RFC 9449 section 4.3",
-    "status": "the agent, its stores and the servers' nonces",
-    "reload": "read the configuration again, look anew into the stores",
-    "lock": "forget PINs and close stores",
-    "unlock": "open stores that aren't open, asking for their PINs",
-    "config": "show, check or find the configuration",
-    "env": "print the line that sets DPOP_AGENT_SOCK",
+    "init": ("init", "look what is here and write a configuration that works"),
+    "serve": ("serve", "the agent, in the foreground"),
+    "key": ("keys", "create, list, rotate, suspend, destroy keys, and more"),
+    "proof": ("proofs", "print a proof for one request"),
+    "verify": ("proofs", "check a proof by RFC 9449 section 4.3"),
+    "status": ("status", "the agent, its stores and the servers' nonces"),
+    "reload": ("status", "read the configuration again, look anew into the stores"),
+    "lock": ("locking", "forget PINs and close stores"),
+    "unlock": ("locking", "open stores that aren't open, asking for their PINs"),
+    "config": ("configuration", "show, check or find the configuration"),
+    "env": ("status", "print the line that sets DPOP_AGENT_SOCK"),
 }
+"""Each verb's module, which has a function `add_VERB` that takes its parser, and what it does."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -103,39 +105,18 @@ def _run(words: list[str]) -> int:
     return USAGE
 
 
-def _parser(verb: str) -> ArgumentParser:
-    # One import each: a verb doesn't pay for the others.
-    if verb in ("proof", "verify"):
-        from dpop_agent.cli import proofs
+def _parser(verb: str) -> Parser:
+    from dpop_agent.cli.arguments import Parser
 
-        return proofs.parser(verb)
-    if verb == "key":
-        from dpop_agent.cli import keys
-
-        return keys.parser(verb)
-    if verb in ("status", "reload", "env"):
-        from dpop_agent.cli import status
-
-        return status.parser(verb)
-    if verb in ("lock", "unlock"):
-        from dpop_agent.cli import locking
-
-        return locking.parser(verb)
-    if verb == "serve":
-        from dpop_agent.cli import serve
-
-        return serve.parser(verb)
-    if verb == "config":
-        from dpop_agent.cli import configuration
-
-        return configuration.parser(verb)
-    from dpop_agent.cli import init
-
-    return init.parser(verb)
+    parser = Parser(prog=f"dpop-agent {verb}")
+    # This verb's module alone: it doesn't pay for the others, nor for importlib.
+    module = __import__(f"dpop_agent.cli.{_VERBS[verb][0]}", fromlist=[verb])
+    getattr(module, f"add_{verb}")(parser)
+    return parser
 
 
 def _overview() -> str:
-    verbs = "\n".join(f"  {verb:8}{what}" for verb, what in _VERBS.items())
+    verbs = "\n".join(f"  {verb:8}{what}" for verb, (_, what) in _VERBS.items())
     return (
         "usage: dpop-agent VERB …\n\n"
         "Keeps DPoP keys (RFC 9449) in PKCS#11 tokens and signs proofs with them.\n\n"

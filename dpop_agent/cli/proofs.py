@@ -18,16 +18,12 @@ MAX_INPUT = 64 * 1024
 """Characters of an access token or a proof: more than servers take in a header."""
 
 
-def parser(verb: str) -> arguments.Parser:
-    """The parser of one of the two verbs."""
-    return _proof_parser() if verb == "proof" else _verify_parser()
-
-
-def _proof_parser() -> arguments.Parser:
-    found = arguments.verb("proof", "Print a proof for one request.")
-    found.add_argument("htm", metavar="METHOD", type=arguments.htm, help="such as GET")
-    found.add_argument("uri", metavar="URI", help="the target; query and fragment are cut")
-    which = found.add_mutually_exclusive_group()
+def add_proof(parser: arguments.Parser) -> None:
+    """`dpop-agent proof`."""
+    parser.description = "Print a proof for one request."
+    parser.add_argument("htm", metavar="METHOD", type=arguments.htm, help="such as GET")
+    parser.add_argument("uri", metavar="URI", help="the target; query and fragment are cut")
+    which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--key",
         metavar="NAME",
@@ -37,21 +33,20 @@ def _proof_parser() -> arguments.Parser:
     which.add_argument(
         "--jkt", type=arguments.sha256, help="sign with the generation the access token is bound to"
     )
-    bound = found.add_mutually_exclusive_group()
+    bound = parser.add_mutually_exclusive_group()
     bound.add_argument(
         "--access-token-file", metavar="FILE", help="the access token presented; - for stdin"
     )
     bound.add_argument("--ath", type=arguments.sha256, help="or its hash")
-    nonces = found.add_mutually_exclusive_group()
+    nonces = parser.add_mutually_exclusive_group()
     nonces.add_argument(
         "--nonce", type=arguments.nonce, help="this one rather than what the agent has"
     )
     nonces.add_argument("--no-nonce", action="store_true", help="none")
-    form = found.add_mutually_exclusive_group()
+    form = parser.add_mutually_exclusive_group()
     form.add_argument("--header", action="store_true", help="print it as DPoP: …")
     arguments.add_json(form)
-    found.set_defaults(run=_proof)
-    return found
+    parser.set_defaults(run=_proof)
 
 
 def _proof(args: Namespace) -> int:
@@ -118,21 +113,21 @@ def _text(what: str, file: str) -> str:
     return data.decode("utf-8", "replace")
 
 
-def _verify_parser() -> arguments.Parser:
-    found = arguments.verb(
-        "verify", "Check the proof on standard input by RFC 9449 section 4.3, without an agent."
+def add_verify(parser: arguments.Parser) -> None:
+    """`dpop-agent verify`."""
+    parser.description = (
+        "Check the proof on standard input by RFC 9449 section 4.3, without an agent."
     )
-    found.add_argument("--htm", required=True, type=arguments.htm, help="the request's method")
-    found.add_argument("--htu", required=True, help="the request's target URI")
-    found.add_argument("--jkt", type=arguments.sha256, help="what the access token is bound to")
-    found.add_argument("--ath", type=arguments.sha256, help="the access token's hash")
-    found.add_argument("--nonce", type=arguments.nonce, help="the nonce that the server gave")
-    found.add_argument(
+    parser.add_argument("--htm", required=True, type=arguments.htm, help="the request's method")
+    parser.add_argument("--htu", required=True, help="the request's target URI")
+    parser.add_argument("--jkt", type=arguments.sha256, help="what the access token is bound to")
+    parser.add_argument("--ath", type=arguments.sha256, help="the access token's hash")
+    parser.add_argument("--nonce", type=arguments.nonce, help="the nonce that the server gave")
+    parser.add_argument(
         "--max-age", metavar="S", type=_seconds, help="seconds that iat may lie back"
     )
-    arguments.add_json(found)
-    found.set_defaults(run=_verify)
-    return found
+    arguments.add_json(parser)
+    parser.set_defaults(run=_verify)
 
 
 def _seconds(text: str) -> int:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dpop_agent.cli import authorizing, calls
-from dpop_agent.cli.generations import _chosen, _whole
-from dpop_agent.cli.listing import _active, _ends, _with_jkt, name, used_for
+from dpop_agent.cli import arguments, authorizing, calls
+from dpop_agent.cli.generations import add_generation, chosen, whole
+from dpop_agent.cli.listing import active_generation, ends, name, used_for, with_jkt
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,8 +14,25 @@ if TYPE_CHECKING:
     from dpop_agent.cli.calls import Generation, Key
 
 
-def rotate(args: Namespace) -> int:
-    """A new generation, active or staged."""
+def add_rotate(verbs: arguments.Verbs) -> None:
+    """`dpop-agent key rotate`."""
+    sub = arguments.add_verb(
+        verbs,
+        "rotate",
+        "Sign with a new generation from now on",
+        _rotate,
+        "The old one drains: it goes on signing for access tokens that are bound to it, until it "
+        "wasn't used for a while.",
+    )
+    sub.add_argument("key", metavar="NAME", type=arguments.key_name)
+    sub.add_argument(
+        "--stage", action="store_true", help="only make it, so that its jkt can be announced first"
+    )
+    arguments.add_drain(sub, "of the old one, this time")
+    authorizing.add_slot(sub)
+
+
+def _rotate(args: Namespace) -> int:
     params: dict[str, Any] = {"key": args.key}
     if args.stage:
         params["stage"] = True
@@ -23,26 +40,39 @@ def rotate(args: Namespace) -> int:
         params["drain_s"] = args.drain_s
     params |= authorizing.slot_params(args)
     result = authorizing.make("key.rotate", params)
-    key = _whole(result)
+    key = whole(result)
     lines = _staged(key, result["new"]) if args.stage else _swapped(key, result["old"])
     return calls.answer(args, result, lines)
 
 
-def activate(args: Namespace) -> int:
-    """Swap a generation with the active one."""
-    params = _chosen("activate", args)
+def add_activate(verbs: arguments.Verbs) -> None:
+    """`dpop-agent key activate`."""
+    sub = arguments.add_verb(
+        verbs,
+        "activate",
+        "Sign with this generation from now on",
+        _activate,
+        "It was staged, or is draining or retired; the one that was active drains. Also the way "
+        "back from a rotation.",
+    )
+    add_generation(sub)
+    arguments.add_drain(sub, "of the one that was active, this time")
+
+
+def _activate(args: Namespace) -> int:
+    params = chosen("activate", args)
     if args.drain_s is not None:
         params["drain_s"] = args.drain_s
     result = calls.admin("key.activate", params)
-    key = _whole(result)
+    key = whole(result)
     return calls.answer(args, result, _swapped(key, result["old"]))
 
 
 def _staged(key: Key, new: Generation) -> list[str]:
-    lines = [f"new: {_with_jkt(key, new)}"]
-    active = _active(key)
+    lines = [f"new: {with_jkt(key, new)}"]
+    active = active_generation(key)
     if active is not None:
-        lines.append(f"now: {_with_jkt(key, active)}")
+        lines.append(f"now: {with_jkt(key, active)}")
     return [
         *lines,
         "",
@@ -53,12 +83,12 @@ def _staged(key: Key, new: Generation) -> list[str]:
 
 def _swapped(key: Key, old: Generation | None) -> list[str]:
     """What is active now, what isn't any more, and whom that touches."""
-    new = _active(key)
-    lines = [f"new: {_with_jkt(key, new)}"] if new is not None else []
+    new = active_generation(key)
+    lines = [f"new: {with_jkt(key, new)}"] if new is not None else []
     if old is None:
         return [*lines, f"old: none; no generation of {key['key']} was active"]
-    lines += [f"old: {_with_jkt(key, old)}", ""]
-    lines += _ends(key, old)
+    lines += [f"old: {with_jkt(key, old)}", ""]
+    lines += ends(key, old)
     used = used_for(old)
     if used:
         lines += ["", "This touches access tokens bound to it. It signed for:", *used]

@@ -9,26 +9,25 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
 
-def parser(verb: str) -> arguments.Parser:
-    """The parser of `serve`."""
-    found = arguments.verb(verb, "The agent, in the foreground, until it is interrupted.")
-    found.add_argument(
+def add_serve(parser: arguments.Parser) -> None:
+    """`dpop-agent serve`."""
+    parser.description = "The agent, in the foreground, until it is interrupted."
+    parser.add_argument(
         "-v", "--verbose", action="store_true", help="log each request; never what is secret"
     )
-    found.add_argument(
+    parser.add_argument(
         "--lock-after",
         type=arguments.duration,
         metavar="TIME",
         help="lock stores that nobody used for so long (15m); dpop-agent unlock opens them",
     )
-    found.add_argument(
+    parser.add_argument(
         "--release-after",
         type=arguments.duration,
         metavar="TIME",
         help="let other programs have a PKCS#11 token that nobody used for so long (30s)",
     )
-    found.set_defaults(run=_serve)
-    return found
+    parser.set_defaults(run=_serve)
 
 
 def _serve(args: Namespace) -> int:

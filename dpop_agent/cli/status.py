@@ -11,23 +11,27 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def parser(verb: str) -> arguments.Parser:
-    """The parser of one of the three verbs."""
-    if verb == "env":
-        found = arguments.verb(
-            "env", 'Print the line that sets DPOP_AGENT_SOCK, for eval "$(dpop-agent env)".'
-        )
-        found.set_defaults(run=_env)
-    elif verb == "reload":
-        found = arguments.verb(
-            "reload", "Have the agent read its configuration again and look anew into its stores."
-        )
-        found.set_defaults(run=_reload)
-    else:
-        found = arguments.verb("status", "The agent, its stores and the servers' nonces.")
-        found.set_defaults(run=_status)
-    arguments.add_json(found)
-    return found
+def add_status(parser: arguments.Parser) -> None:
+    """`dpop-agent status`."""
+    parser.description = "The agent, its stores and the servers' nonces."
+    arguments.add_json(parser)
+    parser.set_defaults(run=_status)
+
+
+def add_reload(parser: arguments.Parser) -> None:
+    """`dpop-agent reload`."""
+    parser.description = (
+        "Have the agent read its configuration again and look anew into its stores."
+    )
+    arguments.add_json(parser)
+    parser.set_defaults(run=_reload)
+
+
+def add_env(parser: arguments.Parser) -> None:
+    """`dpop-agent env`."""
+    parser.description = 'Print the line that sets DPOP_AGENT_SOCK, for eval "$(dpop-agent env)".'
+    arguments.add_json(parser)
+    parser.set_defaults(run=_env)
 
 
 def _env(args: Namespace) -> int:

@@ -48,8 +48,13 @@ def test_the_overview_names_every_verb(
         ["proof"],
         ["verify"],
         ["status"],
+        ["reload"],
+        ["lock"],
+        ["unlock"],
         ["config"],
+        ["config", "show"],
         ["config", "check"],
+        ["config", "path"],
         ["env"],
     ],
 )
