@@ -35,7 +35,7 @@ MAX_SIZE = 256 * 1024
 STORE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _CREDENTIAL = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}")
 _PIN_SOURCES = (
-    'write it as "prompt" (asked by dpop-agent unlock), "file:PATH" (mode 0600), "credential:NAME" '
+    'write it as "prompt" (dpop-agent unlock asks), "file:PATH" (mode 0600), "credential:NAME" '
     '(systemd\'s), or "keychain"'
 )
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -57,9 +57,9 @@ BACKENDS = (_FREEDESKTOP, _MACOS, "keyring.backends.kwallet.DBusKeyring")
 _REFUSED_BACKENDS = {
     "keyrings.": "it isn't one of keyring's own, and those that come with keyrings.alt keep "
     "private keys in files",
-    "keyring.backends.null.": "it keeps nothing",
-    "keyring.backends.fail.": "it is what keyring has where there is no keychain",
-    "keyring.backends.chainer.": "it reads from any other, plain files among them",
+    "keyring.backends.null.": "it stores nothing",
+    "keyring.backends.fail.": "it is what keyring uses where there is no keychain",
+    "keyring.backends.chainer.": "it reads from all the others, plain files included",
 }
 
 # RFC 7512 section 2.3: unreserved / pk11-res-avail / "&", or an escape.
@@ -71,9 +71,9 @@ _TOKEN_ATTRIBUTES = {"token": 32, "serial": 16, "manufacturer": 32, "model": 16}
 _REFUSED_ATTRIBUTES = {
     "pin-value": "put the PIN in a file of mode 0600 and name it in pin_source",
     "pin-source": "name the PIN's source in the setting pin_source",
-    "object": "name the PKCS#11 token alone; keys get their names from: dpop-agent key create",
-    "id": "name the PKCS#11 token alone; keys get their names from: dpop-agent key create",
-    "type": "name the PKCS#11 token alone; keys get their names from: dpop-agent key create",
+    "object": "name only the PKCS#11 token; keys get their names from: dpop-agent key create",
+    "id": "name only the PKCS#11 token; keys get their names from: dpop-agent key create",
+    "type": "name only the PKCS#11 token; keys get their names from: dpop-agent key create",
     "slot-id": "name the PKCS#11 token by token or serial: slot numbers change",
     "slot-description": "name the PKCS#11 token by token or serial",
     "slot-manufacturer": "name the PKCS#11 token by token or serial",
@@ -201,7 +201,7 @@ def parse_token_uri(uri: str) -> TokenUri:
             )
         if name in _REFUSED_ATTRIBUTES:
             raise ConfigurationError(
-                f"the pkcs11: URI has {name}, which isn't taken there",
+                f"the pkcs11: URI has {name}, which isn't allowed there",
                 hint=_REFUSED_ATTRIBUTES[name],
             )
         if name not in _TOKEN_ATTRIBUTES:
@@ -316,8 +316,8 @@ class _Reader:
         for name, settings in self._table("stores", table.get("stores", {})).items():
             if not STORE_NAME.fullmatch(name):
                 self._refuse(
-                    f"the store name {name[:80]!r} isn't one",
-                    "use a-z, 0-9, dot, dash and underscore, 64 at most",
+                    f"{name[:80]!r} can't be a store's name",
+                    "use a-z, 0-9, dot, dash and underscore, 64 characters at most",
                 )
             stores[name] = self._store(name, self._table(f"stores.{name}", settings))
         if not stores:
@@ -387,8 +387,8 @@ class _Reader:
         if name not in BACKENDS:
             why = [reason for start, reason in _REFUSED_BACKENDS.items() if name.startswith(start)]
             self._refuse(
-                f"{where} names {name[:80]!r}, which isn't taken"
-                + (f": {why[0]}" if why else ": it isn't a keychain that is known here"),
+                f"{where} names {name[:80]!r}, which isn't accepted"
+                + (f": {why[0]}" if why else ": it isn't a keychain known here"),
                 f"leave it out, or name one of: {', '.join(BACKENDS)}",
             )
         return name

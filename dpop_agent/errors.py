@@ -136,7 +136,7 @@ class NonceRequired(DPoPAgentError):
     """
 
     wire_type = "nonce_required"
-    default_hint = "make the request again with a fresh body: the agent knows the nonce now"
+    default_hint = "send the request again with a fresh body: the agent knows the nonce now"
     default_retry = "now"
 
     def __init__(self, message: str, *, nonce: str) -> None:
@@ -187,7 +187,7 @@ class InvalidParams(ProtocolError):
 
 
 class KeyUnusable(DPoPAgentError):
-    """The key or generation gives no proof now; never is another one used instead."""
+    """The key or generation gives no proof now; another one is never used instead."""
 
     wire_type = "key_unusable"
 
@@ -236,14 +236,14 @@ class KeyRetired(KeyUnusable):
     """Its drain is over."""
 
     wire_type = "key_retired"
-    default_hint = "get a new access token, which the active generation binds"
+    default_hint = "get a new access token, bound to the active generation"
 
 
 class KeyDestroyed(KeyUnusable):
     """The private key is gone."""
 
     wire_type = "key_destroyed"
-    default_hint = "get a new access token, which the active generation binds"
+    default_hint = "get a new access token, bound to the active generation"
 
 
 class KeyMissing(KeyUnusable):

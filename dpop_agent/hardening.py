@@ -37,7 +37,7 @@ def harden() -> None:
     with open("/proc/self/status", encoding="ascii", errors="replace") as status:
         for line in status:
             if line.startswith("TracerPid:") and line.split()[1] != "0":
-                raise Traced(f"process {line.split()[1]} traces this one")
+                raise Traced(f"process {line.split()[1]} is tracing this one")
 
 
 def die_with_parent(signal_number: int) -> None:

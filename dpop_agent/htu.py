@@ -50,7 +50,7 @@ def target(uri: str) -> Target:
     """
     if len(uri) > MAX_URI:
         raise HtuRefused(
-            f"the target URI has {len(uri)} characters, at most {MAX_URI} are taken",
+            f"the target URI has {len(uri)} characters, at most {MAX_URI} are accepted",
             hint="leave out the query: it isn't part of htu",
         )
     if any(not "!" <= c <= "~" for c in uri):
@@ -62,7 +62,7 @@ def target(uri: str) -> Target:
     scheme = scheme.lower()
     if not separator or scheme not in _DEFAULT_PORTS:
         raise HtuRefused(
-            "the target URI isn't absolute, or neither https nor http",
+            "the target URI isn't an absolute https or http URI",
             hint="give it as https://host/path",
         )
     rest = rest.partition("#")[0].partition("?")[0]
@@ -92,7 +92,7 @@ def origin_of(uri: str) -> str:
     found = target(uri)
     if found.htu != found.origin + "/" or "?" in uri or "#" in uri:
         raise HtuRefused(
-            "an origin has a scheme, a host and perhaps a port, nothing more",
+            "an origin is a scheme, a host and perhaps a port, and nothing more",
             hint=f"give it as {found.origin}",
         )
     return found.origin
@@ -108,7 +108,7 @@ def _host(authority: str) -> tuple[str, bool]:
         literal, bracket, after = authority[1:].partition("]")
         if not bracket or (after and not after.startswith(":")):
             raise HtuRefused(
-                "the target URI's IPv6 address has no end", hint="write https://[::1]/"
+                "the target URI's IPv6 address has no closing bracket", hint="write https://[::1]/"
             )
         return _ipv6(literal)
     host = authority.partition(":")[0].lower()
@@ -140,7 +140,7 @@ def _ipv6(literal: str) -> tuple[str, bool]:
         address = ipaddress.IPv6Address(literal.replace("%", "-"))  # no zone ids
     except ValueError as e:
         raise HtuRefused(
-            "the target URI's IPv6 address isn't one, or has a zone id",
+            "the target URI's IPv6 address is malformed, or has a zone id",
             hint="write it as in https://[2001:db8::1]/",
         ) from e
     return f"[{literal.lower()}]", address == ipaddress.IPv6Address("::1")

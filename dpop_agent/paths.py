@@ -71,7 +71,7 @@ def check_socket_path(path: str) -> None:
     length = len(os.fsencode(path))
     if length > MAX_SOCKET_PATH:
         raise ConfigurationError(
-            f"the socket's path has {length} bytes, at most {MAX_SOCKET_PATH} are possible",
+            f"the socket's path has {length} bytes, more than the {MAX_SOCKET_PATH} that work",
             hint="set DPOP_AGENT_SOCK to a shorter path",
         )
 

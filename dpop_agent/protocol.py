@@ -101,7 +101,7 @@ def _is_origins(value: Any) -> bool:
 
 _BOOL = Param("true or false", lambda v: isinstance(v, bool))
 _KEY = Param(
-    "a key's name: a-z, 0-9, dot, dash, underscore, 64 at most",
+    "a key's name: a-z, 0-9, dot, dash, underscore, 64 characters at most",
     lambda v: isinstance(v, str) and KEY_NAME.fullmatch(v) is not None,
 )
 _JKT = Param("43 characters of base64url: an RFC 7638 thumbprint", is_sha256)
@@ -115,10 +115,10 @@ _NONCE = Param(
 )
 _SEEN = Param(f"at most {MAX_SEEN} objects with htu, and nonce or date", _is_seen)
 _TIMEOUT = Param(f"milliseconds, 1 to {MAX_TIMEOUT_MS}", _is_count(1, MAX_TIMEOUT_MS))
-_TEXT = Param("a text of 64 characters at most", lambda v: isinstance(v, str) and len(v) <= 64)
-_CURSOR = Param("the cursor of the page before", lambda v: isinstance(v, str) and len(v) <= 128)
+_TEXT = Param("text of at most 64 characters", lambda v: isinstance(v, str) and len(v) <= 64)
+_CURSOR = Param("the cursor from the page before", lambda v: isinstance(v, str) and len(v) <= 128)
 _SIGNING_INPUT = Param(
-    "a proof's header and claims, base64url with a dot between",
+    "a proof's header and claims, base64url with a dot between them",
     lambda v: isinstance(v, str) and 0 < len(v) <= 16 * 1024,
 )
 _GENERATION = Param("a generation's number", _is_count(1, 2**31))
@@ -266,7 +266,7 @@ def _request(message: dict[str, Any], methods: Mapping[str, Mapping[str, Param]]
     if message.get("jsonrpc") != "2.0":
         raise InvalidRequest('the request has no "jsonrpc":"2.0"')
     if not _is_id(message.get("id")):
-        raise InvalidRequest("the request's id is neither a short text nor an integer")
+        raise InvalidRequest("the request's id is neither a short string nor an integer")
     method, params = message.get("method"), message.get("params", {})
     if not isinstance(method, str):
         raise InvalidRequest("the request has no method")
@@ -336,7 +336,7 @@ def encode_result(request_id: str | int, result: Mapping[str, Any]) -> bytes:
     """A result's line."""
     return _line(
         {"jsonrpc": "2.0", "id": request_id, "result": result},
-        ProtocolError("the answer doesn't fit a line"),
+        ProtocolError("the answer doesn't fit on a line"),
     )
 
 
@@ -344,7 +344,7 @@ def encode_event(event: str, params: Mapping[str, Any]) -> bytes:
     """A line that answers nothing: a JSON-RPC notification."""
     return _line(
         {"jsonrpc": "2.0", "method": event, "params": params},
-        ProtocolError("the event doesn't fit a line"),
+        ProtocolError("the event doesn't fit on a line"),
     )
 
 
@@ -353,7 +353,7 @@ def encode_error(request_id: str | int | None, error: DPoPAgentError) -> bytes:
     try:
         return _line({"jsonrpc": "2.0", "id": request_id, "error": error.to_wire()}, error)
     except DPoPAgentError:
-        short = ProtocolError("the error doesn't fit a line", hint="see the agent's status")
+        short = ProtocolError("the error doesn't fit on a line", hint="see the agent's status")
         return _line({"jsonrpc": "2.0", "id": request_id, "error": short.to_wire()}, short)
 
 

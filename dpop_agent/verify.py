@@ -1,6 +1,6 @@
 """The twelve checks of RFC 9449 section 4.3, by their numbers there.
 
-For tests, `dpop-agent verify` and `dpop-agent explain`. It judges what the rest of the package
+For tests and `dpop-agent verify`. It judges what the rest of the package
 builds, so it shares none of its code: encodings, thumbprint and URI comparison are written anew.
 """
 
@@ -119,7 +119,7 @@ def verify(
         raise InvalidProof(8, f"htm is {_shown(claims['htm'])}, the request's is {_shown(htm)}")
     _check_htu(claims["htu"], wanted)
     if nonce is not None and claims.get("nonce") != nonce:
-        given = "another than the server gave" if "nonce" in claims else "missing"
+        given = "not the one that the server gave" if "nonce" in claims else "missing"
         raise InvalidProof(10, f"the nonce is {given}")
     _check_time(claims["iat"], time.time() if now is None else now, max_age_s, max_ahead_s)
     if seen_jti is not None and claims["jti"] in seen_jti:
@@ -147,7 +147,7 @@ def _single(proof: str | Sequence[str]) -> str:
 def _parts(proof: str) -> tuple[dict[str, Any], dict[str, Any], bytes, bytes]:
     """Header, claims, signing input and signature of a compact JWS (RFC 7515 section 7.1)."""
     if len(proof) > MAX_PROOF:
-        raise InvalidProof(2, f"it has {len(proof)} characters, at most {MAX_PROOF} are taken")
+        raise InvalidProof(2, f"it has {len(proof)} characters, at most {MAX_PROOF} are accepted")
     parts = proof.split(".")
     if len(parts) != 3:
         raise InvalidProof(2, f"it has {len(parts)} parts, a signed JWT has three")
@@ -188,7 +188,7 @@ def _object(what: str, data: bytes) -> dict[str, Any]:
 def _check_claims(claims: dict[str, Any]) -> None:
     for name in ("jti", "htm", "htu"):
         if not isinstance(claims.get(name), str) or not claims[name]:
-            raise InvalidProof(3, f"{name} is missing or not a text")
+            raise InvalidProof(3, f"{name} is missing or not a string")
     iat = claims.get("iat")
     if type(iat) is not int or abs(iat) > 2**53:  # neither a bool nor a float
         raise InvalidProof(3, "iat is missing or not an integer of seconds")
@@ -197,7 +197,7 @@ def _check_claims(claims: dict[str, Any]) -> None:
 def _algorithm(header: dict[str, Any]) -> str:
     alg = header.get("alg")
     if not isinstance(alg, str):
-        raise InvalidProof(5, "alg is missing or not a text")
+        raise InvalidProof(5, "alg is missing or not a string")
     if alg not in _ECDSA and alg not in _RSA and alg not in _EDDSA:
         raise InvalidProof(5, f"alg {_shown(alg)} isn't an asymmetric algorithm known here")
     return alg
@@ -230,7 +230,7 @@ def check_signature(alg: str, jwk: dict[str, Any], signed: bytes, signature: byt
             key = ed25519.Ed25519PublicKey.from_public_bytes(_member(jwk, "x", 32))
             key.verify(signature, signed)
     except InvalidSignature as e:
-        raise InvalidProof(6, "the signature isn't one by the key in jwk") from e
+        raise InvalidProof(6, "the signature wasn't made with the key in jwk") from e
 
 
 def _verify_ecdsa(alg: str, jwk: dict[str, Any], signed: bytes, signature: bytes) -> None:
@@ -239,7 +239,7 @@ def _verify_ecdsa(alg: str, jwk: dict[str, Any], signed: bytes, signature: bytes
     try:
         key = ec.EllipticCurvePublicNumbers(x, y, curve).public_key()
     except ValueError as e:
-        raise InvalidProof(6, "jwk isn't a point of its curve") from e
+        raise InvalidProof(6, "jwk isn't a point on its curve") from e
     if len(signature) != 2 * size:  # RFC 7518 section 3.4: R and S, never DER
         raise InvalidProof(6, f"the signature has {len(signature)} bytes, {alg} has {2 * size}")
     r, s = (int.from_bytes(half, "big") for half in (signature[:size], signature[size:]))
@@ -249,7 +249,7 @@ def _verify_ecdsa(alg: str, jwk: dict[str, Any], signed: bytes, signature: bytes
 def _verify_rsa(alg: str, jwk: dict[str, Any], signed: bytes, signature: bytes) -> None:
     n, e = (_number(jwk, name) for name in "ne")
     if n.bit_length() not in _RSA_BITS:
-        raise InvalidProof(6, f"the RSA key has {n.bit_length()} bits, 2048 to 8192 are taken")
+        raise InvalidProof(6, f"the RSA key has {n.bit_length()} bits, 2048 to 8192 are accepted")
     try:
         key = rsa.RSAPublicNumbers(e, n).public_key()
     except ValueError as error:
@@ -264,7 +264,7 @@ def _member(jwk: dict[str, Any], name: str, size: int | None = None) -> bytes:
     except ValueError as e:
         raise InvalidProof(6, f"jwk's {name} is {e}") from e
     if not data or size not in (None, len(data)):
-        raise InvalidProof(6, f"jwk's {name} is missing or of a wrong length")
+        raise InvalidProof(6, f"jwk's {name} is missing or has the wrong length")
     return data
 
 
@@ -291,7 +291,7 @@ def _normal(uri: str) -> str:
         ValueError: says, as the end of a sentence, what `uri` isn't.
     """
     if not uri.isascii() or not uri.isprintable() or " " in uri:
-        raise ValueError("has a character that no URI has")
+        raise ValueError("has a character that no URI can have")
     try:
         parts = urlsplit(uri)
     except ValueError as e:
@@ -332,7 +332,7 @@ def _without_dots(path: str) -> str:
 
 def _check_time(iat: int, now: float, max_age_s: float, max_ahead_s: float) -> None:
     if iat < now - max_age_s:
-        raise InvalidProof(11, f"iat is too far back: {now - iat:.0f} s, {max_age_s} s are allowed")
+        raise InvalidProof(11, f"iat is too old: {now - iat:.0f} s, {max_age_s} s are allowed")
     if iat > now + max_ahead_s:
         raise InvalidProof(
             11, f"iat is in the future: by {iat - now:.0f} s, {max_ahead_s} s are allowed"

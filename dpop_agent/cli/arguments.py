@@ -55,9 +55,7 @@ class Parser(argparse.ArgumentParser):
         found, unknown = super().parse_known_args(words, namespace)
         if unknown:
             options = [w.partition("=")[0] for w in unknown if w.startswith("--")]
-            self.error(
-                f"unknown: {', '.join(options)}" if options else "there is an argument too many"
-            )
+            self.error(f"unknown: {', '.join(options)}" if options else "too many arguments")
         return found, unknown
 
 
@@ -74,7 +72,7 @@ def add_verb(
 def add_json(parser: argparse._ActionsContainer) -> None:
     """`--json`."""
     parser.add_argument(
-        "--json", action="store_true", help="print what the wire returns, and errors as JSON"
+        "--json", action="store_true", help="print what the agent returns, and errors, as JSON"
     )
 
 
@@ -92,7 +90,7 @@ def key_name(text: str) -> str:
         raise argparse.ArgumentTypeError(f"it has to be a key, not a generation: {name}")
     if not KEY_NAME.fullmatch(text):
         raise argparse.ArgumentTypeError(
-            "a key's name has a-z, 0-9, dot, dash and underscore, 64 at most"
+            "a key's name is made of a-z, 0-9, dot, dash and underscore, 64 characters at most"
         )
     return text
 
@@ -129,7 +127,7 @@ def duration(text: str) -> int:
         )
     seconds = int(number) * _UNITS_S[unit] if len(number) <= 12 else MAX_DURATION_S + 1
     if seconds > MAX_DURATION_S:
-        raise argparse.ArgumentTypeError("a duration has ten years at most")
+        raise argparse.ArgumentTypeError("a duration is ten years at most")
     return seconds
 
 
@@ -162,7 +160,7 @@ def nonce(text: str) -> str:
     if not is_nonce(text):
         raise argparse.ArgumentTypeError(
             f"it has to be a server's nonce (RFC 9449 section 8.1): 1 to {MAX_NONCE} visible "
-            "ASCII characters without quote and backslash"
+            "ASCII characters without quotes or backslashes"
         )
     return text
 

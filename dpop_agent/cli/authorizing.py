@@ -19,12 +19,12 @@ def add_slot(parser: arguments.Parser) -> None:
         "--slot",
         metavar="SLOT",
         type=arguments.slot,
-        help="of a YubiKey, such as 9a; else the first free one of 82 to 95",
+        help="the YubiKey's slot, such as 9a; by default the first free one from 82 to 95",
     )
     parser.add_argument(
         "--reuse-slot",
         action="store_true",
-        help="overwrite the retired or destroyed generation that has the slot; can't be undone",
+        help="overwrite the retired or destroyed generation in that slot; can't be undone",
     )
 
 
@@ -52,6 +52,6 @@ def _authorize(store: str) -> None:
     path = calls.admin_call("store.authorize", {"store": store})["socket"]
     if path is None:
         return
-    prompt = f"Management key of the store {store} (hex; empty: the one that cards come with): "
+    prompt = f"Management key of the store {store} (hex; empty for the factory default): "
     if not locking.send_secret(path, prompt, what="management key", may_be_empty=True):
-        print("the management key that cards come with is tried", file=sys.stderr)
+        print("trying the factory default management key", file=sys.stderr)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def add_suspend(verbs: arguments.Verbs) -> None:
     """`dpop-agent key suspend`."""
     sub = arguments.add_verb(
-        verbs, "suspend", "Let a generation sign no more until it is resumed", _suspend
+        verbs, "suspend", "Stop a generation from signing until it is resumed", _suspend
     )
     add_generation(sub)
 
@@ -38,7 +38,7 @@ def add_resume(verbs: arguments.Verbs) -> None:
         "resume",
         "Let a suspended generation sign again",
         _resume,
-        "It is active again if no other is, else it drains.",
+        "It becomes active again if no other is; otherwise it drains.",
     )
     add_generation(sub)
 
@@ -52,7 +52,7 @@ def _resume(args: Namespace) -> int:
     active = active_generation(key)
     if found["state"] == "draining":
         if active is not None:
-            lines.append(f"{name(key, active)} is the active one, and stays it")
+            lines.append(f"{name(key, active)} is the active one, and stays active")
         lines += ends(key, found)
     return calls.answer(args, result, lines)
 
@@ -62,9 +62,9 @@ def add_compromise(verbs: arguments.Verbs) -> None:
     sub = arguments.add_verb(
         verbs,
         "compromise",
-        "Let a generation sign never again",
+        "Stop a generation from ever signing again",
         _compromise,
-        "Signatures under way are dropped. It says what to revoke at which servers. Can't be "
+        "Signatures under way are dropped. Says what to revoke at which servers. This can't be "
         "undone.",
     )
     sub.add_argument(
@@ -87,7 +87,7 @@ def _compromise(args: Namespace) -> int:
             f"marking {which} as compromised",
             [
                 *(with_jkt(key, generation) for generation in meant),
-                "Marked as compromised, it never signs again, and this can't be undone.",
+                "Once marked as compromised it never signs again, and this can't be undone.",
                 f"Mark {which} as compromised?",
             ],
             "nothing was marked as compromised",
@@ -102,7 +102,7 @@ def _compromise(args: Namespace) -> int:
     key = whole(result)
     marked = _compromised(key, number)
     lines = [f"{name(key, g)} is compromised, and never signs again" for g in marked]
-    lines += _to_revoke(key, marked) if marked else [f"{which} has nothing left to be marked"]
+    lines += _to_revoke(key, marked) if marked else [f"{which} has nothing left to mark"]
     return calls.answer(args, result, lines + _nothing_active(key))
 
 
@@ -130,7 +130,7 @@ def _nothing_active(key: Key) -> list[str]:
         return []
     return [
         "",
-        f"Nothing signs by the name {key['key']} now.",
+        f"Nothing signs under the name {key['key']} now.",
         f"for a new generation: dpop-agent key rotate {key['key']}",
     ]
 
@@ -138,7 +138,7 @@ def _nothing_active(key: Key) -> list[str]:
 def _to_revoke(key: Key, marked: list[Generation]) -> list[str]:
     lines = ["", "Revoke at the servers whatever is bound to:"]
     for generation in marked:
-        used = used_for(generation) or ["never used, as far as the agent saw"]
+        used = used_for(generation) or ["never used, as far as the agent knows"]
         lines += ["", f"jkt {generation['jkt']} ({name(key, generation)})", *used]
     return lines
 
@@ -150,7 +150,7 @@ def add_destroy(verbs: arguments.Verbs) -> None:
         "destroy",
         "Destroy one generation's private key",
         _destroy,
-        "Can't be undone.",
+        "This can't be undone.",
     )
     add_generation(sub)
     _add_yes(sub)
@@ -170,7 +170,7 @@ def _destroy(args: Namespace) -> int:
     )
     if found.get("object_left") and found.get("slot"):
         lines = [
-            f"{key_name}@{number} is destroyed for the agent, and never signs again",
+            f"{key_name}@{number} is destroyed as far as the agent goes, and never signs again",
             f"Its private key stays in slot {found['slot']}, where nothing can delete it, until "
             "another key is made there:",
             f"dpop-agent key rotate {key_name} --slot {found['slot']} --reuse-slot",
@@ -186,7 +186,7 @@ def _confirm_destruction(key: Key, generation: Generation) -> None:
         "Access tokens bound to it become useless, and this can't be undone.",
     ]
     if generation.get("shared"):
-        question.append("It is shared: another agent may use it, and loses it too.")
+        question.append("It is shared: another agent may use it, and would lose it too.")
     question.append(f"Destroy {which} in the store {key['store']}?")
     calls.confirm(
         f"dpop-agent key destroy {which}", f"destroying {which}", question, "nothing was destroyed"

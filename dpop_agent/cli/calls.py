@@ -86,13 +86,13 @@ def confirm(command: str, doing: str, question: list[str], refused: str) -> None
     """
     if not sys.stdin.isatty():
         raise ConfigurationError(
-            f"{doing} can't be undone, and nobody can be asked",
+            f"{doing} can't be undone, and there is nobody to ask",
             hint=f"if you mean it: {command} --yes",
         )
     print("\n".join(map(output.plain, question)), end=" Type yes: ", file=sys.stderr, flush=True)
     answer = sys.stdin.readline()
     if not answer:
-        print(file=sys.stderr)  # his Ctrl-D left the question's line unended
+        print(file=sys.stderr)  # their Ctrl-D left the question's line unended
     if answer.strip().lower() != "yes":
         raise Cancelled(refused)
 

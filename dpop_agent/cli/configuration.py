@@ -24,11 +24,11 @@ def add_config(parser: arguments.Parser) -> None:
     """`dpop-agent config` and its verbs."""
     parser.description = "Show, check or find the configuration."
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    arguments.add_verb(verbs, "show", "What the configuration says", _show)
+    arguments.add_verb(verbs, "show", "Show what the configuration says", _show)
     arguments.add_verb(
-        verbs, "check", "Whether it can work here: files, their owners and modes", _check
+        verbs, "check", "Check that it can work here: files, their owners and modes", _check
     )
-    arguments.add_verb(verbs, "path", "Where it is", _path)
+    arguments.add_verb(verbs, "path", "Show where it is", _path)
 
 
 def _show(args: Namespace) -> int:
@@ -101,7 +101,7 @@ def _problems(store: config.StoreConfig) -> list[tuple[str, str]]:
             (f"there is no PKCS#11 module at {store.module}", "install it, or correct the path")
         )
     elif not os.access(store.module, os.R_OK):
-        problems.append((f"the PKCS#11 module {store.module} can't be read", "see its mode"))
+        problems.append((f"the PKCS#11 module {store.module} can't be read", "check its mode"))
     if store.pin_source.kind == "file":
         problems += pin_file_problems(store.pin_source.argument)
     elif store.pin_source.kind == "keychain":

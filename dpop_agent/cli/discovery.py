@@ -81,8 +81,8 @@ def look(module: str | None, module_args: str) -> list[tuple[str, Token]]:
         modules = _known_modules()
         if not modules:
             raise NothingHere(
-                "no PKCS#11 module is in the places where SoftHSM2, ykcs11, OpenSC and tpm2-pkcs11 "
-                "put theirs",
+                "there is no PKCS#11 module where SoftHSM2, ykcs11, OpenSC and tpm2-pkcs11 put "
+                "theirs",
                 hint="install one (SoftHSM2 on Debian: apt install softhsm2), or give --module",
             )
     found: list[tuple[str, Token]] = []
@@ -100,11 +100,11 @@ def look(module: str | None, module_args: str) -> list[tuple[str, Token]]:
     if silent:
         raise ConfigurationError(
             f"{what}, and no answer from {', '.join(silent)}",
-            hint=f"ask why: dpop-agent init --module {next(iter(silent))}; or take the operating "
+            hint=f"to see why: dpop-agent init --module {next(iter(silent))}; or use the operating "
             "system's keychain, whose keys are exportable: dpop-agent init --keychain",
         )
     raise NothingHere(
-        what, hint="plug one in, or make one with its vendor's tool (SoftHSM2's: see README)"
+        what, hint="plug one in, or make one with its vendor's tool (for SoftHSM2 see the README)"
     )
 
 
@@ -143,7 +143,7 @@ def _tokens(module: str, module_args: str) -> list[Token]:
         return [Token(module, module_args, one) for one in shown]
     except (TypeError, AttributeError) as e:
         raise ConfigurationError(
-            f"{what} shows its tokens in a form that isn't one", hint="give another --module"
+            f"{what} lists its tokens in a form that can't be read", hint="give another --module"
         ) from e
 
 
@@ -152,7 +152,9 @@ def keychain(backend: str, env: Mapping[str, str] | None = None) -> dict[str, An
     what = "the operating system's keychain"
     shown = _json_from(["dpop_agent.signer.keychain", backend], what, "use a PKCS#11 token", env)
     if not isinstance(shown, dict):
-        raise ConfigurationError(f"{what} can't be looked at", hint="use a PKCS#11 token")
+        raise ConfigurationError(
+            f"{what} gave an answer that can't be read", hint="use a PKCS#11 token"
+        )
     return shown
 
 
@@ -192,6 +194,4 @@ def _json_from(
     try:
         return json.loads(done.stdout)
     except ValueError as e:
-        raise ConfigurationError(
-            f"{what} shows itself in a form that isn't one", hint=otherwise
-        ) from e
+        raise ConfigurationError(f"{what} gave an answer that can't be read", hint=otherwise) from e

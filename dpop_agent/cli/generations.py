@@ -32,7 +32,7 @@ def add_generation(parser: arguments.Parser) -> None:
         "key",
         metavar="NAME@N",
         type=arguments.generation,
-        help="or NAME, where one generation alone can be meant",
+        help="or NAME, if only one generation can be meant",
     )
 
 

@@ -20,32 +20,36 @@ _FOUND_BY = (("softhsm", "SOFTHSM2_CONF"), ("tpm2_pkcs11", "TPM2_PKCS11_STORE"))
 
 def add_init(parser: arguments.Parser) -> None:
     """`dpop-agent init`."""
-    parser.description = "Look what is here and write a configuration that works."
+    parser.description = "See what is here and write a configuration that works."
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--module", metavar="PATH", help="a PKCS#11 module; else looks for some")
+    where.add_argument(
+        "--module", metavar="PATH", help="a PKCS#11 module; by default init looks for some"
+    )
     where.add_argument(
         "--keychain",
         action="store_true",
-        help="the operating system's keychain, whose keys are exportable; without this it is taken "
-        "where no PKCS#11 token is found",
+        help="the operating system's keychain, whose keys are exportable; used anyway if no "
+        "PKCS#11 token is found",
     )
     parser.add_argument(
         "--module-args",
         metavar="TEXT",
         default="",
-        help="what C_Initialize gets, for a module that wants it: NSS",
+        help="arguments for C_Initialize, for a module that wants some (NSS)",
     )
     parser.add_argument(
         "--token",
         metavar="LABEL",
-        help="the PKCS#11 token's label or RFC 7512 URI, where there are several",
+        help="the PKCS#11 token's label or RFC 7512 URI, if there are several",
     )
     parser.add_argument(
         "--pin-file",
         metavar="PATH",
-        help="the file of mode 0600 with its PIN; else dpop-agent unlock asks for it",
+        help="a file of mode 0600 with its PIN; by default dpop-agent unlock asks for it",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print it, write nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the configuration, write nothing"
+    )
     arguments.add_json(parser)
     parser.set_defaults(run=_init)
 
@@ -78,7 +82,7 @@ def _proposal(args: Namespace) -> tuple[str, str, bool]:
     """The configuration, what it says in words, and whether its keys are exportable."""
     if args.module_args and args.module is None:
         raise ConfigurationError(
-            "--module-args is for a module that is named", hint="give its path with --module"
+            "--module-args needs --module", hint="give the module's path with --module"
         )
     if args.keychain:
         if args.token is not None or args.pin_file is not None:
@@ -93,7 +97,7 @@ def _proposal(args: Namespace) -> tuple[str, str, bool]:
         if any(given is not None for given in (args.module, args.token, args.pin_file)):
             raise
         try:
-            return _with_keychain(instead=f"{e.message}, hence the keychain; ")
+            return _with_keychain(instead=f"{e.message}, so it is the keychain; ")
         except ConfigurationError:
             raise e from None
 
@@ -144,7 +148,7 @@ def _with_token(args: Namespace) -> tuple[str, str, bool]:
 def _exists(path: str) -> ConfigurationError:
     return ConfigurationError(
         f"there is a configuration at {path} already, and it stays as it is",
-        hint="see it: dpop-agent config show; or move it away",
+        hint="to see it: dpop-agent config show; or move it away",
     )
 
 
@@ -166,8 +170,8 @@ def _choose(
             print(output.plain(f"  {one['model'] or '-'}, {one['module']}"))
     if not fitting:
         raise ConfigurationError(
-            "no PKCS#11 token here is the one that --token names",
-            hint="give the label or URI of one of those here",
+            "no PKCS#11 token here matches --token",
+            hint="give the label or URI of one that is here",
             details={"tokens": shown},
         )
     several_modules = len({t.module for _, t in fitting}) > 1

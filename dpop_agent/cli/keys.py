@@ -59,7 +59,7 @@ def _create(args: Namespace) -> int:
 
 def add_list(verbs: arguments.Verbs) -> None:
     """`dpop-agent key list`."""
-    sub = arguments.add_verb(verbs, "list", "All keys at a glance", _list)
+    sub = arguments.add_verb(verbs, "list", "Show all keys at a glance", _list)
     sub.add_argument("key", metavar="NAME", nargs="?", type=arguments.key_name)
     sub.add_argument("--all", action="store_true", help="the destroyed generations too")
 
@@ -75,12 +75,12 @@ def _list(args: Namespace) -> int:
 
 def add_show(verbs: arguments.Verbs) -> None:
     """`dpop-agent key show`."""
-    sub = arguments.add_verb(verbs, "show", "All there is to know of one key", _show)
+    sub = arguments.add_verb(verbs, "show", "Show all there is to know about one key", _show)
     sub.add_argument("key", metavar="NAME", type=arguments.generation, help="or NAME@N")
     sub.add_argument(
         "--attestation",
         action="store_true",
-        help="print what the card says of where the key was made: certificates in PEM",
+        help="print the certificates (PEM) by which the card says where the key was made",
     )
 
 
@@ -148,11 +148,13 @@ def add_adopt(verbs: arguments.Verbs) -> None:
     sub = arguments.add_verb(
         verbs,
         "adopt",
-        "Take in a private key that is in a store already",
+        "Adopt a private key that is already in a store",
         _adopt,
         "It becomes a staged generation, shared with whoever else uses it.",
     )
-    sub.add_argument("key", metavar="NAME", type=arguments.key_name, help="of a key, old or new")
+    sub.add_argument(
+        "key", metavar="NAME", type=arguments.key_name, help="an existing key, or a new one"
+    )
     sub.add_argument(
         "--ref",
         metavar="HEX",
@@ -175,7 +177,7 @@ def _adopt(args: Namespace) -> int:
     if adopted["exportable"]:
         lines.append("It is exportable, or was: somebody may have a copy of the private key.")
     if not adopted["local"]:
-        lines.append("It wasn't made in this store, or that isn't known.")
+        lines.append("It isn't known to have been made in this store.")
     lines += [
         "It is shared: another agent may use it too, so no schedule destroys it.",
         f"to sign with it: dpop-agent key activate {listing.name(key, adopted)}",
@@ -189,8 +191,10 @@ def _times(args: Namespace) -> dict[str, Any]:
 
 
 def _add_store_and_alg(parser: Any) -> None:
-    parser.add_argument("--store", metavar="S", help="the store; else the configuration's default")
-    parser.add_argument("--alg", type=_alg, help="ES256 where none is given: all servers take it")
+    parser.add_argument(
+        "--store", metavar="S", help="the store; by default the configuration's default_store"
+    )
+    parser.add_argument("--alg", type=_alg, help="by default ES256, which all servers accept")
 
 
 def _add_origins(parser: Any) -> None:
@@ -200,7 +204,7 @@ def _add_origins(parser: Any) -> None:
         dest="origins",
         metavar="ORIGIN",
         type=arguments.origin,
-        help="such as https://api.example.com: proofs for these alone; may stand several times",
+        help="such as https://api.example.com: proofs for these only; may be repeated",
     )
 
 
@@ -211,16 +215,16 @@ def _add_times(parser: Any) -> None:
         metavar="TIME",
         type=arguments.interval,
         default=argparse.SUPPRESS,
-        help="such as 30d: a new generation by itself; or never",
+        help="such as 30d: how often to rotate automatically; or never",
     )
-    arguments.add_drain(parser, "of an old generation; 7d where nothing is said", argparse.SUPPRESS)
+    arguments.add_drain(parser, "of an old generation; 7d by default", argparse.SUPPRESS)
     parser.add_argument(
         "--max-drain",
         dest="max_drain_s",
         metavar="TIME",
         type=arguments.duration,
         default=argparse.SUPPRESS,
-        help="such as 90d: an old generation ends then, however much it is used",
+        help="such as 90d: an old generation stops signing then, however much it is used",
     )
 
 
@@ -228,5 +232,5 @@ def _alg(text: str) -> str:
     from dpop_agent.jose import ALGORITHMS
 
     if text not in ALGORITHMS:
-        raise argparse.ArgumentTypeError(f"there are: {', '.join(ALGORITHMS)}")
+        raise argparse.ArgumentTypeError(f"it has to be one of: {', '.join(ALGORITHMS)}")
     return text

@@ -91,7 +91,7 @@ def _store_trouble(key: Key) -> str | None:
 def policy(key: Key) -> list[str]:
     """What a key may be used for, and when it rotates."""
     every = key.get("rotate_every_s")
-    rotation = "by command alone" if every is None else f"every {output.duration(every)}"
+    rotation = "only by command" if every is None else f"every {output.duration(every)}"
     drain, at_most = map(output.duration, (key.get("drain_s"), key.get("max_drain_s")))
     trouble, touch = _store_trouble(key), key.get("touch")
     return [
@@ -101,9 +101,9 @@ def policy(key: Key) -> list[str]:
             + (f", which is {trouble}" if trouble else ""),
             f"  origins     {', '.join(key['origins']) or 'any'}",
             f"  sign-proof  {'allowed' if key['allow_sign_proof'] else 'not allowed'}",
-            f"  rotation    {rotation}{', and due' if key.get('rotation_due') else ''}",
+            f"  rotation    {rotation}{', due now' if key.get('rotation_due') else ''}",
             f"  drain       {drain} without use, {at_most} at most",
-            *([] if touch is None else [f"  touch       {'yes' if touch else 'no'}, as was set"]),
+            *([] if touch is None else [f"  touch       {'yes' if touch else 'no'}, as set"]),
         )
     ]
 
@@ -149,8 +149,8 @@ def _generation(key: Key, generation: Generation) -> list[str]:
 def _protection(generation: Generation) -> list[str]:
     places = {
         True: "made there",
-        False: "not made there, it says",
-        None: "not known whether made there",
+        False: "not made there, says the store",
+        None: "not known whether it was made there",
     }
     made = places[generation.get("local")]
     exportable = "exportable" if generation.get("exportable") else "never exportable"
@@ -160,7 +160,7 @@ def _protection(generation: Generation) -> list[str]:
 def extended(key: Key) -> str:
     """What a drain's end depends on."""
     at_most = output.duration(key.get("max_drain_s"))
-    return f"if it isn't used meanwhile; use extends that, to {at_most} at most"
+    return f"unless it is used before then; use extends that, to {at_most} at most"
 
 
 def used_for(generation: Generation) -> list[str]:
@@ -168,7 +168,7 @@ def used_for(generation: Generation) -> list[str]:
     rows = [(output.since(when), origin) for origin, when in _latest_first(generation)]
     if not rows:
         return []
-    more = ["and perhaps others before"] if len(rows) >= MAX_ORIGINS else []
+    more = ["and perhaps others before that"] if len(rows) >= MAX_ORIGINS else []
     return output.table(("LAST USED", "ORIGIN"), rows) + more
 
 
@@ -193,9 +193,9 @@ def ends(key: Key, draining: Generation) -> list[str]:
     """When a drain ends, in lines."""
     which, left = name(key, draining), draining.get("drain_left_s")
     if not left:
-        return [f"{which} signs no more: it has no drain."]
+        return [f"{which} no longer signs: it has no drain."]
     return [
         f"{which} signs for access tokens bound to it until {output.after(left)}",
         f"{extended(key)}.",
-        "Time that the agent is off doesn't count.",
+        "Time when the agent isn't running doesn't count.",
     ]

@@ -44,13 +44,13 @@ def add_lock(parser: arguments.Parser) -> None:
 
 def add_unlock(parser: arguments.Parser) -> None:
     """`dpop-agent unlock`."""
-    parser.description = "Open stores that aren't open, asking for their PINs."
+    parser.description = "Open closed stores, asking for their PINs."
     _add_store(parser)
     parser.set_defaults(run=_unlock)
 
 
 def _add_store(parser: arguments.Parser) -> None:
-    parser.add_argument("store", metavar="STORE", nargs="?", help="one store; else all")
+    parser.add_argument("store", metavar="STORE", nargs="?", help="one store; by default all")
     arguments.add_json(parser)
 
 
@@ -97,7 +97,7 @@ def _open(name: str, args: Namespace) -> None:
 def _wait_for_pad(name: str, path: str) -> None:
     """Say where the PIN is typed, and wait for the outcome; an end of the wait ends the asking."""
     with _connected(path, "PIN") as sock:
-        print(output.plain(f"type the PIN of the store {name} at its own pad"), file=sys.stderr)
+        print(output.plain(f"type the PIN of the store {name} on its own pad"), file=sys.stderr)
         try:
             _outcome(sock, PAD_TIMEOUT_S)
         except (Timeout, KeyboardInterrupt):
@@ -130,8 +130,8 @@ def send_secret(path: str, prompt: str, *, what: str, may_be_empty: bool = False
             sock.sendall(secret.encode() + b"\n")
         except OSError as e:
             raise SignerFailed(
-                f"the signer waits no longer for the {what}",
-                hint="try again: it waits a minute, if no lock ends that",
+                f"the signer is no longer waiting for the {what}",
+                hint="try again: it waits a minute, unless a lock ends that",
             ) from e
         _outcome(sock, LOGIN_TIMEOUT_S)
     return secret != ""
@@ -145,7 +145,7 @@ def _connected(path: str, what: str) -> socket.socket:
     except AgentUnavailable:
         sock = None
     if sock is None:
-        raise SignerFailed(f"the signer takes no {what} now", hint="try again")
+        raise SignerFailed(f"the signer isn't waiting for a {what} now", hint="try again")
     return sock
 
 
@@ -168,7 +168,7 @@ def _outcome(sock: socket.socket, seconds: float) -> None:
     except TimeoutError as e:
         raise Timeout(f"the store didn't open within {seconds:g} s", hint="try again") from e
     except OSError as e:
-        raise SignerFailed("the signer waits no longer", hint="try again") from e
+        raise SignerFailed("the signer is no longer waiting", hint="try again") from e
     if not answer.endswith(b"\n"):
         raise SignerFailed("the signer ended before it answered", hint="see: dpop-agent status")
     said: dict[str, Any] = json.loads(answer)
@@ -185,19 +185,19 @@ def _ask(prompt: str, what: str, *, may_be_empty: bool) -> str:
             secret = getpass(prompt)
             secret.encode()
         except EOFError:
-            print(file=sys.stderr)  # his Ctrl-D left the prompt's line unended
+            print(file=sys.stderr)  # their Ctrl-D left the prompt's line unended
             secret = ""
             may_be_empty = False
         except UnicodeError:  # from None: it has what was typed
-            raise Cancelled(f"the {what} isn't UTF-8", hint="type it anew") from None
+            raise Cancelled(f"the {what} isn't UTF-8", hint="type it again") from None
     elif os.environ.get("WAYLAND_DISPLAY") or os.environ.get("DISPLAY"):
         from dpop_agent.cli import pinentry
 
         secret = pinentry.ask(prompt, what)
     else:
         raise ConfigurationError(
-            f"there is neither a terminal nor a display to ask for the {what} at",
-            hint="run it in a terminal"
+            f"there is neither a terminal nor a display to ask for the {what} on",
+            hint="run this in a terminal"
             + (", or choose a file or a credential as pin_source" if what == "PIN" else ""),
         )
     if "\n" in secret or not (secret or may_be_empty):

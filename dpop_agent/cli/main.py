@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 DONE, FAILED, USAGE, NO_AGENT, INTERRUPTED = 0, 1, 2, 3, 130
 
 _VERBS = {
-    "init": ("init", "look what is here and write a configuration that works"),
-    "serve": ("serve", "the agent, in the foreground"),
+    "init": ("init", "see what is here and write a configuration that works"),
+    "serve": ("serve", "run the agent in the foreground"),
     "key": ("keys", "create, list, rotate, suspend, destroy keys, and more"),
     "proof": ("proofs", "print a proof for one request"),
-    "verify": ("proofs", "check a proof by RFC 9449 section 4.3"),
-    "status": ("status", "the agent, its stores and the servers' nonces"),
-    "reload": ("status", "read the configuration again, look anew into the stores"),
+    "verify": ("proofs", "check a proof against RFC 9449 section 4.3"),
+    "status": ("status", "show the agent, its stores and the servers' nonces"),
+    "reload": ("status", "reread the configuration and check the stores again"),
     "lock": ("locking", "forget PINs and close stores"),
-    "unlock": ("locking", "open stores that aren't open, asking for their PINs"),
+    "unlock": ("locking", "open closed stores, asking for their PINs"),
     "config": ("configuration", "show, check or find the configuration"),
     "env": ("status", "print the line that sets DPOP_AGENT_SOCK"),
 }
@@ -121,8 +121,8 @@ def _overview() -> str:
         "usage: dpop-agent VERB …\n\n"
         "Keeps DPoP keys (RFC 9449) in PKCS#11 tokens and signs proofs with them.\n\n"
         f"{verbs}\n\n"
-        "dpop-agent VERB --help tells more of each; --version tells the version.\n"
-        "DPOP_AGENT_SOCK, DPOP_AGENT_CONFIG and DPOP_AGENT_STATE_DIR override the places.\n"
+        "dpop-agent VERB --help says more about each; --version prints the version.\n"
+        "DPOP_AGENT_SOCK, DPOP_AGENT_CONFIG and DPOP_AGENT_STATE_DIR override the default paths.\n"
         "Exit status: 0 done, 1 refused or failed, 2 usage, 3 no agent there."
     )
 
@@ -140,7 +140,7 @@ def _unexpected(error: Exception) -> DPoPAgentError:
         place = f" ({os.path.basename(code.co_filename)}, line {trace.tb_lineno})"
         trace = trace.tb_next
     return DPoPAgentError(
-        f"a defect of dpop-agent: {type(error).__name__}{place}", hint="please report it"
+        f"a bug in dpop-agent: {type(error).__name__}{place}", hint="please report it"
     )
 
 

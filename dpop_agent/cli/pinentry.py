@@ -31,7 +31,7 @@ def ask(prompt: str, what: str) -> str:
         what: the same in a word or two.
 
     Raises:
-        Cancelled: he didn't want to, or pinentry failed.
+        Cancelled: they didn't want to, or pinentry failed.
         Timeout: nobody did.
         ConfigurationError: there is no pinentry.
     """
@@ -39,7 +39,7 @@ def ask(prompt: str, what: str) -> str:
     if program is None:
         raise ConfigurationError(
             f"there is no terminal and no pinentry to ask for the {what}",
-            hint="install pinentry, or run it in a terminal",
+            hint="install pinentry, or run this in a terminal",
         )
     process = subprocess.Popen(
         [program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -63,7 +63,7 @@ def ask(prompt: str, what: str) -> str:
         return typed.decode("utf-8")
     except UnicodeDecodeError as e:
         raise Cancelled(
-            "pinentry gave something else than UTF-8", hint="run it in a terminal"
+            "pinentry answered with something other than UTF-8", hint="run this in a terminal"
         ) from e
 
 
@@ -111,7 +111,7 @@ class _Conversation:
         while True:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
-                raise Timeout("pinentry gave no answer in time", hint="run it in a terminal")
+                raise Timeout("pinentry didn't answer in time", hint="run this in a terminal")
             line, end, rest = self._rest.partition(b"\n")
             if end:
                 self._rest = rest
@@ -145,11 +145,11 @@ def _error(said: bytes) -> Cancelled | Timeout:
         return Timeout("nobody typed it in time", hint="try again")
     if code == _CANCELED:
         return Cancelled("pinentry was cancelled")
-    return Cancelled(f"pinentry refused (code {code})", hint="run it in a terminal")
+    return Cancelled(f"pinentry refused (code {code})", hint="run this in a terminal")
 
 
 def _no_answer() -> Cancelled:
-    return Cancelled("pinentry ended without an answer", hint="run it in a terminal")
+    return Cancelled("pinentry ended without an answer", hint="run this in a terminal")
 
 
 def _escaped(text: str) -> str:

@@ -22,13 +22,13 @@ def add_proof(parser: arguments.Parser) -> None:
     """`dpop-agent proof`."""
     parser.description = "Print a proof for one request."
     parser.add_argument("htm", metavar="METHOD", type=arguments.htm, help="such as GET")
-    parser.add_argument("uri", metavar="URI", help="the target; query and fragment are cut")
+    parser.add_argument("uri", metavar="URI", help="the target; query and fragment are cut off")
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--key",
         metavar="NAME",
         type=arguments.key_name,
-        help="sign with its active generation; else with that of the key default",
+        help="sign with its active generation; by default that of the key default",
     )
     which.add_argument(
         "--jkt", type=arguments.sha256, help="sign with the generation the access token is bound to"
@@ -40,9 +40,9 @@ def add_proof(parser: arguments.Parser) -> None:
     bound.add_argument("--ath", type=arguments.sha256, help="or its hash")
     nonces = parser.add_mutually_exclusive_group()
     nonces.add_argument(
-        "--nonce", type=arguments.nonce, help="this one rather than what the agent has"
+        "--nonce", type=arguments.nonce, help="this one rather than the one that the agent has"
     )
-    nonces.add_argument("--no-nonce", action="store_true", help="none")
+    nonces.add_argument("--no-nonce", action="store_true", help="no nonce")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--header", action="store_true", help="print it as DPoP: …")
     arguments.add_json(form)
@@ -89,8 +89,8 @@ def _access_token(file: str) -> str:
     text = _text(what, file).strip()
     if not text or not text.isascii() or not text.isprintable() or " " in text:
         raise ConfigurationError(
-            f"{what} doesn't have an access token alone",
-            hint="write nothing else into it, no JSON and no Bearer",
+            f"{what} has to hold an access token and nothing else",
+            hint="leave out all else, such as JSON or Bearer",
         )
     return text
 
@@ -107,16 +107,18 @@ def _text(what: str, file: str) -> str:
             f"{what} can't be read: {e.strerror}", hint="give another file"
         ) from e
     except ValueError as e:
-        raise ConfigurationError("the file's name has a zero byte", hint="give another") from e
+        raise ConfigurationError("the file's name has a zero byte", hint="give another file") from e
     if len(data) > MAX_INPUT:
-        raise ConfigurationError(f"{what} has more than {MAX_INPUT} bytes", hint="give another")
+        raise ConfigurationError(
+            f"{what} has more than {MAX_INPUT} bytes", hint="give another file"
+        )
     return data.decode("utf-8", "replace")
 
 
 def add_verify(parser: arguments.Parser) -> None:
     """`dpop-agent verify`."""
     parser.description = (
-        "Check the proof on standard input by RFC 9449 section 4.3, without an agent."
+        "Check the proof on standard input against RFC 9449 section 4.3, without an agent."
     )
     parser.add_argument("--htm", required=True, type=arguments.htm, help="the request's method")
     parser.add_argument("--htu", required=True, help="the request's target URI")
@@ -124,7 +126,7 @@ def add_verify(parser: arguments.Parser) -> None:
     parser.add_argument("--ath", type=arguments.sha256, help="the access token's hash")
     parser.add_argument("--nonce", type=arguments.nonce, help="the nonce that the server gave")
     parser.add_argument(
-        "--max-age", metavar="S", type=_seconds, help="seconds that iat may lie back"
+        "--max-age", metavar="S", type=_seconds, help="how many seconds old iat may be"
     )
     arguments.add_json(parser)
     parser.set_defaults(run=_verify)

@@ -22,13 +22,13 @@ def add_rotate(verbs: arguments.Verbs) -> None:
         "Sign with a new generation from now on",
         _rotate,
         "The old one drains: it goes on signing for access tokens that are bound to it, until it "
-        "wasn't used for a while.",
+        "hasn't been used for a while.",
     )
     sub.add_argument("key", metavar="NAME", type=arguments.key_name)
     sub.add_argument(
         "--stage", action="store_true", help="only make it, so that its jkt can be announced first"
     )
-    arguments.add_drain(sub, "of the old one, this time")
+    arguments.add_drain(sub, "of the old one, this time only")
     authorizing.add_slot(sub)
 
 
@@ -52,11 +52,11 @@ def add_activate(verbs: arguments.Verbs) -> None:
         "activate",
         "Sign with this generation from now on",
         _activate,
-        "It was staged, or is draining or retired; the one that was active drains. Also the way "
+        "It is staged, draining or retired; the one that was active drains. This is also the way "
         "back from a rotation.",
     )
     add_generation(sub)
-    arguments.add_drain(sub, "of the one that was active, this time")
+    arguments.add_drain(sub, "of the one that was active, this time only")
 
 
 def _activate(args: Namespace) -> int:
@@ -91,7 +91,7 @@ def _swapped(key: Key, old: Generation | None) -> list[str]:
     lines += ends(key, old)
     used = used_for(old)
     if used:
-        lines += ["", "This touches access tokens bound to it. It signed for:", *used]
+        lines += ["", "This affects access tokens bound to it. It has signed for:", *used]
     elif old["last_used"] is None:
-        lines.append("It was never used: this touches nobody.")
+        lines.append("It was never used: this affects nobody.")
     return [*lines, "", f"to go back: dpop-agent key activate {name(key, old)}"]

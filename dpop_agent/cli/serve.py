@@ -11,21 +11,21 @@ if TYPE_CHECKING:
 
 def add_serve(parser: arguments.Parser) -> None:
     """`dpop-agent serve`."""
-    parser.description = "The agent, in the foreground, until it is interrupted."
+    parser.description = "Run the agent in the foreground until it is interrupted."
     parser.add_argument(
-        "-v", "--verbose", action="store_true", help="log each request; never what is secret"
+        "-v", "--verbose", action="store_true", help="log each request, but never a secret"
     )
     parser.add_argument(
         "--lock-after",
         type=arguments.duration,
         metavar="TIME",
-        help="lock stores that nobody used for so long (15m); dpop-agent unlock opens them",
+        help="lock stores that nobody has used for this long (15m), until dpop-agent unlock",
     )
     parser.add_argument(
         "--release-after",
         type=arguments.duration,
         metavar="TIME",
-        help="let other programs have a PKCS#11 token that nobody used for so long (30s)",
+        help="let other programs have a PKCS#11 token that nobody has used for this long (30s)",
     )
     parser.set_defaults(run=_serve)
 

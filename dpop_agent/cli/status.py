@@ -13,16 +13,14 @@ if TYPE_CHECKING:
 
 def add_status(parser: arguments.Parser) -> None:
     """`dpop-agent status`."""
-    parser.description = "The agent, its stores and the servers' nonces."
+    parser.description = "Show the agent, its stores and the servers' nonces."
     arguments.add_json(parser)
     parser.set_defaults(run=_status)
 
 
 def add_reload(parser: arguments.Parser) -> None:
     """`dpop-agent reload`."""
-    parser.description = (
-        "Have the agent read its configuration again and look anew into its stores."
-    )
+    parser.description = "Have the agent reread its configuration and check its stores again."
     arguments.add_json(parser)
     parser.set_defaults(run=_reload)
 
@@ -137,7 +135,7 @@ def _unknown(store: dict[str, Any]) -> list[str]:
             "left alone"
         ),
         *output.table(("REF", "LABEL"), rows),
-        output.plain(f"to take one in: dpop-agent key adopt NAME --ref REF --store {name}"),
+        output.plain(f"to adopt one: dpop-agent key adopt NAME --ref REF --store {name}"),
     ]
 
 

@@ -237,7 +237,7 @@ def test_a_socket_path_that_is_too_long_is_refused_with_its_length(
     agent = make_agent()
     folder = str(agent.runtime)
     agent.env["DPOP_AGENT_SOCK"] = f"{folder}/".ljust(length, "x")
-    assert f"has {length} bytes, at most 107 are possible" in refused_to_serve(agent)
+    assert f"has {length} bytes, more than the 107 that work" in refused_to_serve(agent)
 
 
 def test_a_second_agent_on_one_socket_is_refused_and_the_first_goes_on(

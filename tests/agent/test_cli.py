@@ -197,7 +197,7 @@ def test_settings_are_taken_at_creation_and_changed_later(agent: Agent) -> None:
     [key] = shown(agent, "key", "set", "other", "--rotate-every", "never")["keys"]
     assert [key[name] for name in names] == [None, 900, 2_419_200]
     out = agent.run("key", "show", "other", check=True).stdout
-    assert "  rotation    by command alone\n  drain       15m without use, 28d at most\n" in out
+    assert "  rotation    only by command\n  drain       15m without use, 28d at most\n" in out
 
 
 @pytest.mark.parametrize(

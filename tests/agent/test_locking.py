@@ -246,7 +246,7 @@ def test_what_isnt_utf_8_is_refused_where_it_is_typed(prompting: Agent, locale: 
         terminal.type("\udcff1234\n")
         status, shown = terminal.end()
     assert status == 1
-    assert "the PIN isn't UTF-8; type it anew" in shown
+    assert "the PIN isn't UTF-8; type it again" in shown
 
 
 def test_whoever_comes_too_late_to_type_is_told_so(prompting: Agent) -> None:
@@ -254,7 +254,7 @@ def test_whoever_comes_too_late_to_type_is_told_so(prompting: Agent) -> None:
         path = wire.result("unlock", store="softhsm")["pin_socket"]
         first.connect(path)
         until(lambda: not os.path.exists(path))
-        with pytest.raises(SignerFailed, match="takes no PIN now"):
+        with pytest.raises(SignerFailed, match="isn't waiting for a PIN now"):
             send_secret(path, "PIN: ", what="PIN")
 
 
@@ -262,8 +262,8 @@ def test_without_terminal_and_display_unlock_says_what_to_do(prompting: Agent) -
     ran = prompting.run("unlock")
     assert ran.returncode == 1
     assert ran.stderr == (
-        "dpop-agent: there is neither a terminal nor a display to ask for the PIN at; run it in a "
-        "terminal, or choose a file or a credential as pin_source\n"
+        "dpop-agent: there is neither a terminal nor a display to ask for the PIN on; run this in "
+        "a terminal, or choose a file or a credential as pin_source\n"
     )
     assert store(prompting)["state"] == "locked"
 

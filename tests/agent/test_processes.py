@@ -246,5 +246,5 @@ def test_an_agent_that_is_being_debugged_doesnt_start(make_agent: Callable[..., 
     agent = make_agent(preexec=[sys.executable, "-c", _TRACE])
     agent.start(wait=False)
     assert agent.process.wait(20) == 1
-    assert "traces this one; detach the debugger" in agent.log.read_text()
+    assert "is tracing this one; detach the debugger" in agent.log.read_text()
     assert not Path(agent.socket).exists()

@@ -85,7 +85,7 @@ def agent(make_agent: Callable[..., Agent], token: Token, pad: Pad, module: Path
 def unlock(agent: Agent, pad: Pad, typed: str) -> tuple[int, str]:
     """`dpop-agent unlock`, and somebody at the pad."""
     with Terminal(agent, "unlock") as terminal:
-        terminal.until("at its own pad")
+        terminal.until("on its own pad")
         pad.type(typed)
         return terminal.end()
 
@@ -99,7 +99,7 @@ def test_a_pin_is_typed_at_the_pad_and_crosses_nothing(
     status, shown = unlock(agent, pad, token.pin)
     assert status == 0, shown
     assert shown.splitlines() == [
-        "type the PIN of the store softhsm at its own pad",
+        "type the PIN of the store softhsm on its own pad",
         "the store softhsm is open",
     ]
     agent.client().proof("GET", HTU, key="shop")
@@ -136,7 +136,7 @@ def test_a_person_at_the_pad_has_longer_than_a_signer_and_requests_meanwhile_are
     preexec = hurried("signers.START_TIMEOUT_S=1.5")
     slow = make_agent(agent.config, state=agent.state, preexec=preexec).start()
     with Terminal(slow, "unlock") as terminal, Wire(slow.socket) as wire:
-        terminal.until("at its own pad")
+        terminal.until("on its own pad")
         until(lambda: pad.asked)
         ends = time.monotonic() + 2
         while time.monotonic() < ends:
@@ -184,7 +184,7 @@ def test_a_person_who_gives_up_ends_what_the_pad_waits_for(
     agent: Agent, pad: Pad, token: Token
 ) -> None:
     with Terminal(agent, "unlock") as terminal:
-        terminal.until("at its own pad")
+        terminal.until("on its own pad")
         until(lambda: pad.asked)
         terminal.type("\x03")
         assert terminal.end()[0] != 0
@@ -257,7 +257,7 @@ def test_another_store_is_served_while_somebody_is_at_the_pad(
     agent = make_agent(config).start()
     agent.create_key("quick", store="other")
     with Terminal(agent, "unlock", "softhsm") as terminal:
-        terminal.until("at its own pad")
+        terminal.until("on its own pad")
         until(lambda: pad.asked)
         with AgentClient(agent.socket, timeout=1) as client:
             for _ in range(5):

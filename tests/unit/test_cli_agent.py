@@ -429,7 +429,7 @@ class TestKeys:
         assert main(["key", verb, "default@1"]) == 2
         assert "a key, not a generation: default\n" in capsys.readouterr().err
         assert main(["key", verb, "Default@1"]) == 2
-        assert "a key's name has" in capsys.readouterr().err
+        assert "a key's name is made of" in capsys.readouterr().err
 
     @pytest.mark.parametrize(("touch", "said"), [(True, "yes"), (False, "no"), (None, None)])
     def test_show_tells_what_was_set_of_touches(
@@ -438,7 +438,7 @@ class TestKeys:
         agent.answers["key.list"] = {"keys": [key(generation(1), touch=touch)]}
         assert main(["key", "show", "default"]) == 0
         out = capsys.readouterr().out
-        assert (f"  touch       {said}, as was set\n" in out) if said else "touch" not in out
+        assert (f"  touch       {said}, as set\n" in out) if said else "touch" not in out
 
     def test_show_of_one_generation_shows_that_one(self, agent: Agent, capsys: Capture) -> None:
         agent.answers["key.list"] = {
@@ -581,7 +581,7 @@ class TestRotation:
             f"new: default@2 is active, jkt {OTHER}\n",
             f"old: default@1 is draining, jkt {JKT}\n",
             f"until {datetime.now(UTC) + timedelta(days=7):%Y-%m-%d} ",
-            "if it isn't used meanwhile; use extends that, to 90d at most.\n",
+            "unless it is used before then; use extends that, to 90d at most.\n",
             "to go back: dpop-agent key activate default@1\n",
         ):
             assert part in out
@@ -595,7 +595,7 @@ class TestRotation:
         agent.answers["key.rotate"] = {"keys": [key(old, generation(2))], "new": None, "old": old}
         assert main(["key", "rotate", "default"]) == 0
         assert self.sent(agent) == {"key": "default"}
-        assert "touches nobody" in capsys.readouterr().out
+        assert "affects nobody" in capsys.readouterr().out
 
     def test_rotate_without_a_drain_says_that_the_old_one_signs_no_more(
         self, agent: Agent, capsys: Capture
@@ -603,7 +603,7 @@ class TestRotation:
         old = self.OLD | {"drain_left_s": 0}
         agent.answers["key.rotate"] = {"keys": [key(old, generation(2))], "new": None, "old": old}
         assert main(["key", "rotate", "default", "--drain", "0s"]) == 0
-        assert "default@1 signs no more" in capsys.readouterr().out
+        assert "default@1 no longer signs" in capsys.readouterr().out
 
     def test_rotate_where_nothing_was_active_has_no_old_one(
         self, agent: Agent, capsys: Capture
@@ -703,7 +703,7 @@ class TestRotation:
         out = capsys.readouterr().out
         assert f"default@1 is suspended, jkt {JKT}\n" in out
         assert "dpop-agent key resume default@1\n" in out
-        assert "Nothing signs by the name default now" in out
+        assert "Nothing signs under the name default now" in out
         assert main(["key", "suspend", "default@1", "--json"]) == 0
         assert json.loads(capsys.readouterr().out) == suspended
 
@@ -745,7 +745,7 @@ class TestAdopt:
         assert main(["key", "adopt", "default", "--ref", "00"]) == 0
         out = capsys.readouterr().out
         assert "somebody may have a copy of the private key" in out
-        assert "It wasn't made in this store" in out
+        assert "It isn't known to have been made in this store" in out
 
 
 class TestCompromise:

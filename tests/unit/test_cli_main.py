@@ -191,8 +191,11 @@ def test_no_agent_there_ends_with_3(
     [
         (["proof", "GET", "https://a.example", "--access-token-file", "{tmp}/none"], "can't be"),
         (["proof", "GET", "https://a.example", "--access-token-file", "{tmp}"], "can't be read"),
-        (["proof", "GET", "https://a.example", "--access-token-file", "{tmp}/two"], "alone"),
-        (["proof", "GET", "https://a.example", "--access-token-file", "{tmp}/empty"], "alone"),
+        (["proof", "GET", "https://a.example", "--access-token-file", "{tmp}/two"], "nothing else"),
+        (
+            ["proof", "GET", "https://a.example", "--access-token-file", "{tmp}/empty"],
+            "nothing else",
+        ),
         (["proof", "GET", "https://a.example", "--access-token-file", "{tmp}/long"], "more than"),
         (["proof", "GET", "https://a.example", "--access-token-file", "a\0b"], "zero byte"),
         (["config", "show"], "dpop-agent init"),

@@ -286,7 +286,7 @@ class TestInit:
         machine.softhsm()
         machine.keychain()
         assert main(["init", "--module-args", "x", *where]) == 1
-        assert "give its path with --module" in error_of(capsys)
+        assert "give the module's path with --module" in error_of(capsys)
 
     def test_a_named_module_is_the_only_one_asked(self, machine: Machine) -> None:
         machine.softhsm()
@@ -313,8 +313,8 @@ class TestInit:
         [
             ("#!/bin/sh\necho 'noise\nit needs pcscd; start it' >&2\nexit 1\n", "it needs pcscd"),
             ("#!/bin/sh\nkill -SEGV $$\n", "status -11"),
-            ("#!/bin/sh\necho oops\n", "a form that isn't one"),
-            ("#!/bin/sh\necho '[1]'\n", "a form that isn't one"),
+            ("#!/bin/sh\necho oops\n", "an answer that can't be read"),
+            ("#!/bin/sh\necho '[1]'\n", "a form that can't be read"),
             ("#!/bin/sh\necho '[]'\n", "no initialised PKCS#11 token"),
         ],
     )
@@ -447,8 +447,8 @@ type = "keychain"
         [
             ("#!/bin/sh\necho 'there is no keychain here; log in' >&2\nexit 1\n", "no keychain"),
             ("#!/bin/sh\nkill -SEGV $$\n", "status -11"),
-            ("#!/bin/sh\necho oops\n", "a form that isn't one"),
-            ("#!/bin/sh\necho 1\n", "can't be looked at"),
+            ("#!/bin/sh\necho oops\n", "an answer that can't be read"),
+            ("#!/bin/sh\necho 1\n", "an answer that can't be read"),
         ],
     )
     def test_one_that_does_not_work_is_refused(

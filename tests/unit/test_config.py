@@ -110,8 +110,8 @@ def test_a_configuration_cannot_be_changed_after_it_was_read(tmp_path: Path) -> 
         ("[agent]\ndefault_store = 7\n" + STORE, "agent.default_store has to be text, not a num"),
         ("[agent]\ndefault_store = 'wrk'\n" + STORE, "isn't configured; did you mean work?"),
         (STORE + STORE.replace("work", "b"), "default_store is missing, and there are several"),
-        ("[stores.Work]\n", "the store name 'Work' isn't one"),
-        (f"[stores.{'a' * 65}]\n", "isn't one"),
+        ("[stores.Work]\n", "'Work' can't be a store's name"),
+        (f"[stores.{'a' * 65}]\n", "can't be a store's name"),
         ("[stores.work]\n", "stores.work.type is missing; add type"),
         (
             "[stores.work]\ntype = 'pkcs11'\nmodule = '/m'\n",
@@ -174,20 +174,20 @@ def test_a_keychain_can_be_named(tmp_path: Path, backend: str) -> None:
     [
         ("keyrings.alt.file.PlaintextKeyring", "keep private keys in files"),
         ("keyrings.alt.file.EncryptedKeyring", "keep private keys in files"),
-        ("keyring.backends.null.Keyring", "it keeps nothing"),
+        ("keyring.backends.null.Keyring", "it stores nothing"),
         ("keyring.backends.fail.Keyring", "where there is no keychain"),
-        ("keyring.backends.chainer.ChainerBackend", "plain files among them"),
-        ("keyring.backends.Windows.WinVaultKeyring", "isn't a keychain that is known here"),
-        ("keyring.backends.SecretService.keyring", "isn't a keychain that is known here"),
-        ("os.system", "isn't a keychain that is known here"),
-        ("", "isn't a keychain that is known here"),
+        ("keyring.backends.chainer.ChainerBackend", "plain files included"),
+        ("keyring.backends.Windows.WinVaultKeyring", "isn't a keychain known here"),
+        ("keyring.backends.SecretService.keyring", "isn't a keychain known here"),
+        ("os.system", "isn't a keychain known here"),
+        ("", "isn't a keychain known here"),
     ],
 )
 def test_a_keychain_that_keeps_keys_badly_is_refused_with_the_reason(
     tmp_path: Path, backend: str, why: str
 ) -> None:
     error = refusal(tmp_path, KEYCHAIN + f'backend = "{backend}"\n')
-    assert f"stores.desktop.backend names '{backend}', which isn't taken" in error.message
+    assert f"stores.desktop.backend names '{backend}', which isn't accepted" in error.message
     assert why in error.message
     assert all(name in error.hint for name in config.BACKENDS)
 
