@@ -135,7 +135,7 @@ def access_token_hash(access_token: str) -> str:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
-        raise ValueError("a member stands twice")
+        raise ValueError("a member appears twice")
     return members
 
 
@@ -164,7 +164,7 @@ def json_object(data: bytes) -> dict[str, Any]:
 
     Raises:
         NotAnObject: JSON, but no object.
-        ValueError: anything else, a member that stands twice, NaN, nesting without end.
+        ValueError: anything else, a member that appears twice, NaN, nesting without end.
     """
     try:
         value = _STRICT.decode(data.decode("utf-8"))

@@ -170,7 +170,7 @@ def _object(what: str, data: bytes) -> dict[str, Any]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         # RFC 7515 section 4 for the header, RFC 7519 section 4 for the claims
         if len({name for name, _ in pairs}) < len(pairs):
-            raise ValueError("a member stands twice")
+            raise ValueError("a member appears twice")
         return dict(pairs)
 
     def constant(name: str) -> Never:

@@ -59,7 +59,7 @@ def find_module() -> str:
     for pattern in MODULES:
         for path in sorted(glob.glob(pattern)):
             return path
-    sys.exit("SoftHSM2 isn't here: apt-get install softhsm2")
+    sys.exit("SoftHSM2 isn't installed: apt-get install softhsm2")
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ need_packages() {
   local command="apt-get update && apt-get install -y --no-install-recommends ${missing[*]}"
   ((EUID == 0)) || fail "missing here; as root: $command"
   say "$command"
-  DEBIAN_FRONTEND=noninteractive bash -c "$command" >&2 || fail 'that failed; run this again afterwards'
+  DEBIAN_FRONTEND=noninteractive bash -c "$command" >&2 || fail 'that failed; fix the cause and run this again'
 }
 
 # need_venv [dev]: the project in $venv, with what its development needs.
@@ -57,6 +57,6 @@ need_venv() {
   done
   say "installing dpop-agent${extra:+ and what its tests need} into $venv"
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-    --editable "$root${extra:+[$extra]}" >&2 || fail 'pip failed; run this again when its cause is gone'
+    --editable "$root${extra:+[$extra]}" >&2 || fail 'pip failed; fix the cause and run this again'
   printf '%s\n' "$wanted" >"$venv/installed-$extra"
 }
