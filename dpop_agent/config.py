@@ -39,6 +39,8 @@ _PIN_SOURCES = (
     '(systemd\'s), or "keychain"'
 )
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_ENV_OF_THE_AGENT = ("LD_", "GLIBC_TUNABLES", "MALLOC_", "PYTHON", "LANG", "LC_", "OPENSSL_")
+"""Names, or their beginnings, that are read when a program starts or a library is loaded."""
 
 _TOP = ("agent", "stores")
 _AGENT = ("default_store",)
@@ -413,6 +415,12 @@ class _Reader:
                 self._refuse(
                     f"{where} has {name[:80]!r}, which isn't the name of a variable",
                     "use letters, digits and underscore",
+                )
+            if name.startswith(_ENV_OF_THE_AGENT):
+                self._refuse(
+                    f"{where} has {name}, which works only when a program starts, and signers are "
+                    "forked from one that runs",
+                    "set it in the agent's own environment",
                 )
             self._c_text(f"{where}.{name}", text)
         return MappingProxyType(env)

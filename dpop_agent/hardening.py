@@ -10,7 +10,6 @@ import sys
 
 from dpop_agent.errors import DPoPAgentError
 
-_PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 
 
@@ -24,8 +23,8 @@ class Traced(DPoPAgentError):
 def harden() -> None:
     """Close memory, environment and descriptors to the same uid; no core files.
 
-    `exec` undoes it. A descriptor on this process's memory that was opened before still works, so
-    whoever will hold a secret forks after this.
+    A fork keeps it, `exec` undoes it. A descriptor on this process's memory that was opened before
+    still works, but shows nothing of a process that is forked after this.
 
     Raises:
         Traced: a tracer is attached.
@@ -38,12 +37,6 @@ def harden() -> None:
         for line in status:
             if line.startswith("TracerPid:") and line.split()[1] != "0":
                 raise Traced(f"process {line.split()[1]} is tracing this one")
-
-
-def die_with_parent(signal_number: int) -> None:
-    """Have the kernel send this signal when the parent dies (Linux)."""
-    if sys.platform == "linux":
-        _prctl(_PR_SET_PDEATHSIG, signal_number)
 
 
 def _prctl(option: int, value: int) -> None:

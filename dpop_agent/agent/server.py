@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 from collections import defaultdict
 from typing import Any
 
@@ -13,6 +14,7 @@ from dpop_agent import paths, protocol
 from dpop_agent.agent.background import Background
 from dpop_agent.agent.call import Call
 from dpop_agent.agent.connection import Connection
+from dpop_agent.agent.forker import Forker
 from dpop_agent.agent.handler import Handler
 from dpop_agent.agent.inventory import Inventory
 from dpop_agent.agent.ledger import Ledger
@@ -32,8 +34,8 @@ from dpop_agent.config import Config, load
 from dpop_agent.errors import (
     DPoPAgentError,
     NotDurable,
+    SignerFailed,
 )
-from dpop_agent.hardening import harden
 
 log = logging.getLogger("dpop_agent.server")
 
@@ -56,10 +58,12 @@ class Agent:
         *,
         agent_socket: str,
         ledger: Ledger,
+        forked: tuple[int, socket.socket] | None,
         lock_after_s: float | None,
         release_after_s: float | None,
     ) -> None:
         """Inside a running event loop; `run` opens stores and sockets."""
+        self._forker = None if forked is None else Forker(*forked, on_end=self._no_more_signers)
         self._lock_after_s = lock_after_s
         self._release_after_s = release_after_s
         self.signers = Signers()
@@ -100,6 +104,7 @@ class Agent:
             "connections": len(self._connections),
             "config": self._config.path,
             "ledger": self._records.path,
+            **({} if self._forker is None else {"forking_pid": self._forker.pid}),
         }
 
     def connected(self, connection: Connection) -> bool:
@@ -149,10 +154,16 @@ class Agent:
                 loop.create_task(self._watch_idle()),
             ]
             await self._ended.wait()
+            failed = self._starts_no_signers
             for task in watching:
                 task.cancel()
             await asyncio.wait(watching)
             await self._close()
+        if failed:
+            raise SignerFailed(
+                "the process that starts signers ended, and so did the last signer",
+                hint="start the agent anew",
+            )
 
     def _tidy_up(self) -> None:
         """Remove the sockets that a killed agent's signers left; the folder is this one's alone."""
@@ -170,9 +181,26 @@ class Agent:
                     ),
                     starting=self._starting[store.module],
                     on_ready=self._reconcile,
-                    spawn=spawn_program,
+                    on_end=self._end_after_the_last_signer,
+                    spawn=spawn_program if self._forker is None else self._forker.spawn,
                 )
             self.signers[name].start()
+
+    def _no_more_signers(self) -> None:
+        """The forking process has gone: what is open serves on, and nothing is opened any more."""
+        log.error(
+            "the process that starts signers has ended; open stores go on, others can't be opened: "
+            "start the agent anew"
+        )
+        self._end_after_the_last_signer()
+
+    def _end_after_the_last_signer(self) -> None:
+        if self._starts_no_signers and not any(s.pid for s in self.signers.values()):
+            self._ended.set()
+
+    @property
+    def _starts_no_signers(self) -> bool:
+        return self._forker is not None and self._forker.pid is None
 
     def _reconcile(self, signer: Signer) -> None:
         self._background.start(self._upkeep.reconcile(signer.config.name))
@@ -235,6 +263,8 @@ class Agent:
         async with self._reloading:
             for signer in self.signers.values():
                 await signer.close()
+        if self._forker is not None:
+            await self._forker.close()
         await self._save(clean=True)
 
 
@@ -243,6 +273,7 @@ def run(
     *,
     agent_socket: str,
     state_folder: str,
+    forked: tuple[int, socket.socket] | None,
     lock_after_s: float | None = None,
     release_after_s: float | None = None,
 ) -> None:
@@ -252,13 +283,13 @@ def run(
         config: the stores.
         agent_socket: where `agent.sock` goes, `admin.sock` beside it.
         state_folder: where the ledger is.
+        forked: the process that forks signers, and the channel to it; None where they come by exec.
         lock_after_s: seconds without use after which a store is locked; None for never.
         release_after_s: seconds after which other programs may have it; None for never.
 
     Raises:
         DPoPAgentError: why the agent doesn't start.
     """
-    harden()
     ledger = Ledger(state_folder)
 
     async def serve() -> None:
@@ -266,6 +297,7 @@ def run(
             config,
             agent_socket=agent_socket,
             ledger=ledger,
+            forked=forked,
             lock_after_s=lock_after_s,
             release_after_s=release_after_s,
         ).run()

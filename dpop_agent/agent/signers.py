@@ -241,6 +241,7 @@ class Signer:
         lock_file: str,
         starting: asyncio.Lock,
         on_ready: Callable[[Signer], None],
+        on_end: Callable[[], None],
         spawn: Spawn,
     ) -> None:
         """Nothing is started yet.
@@ -251,6 +252,7 @@ class Signer:
             starting: shared by the stores of one module: initialised by two processes at once,
                 it can miss tokens.
             on_ready: called whenever the store was opened.
+            on_end: called whenever its process ended.
             spawn: how its processes come into being.
         """
         self.config = config
@@ -259,6 +261,7 @@ class Signer:
         self._lock_file = lock_file
         self._starting = starting
         self._on_ready = on_ready
+        self._on_end = on_end
         self._spawn = spawn
         self._loop = asyncio.get_running_loop()
         self._state = State.DOWN
@@ -629,8 +632,13 @@ class Signer:
         lost = self._work.take_in_hand()
         if self._state in _OPEN or self._state is State.FAILING:
             self._lost(lost)
-            return
-        for job in lost:
+        else:
+            self._fell_over(lost)
+        self._on_end()
+
+    def _fell_over(self, jobs: list[Job]) -> None:
+        """What a process had in its hands that ended before its store was open."""
+        for job in jobs:
             job.finish(
                 SignerFailed(
                     f"the signer of the store {self.config.name} ended in the middle of its work",

@@ -16,6 +16,7 @@ from dpop_agent.errors import (
     Timeout,
     from_wire,
 )
+from dpop_agent.hardening import harden
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -122,8 +123,14 @@ def _closed() -> list[str]:
 def send_secret(path: str, prompt: str, *, what: str, may_be_empty: bool = False) -> bool:
     """Ask for it, send it to the signer at `path`, and raise what that says.
 
+    This process closes itself to the user's other programs before it asks.
+
     Returns whether something was typed.
+
+    Raises:
+        Traced: a debugger is attached.
     """
+    harden()
     with _connected(path, what) as sock:
         secret = _ask(prompt, what, may_be_empty=may_be_empty)
         try:

@@ -7,6 +7,8 @@ from dpop_agent.cli import arguments
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
+    from socket import socket
+    from typing import NoReturn
 
 
 def add_serve(parser: arguments.Parser) -> None:
@@ -31,6 +33,12 @@ def add_serve(parser: arguments.Parser) -> None:
 
 
 def _serve(args: Namespace) -> int:
+    from dpop_agent import forking
+    from dpop_agent.hardening import harden
+
+    # First of all: what comes later is forked from what nobody could have opened.
+    harden()
+    forked = forking.fork(_fork_signers) if forking.is_possible() else None
     import logging
 
     from dpop_agent import config, paths
@@ -46,7 +54,15 @@ def _serve(args: Namespace) -> int:
         found,
         agent_socket=paths.agent_socket(),
         state_folder=paths.state_folder(),
+        forked=forked,
         lock_after_s=args.lock_after,
         release_after_s=args.release_after,
     )
     return 0
+
+
+def _fork_signers(channel: socket) -> NoReturn:
+    """The forking process, which has nothing of the agent's but what `serve` took to come here."""
+    from dpop_agent.signer import forking
+
+    forking.serve(channel)

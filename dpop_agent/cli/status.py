@@ -80,6 +80,8 @@ def _lines(status: dict[str, Any], path: str) -> list[str]:
             f"  ledger   {get('ledger')}",
         )
     ]
+    if status.get("forking_pid", 0) is None:
+        lines.append("the process that starts signers has ended: start the agent anew")
     stores = get("stores") or []
     if stores:
         lines += ["", *_store_lines(stores)]

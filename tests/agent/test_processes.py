@@ -9,11 +9,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 from typing import Any
 
-import pkcs11
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.agent.places import descendants, serve_with, until, until_open
 from tests.agent.wire import Wire, request
@@ -68,6 +70,20 @@ sys.stdout.buffer.write(data)
 """
 
 
+def needed_by(name: str) -> Iterator[Distribution]:
+    """What a distribution needs to run, all the way down."""
+    found, new = set[str](), [name]
+    while new:
+        for line in distribution(new.pop()).requires or ():
+            requirement = Requirement(line)
+            wanted = canonicalize_name(requirement.name)
+            here = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+            if here and wanted not in found:
+                found.add(wanted)
+                new.append(wanted)
+                yield distribution(wanted)
+
+
 def copied_python(folder: Path) -> str:
     """An interpreter with the agent and the signer that every user can read."""
     venv = folder / "venv"
@@ -75,11 +91,12 @@ def copied_python(folder: Path) -> str:
     subprocess.run([base, "-m", "venv", "--without-pip", venv], check=True, timeout=60)
     (packages,) = venv.glob("lib/python*/site-packages")
     shutil.copytree(ROOT / "dpop_agent", packages / "dpop_agent")
-    installed = Path(pkcs11.__file__).parent.parent
-    for name in ("pkcs11", "asn1crypto", "cryptography", "cffi"):
-        shutil.copytree(installed / name, packages / name)
-    for library in installed.glob("_cffi_backend*"):
-        shutil.copy(library, packages)
+    for needed in needed_by("dpop-agent"):
+        for file in needed.files or ():
+            target = packages / file
+            if ".." not in file.parts:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(str(needed.locate_file(file)), target)
     return str(venv / "bin" / "python")
 
 
@@ -130,7 +147,7 @@ def ordinary() -> Iterator[Ordinary]:
 def test_agent_and_signers_are_closed_to_other_programs_of_their_user(ordinary: Ordinary) -> None:
     until(lambda: ordinary.store()["state"] == "ready")
     pids = [ordinary.agent.pid, *descendants(ordinary.agent.pid)]
-    assert len(pids) == 3  # the agent, the signer, and the signer's parent
+    assert len(pids) == 3  # the agent, the process that forks signers, and the signer
     for pid in pids:
         assert Path(f"/proc/{pid}/status").read_text().count(f"\t{ordinary_uid()}\t") >= 1
     open_process = ordinary.python(

@@ -40,7 +40,7 @@ class Steps:
                 for pid in (
                     Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
                 ):
-                    os.killpg(int(pid), signal.SIGKILL)
+                    os.killpg(int(pid), signal.SIGKILL)  # who forks signers, and they
             os.kill(os.getpid(), signal.SIGKILL)
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -62,9 +62,9 @@ class Steps:
         return stepping
 
     def arming(self, handle: Callable[..., Any]) -> Callable[..., Any]:
-        def arm(handler: Any, request: Any, *rest: Any) -> Any:
-            self.armed = self.armed or request.method in OPERATIONS
-            return handle(handler, request, *rest)
+        def arm(handler: Any, call: Any) -> Any:
+            self.armed = self.armed or call.request.method in OPERATIONS
+            return handle(handler, call)
 
         return arm
 

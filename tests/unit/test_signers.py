@@ -31,6 +31,7 @@ def signer(folder: Path, pin_source: str) -> Signer:
         lock_file=str(folder / "lock"),
         starting=asyncio.Lock(),
         on_ready=lambda _signer: None,
+        on_end=lambda: None,
         spawn=spawn_program,
     )
 

@@ -1,0 +1,288 @@
+"""Frames in, what the store does, frames out: all that a signer process does.
+
+The process that comes here is closed to debuggers already. It loads the vendor's module and has the
+PIN; nothing of both existed when somebody could have opened it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from dpop_agent import __version__
+from dpop_agent.channel import Frames, Malformed, frame
+from dpop_agent.errors import (
+    AttestationUnavailable,
+    DPoPAgentError,
+    InvalidParams,
+    Locked,
+    SignerFailed,
+)
+from dpop_agent.jose import b64url
+from dpop_agent.signer.authority import Authority
+from dpop_agent.signer.pin import PinCredential, PinFile, PinKeychain, PinPrompt, UserPin
+from dpop_agent.signer.store import Attests, PinStore, Slot, SlotStore, Store, TellsHalfMade
+
+LOCK_WAIT_S = 3.0
+"""Seconds to wait for an earlier signer of the same store; more than its grace."""
+
+
+def _make_store(settings: dict[str, Any], user_pin: UserPin | None) -> Store:
+    if settings["type"] == "keychain":
+        from dpop_agent.signer.keychain.store import KeychainStore
+
+        return KeychainStore(backend=settings["backend"])
+    assert user_pin is not None  # a PKCS#11 store's configuration has a source of PINs
+    from dpop_agent.config import parse_token_uri
+    from dpop_agent.signer.pkcs11 import discovery, vendors
+    from dpop_agent.signer.pkcs11.module import Module
+    from dpop_agent.signer.pkcs11.slots import CardStore
+    from dpop_agent.signer.pkcs11.store import Pkcs11Store
+    from dpop_agent.signer.pkcs11.token import Token
+
+    module = Module(settings["module"], settings["module_args"])
+    token = Token(module=module, uri=parse_token_uri(settings["uri"]), pin=user_pin)
+    slots = vendors.slots(discovery.manufacturer(module))
+    return Pkcs11Store(token) if slots is None else CardStore(token, slots)
+
+
+def _user_pin(settings: dict[str, Any]) -> UserPin | None:
+    kind, argument = settings["pin_kind"], settings["pin_argument"]
+    if kind is None:
+        return None
+    if kind == "prompt":
+        return PinPrompt()
+    if kind == "keychain":
+        return PinKeychain(settings["name"], settings["uri"], memory=settings["refused_file"])
+    made = PinCredential if kind == "credential" else PinFile
+    return made(argument, memory=settings["refused_file"])
+
+
+def _lock(path: str) -> int:
+    """Hold the store's lock: a signer whose agent was killed may still finish what it did."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise SignerFailed(
+                    "another signer of this store is still running",
+                    hint="stop the other agent first",
+                ) from None
+            time.sleep(0.02)
+        else:
+            return descriptor
+
+
+def _place(error: BaseException) -> str:
+    """File and line, without the values that a traceback's text may carry."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return ""
+    return f" at {os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"
+
+
+class _Signer:
+    def __init__(self) -> None:
+        self._store: Store | None = None
+        self._is_open = False
+        self._pin: UserPin | None = None
+        self._lock_descriptor = -1
+        self._released = False
+
+    def answer(self, request: dict[str, Any]) -> bytes:
+        try:
+            result = self._do(request)
+        except DPoPAgentError as e:
+            return frame(id=request["id"], error=e.to_wire(), broken=self.broken)
+        except Exception as e:
+            if self._store is not None:
+                self._store.broken = True
+            error = SignerFailed(f"unexpected {type(e).__name__} in the signer{_place(e)}")
+            return frame(id=request["id"], error=error.to_wire(), broken=True)
+        return frame(id=request["id"], ok=result)
+
+    @property
+    def broken(self) -> bool:
+        return self._store is None or self._store.broken
+
+    def _do(self, request: dict[str, Any]) -> dict[str, Any]:
+        op = request["op"]
+        if op == "authorize":
+            store = self._opened()
+            authority = store.authority if isinstance(store, SlotStore) else None
+            return {"path": authority and authority.listen(request["folder"])}
+        if op == "listen":
+            return self._listen(self._made(request), request["folder"])
+        if op == "open":
+            return self._open(self._made(request)) | {"pid": os.getpid()}
+        if op == "tell":
+            self._tell(None)
+            return {}
+        store = self._opened()
+        if op == "release":
+            if not self._released:  # another program may have it since, and nothing is held here
+                store.release()
+            self._released = True
+            return {}
+        if self._released:
+            self._open(store)
+            self._released = False
+        if op == "sign":
+            signature = store.sign(
+                request["ref"], request["jkt"], request["alg"], request["input"].encode("ascii")
+            )
+            return {"signature": b64url(signature)}
+        operations: dict[str, Callable[[], dict[str, Any]]] = {
+            "reserve": lambda: self._reserve(store, request),
+            "generate": lambda: self._generate(store, request),
+            "find": lambda: self._find(store, request),
+            "destroy": lambda: self._destroy(store, request),
+            "objects": lambda: self._objects(store),
+            "attestation": lambda: self._attestation(store, request),
+        }
+        return operations[op]()
+
+    @staticmethod
+    def _reserve(store: Store, request: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(store, SlotStore):
+            wanted = Slot(request["slot"], request["overwrites"], frozenset(request["taken"]))
+            ref = store.reserve(request["alg"], wanted)
+            return {"ref": ref, "slot": store.slot_name(ref)}
+        if request["slot"] is not None:
+            raise InvalidParams("the store has no slots", hint="leave slot out")
+        return {"ref": store.reserve(request["alg"]), "slot": None}
+
+    @staticmethod
+    def _generate(store: Store, request: dict[str, Any]) -> dict[str, Any]:
+        what = request["ref"], request["alg"], request["label"]
+        if isinstance(store, SlotStore):
+            return store.generate(*what, overwrites=request["overwrites"]).to_frame()
+        return store.generate(*what).to_frame()
+
+    @staticmethod
+    def _objects(store: Store) -> dict[str, Any]:
+        slots = store.slots() if isinstance(store, SlotStore) else None
+        return {"objects": store.objects(), "slots": slots}
+
+    @staticmethod
+    def _attestation(store: Store, request: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(store, Attests):
+            raise AttestationUnavailable(
+                "the store attests no keys", hint="a YubiKey does, through Yubico's ykcs11"
+            )
+        return {"certificates": store.attestation(request["ref"], request["jkt"])}
+
+    @property
+    def authority(self) -> Authority | None:
+        """Where a management key may come in, or go out of date, between two frames."""
+        authority = self._store.authority if isinstance(self._store, SlotStore) else None
+        return None if authority is None or authority.left_s() is None else authority
+
+    def listen_no_more(self) -> None:
+        """Leave no socket behind, and no management key."""
+        if self.authority is not None:
+            self.authority.forget()
+        if isinstance(self._pin, PinPrompt):
+            self._pin.listen_no_more()
+
+    def _tell(self, error: DPoPAgentError | None) -> None:
+        """The outcome, to whoever typed the PIN."""
+        if isinstance(self._pin, PinPrompt):
+            self._pin.tell(error)
+
+    @staticmethod
+    def _find(store: Store, request: dict[str, Any]) -> dict[str, Any]:
+        found = store.find(
+            request["ref"], request["alg"], self_test=request["self_test"], anew=request["anew"]
+        )
+        if found is not None:
+            return {"key": found.to_frame(), "half": None}
+        half = store.half_made(request["ref"]) if isinstance(store, TellsHalfMade) else None
+        return {"key": None, "half": half}
+
+    @staticmethod
+    def _destroy(store: Store, request: dict[str, Any]) -> dict[str, Any]:
+        store.destroy(request["ref"], request["jkt"])
+        return {}
+
+    def _made(self, request: dict[str, Any]) -> Store:
+        """The store, which isn't open yet."""
+        if self._store is None:
+            if request["version"] != __version__:
+                raise SignerFailed(
+                    f"the agent runs version {request['version']}, its signers {__version__}",
+                    hint="restart the agent",
+                )
+            self._lock_descriptor = _lock(request["lock"])
+            self._pin = _user_pin(request["store"])
+            self._store = _make_store(request["store"], self._pin)
+        return self._store
+
+    def _listen(self, store: Store, folder: str) -> dict[str, Any]:
+        """Where somebody has to be to type the PIN, before anybody is asked for it."""
+        try:
+            pad = isinstance(store, PinStore) and store.has_pad()
+            typed = self._pin if isinstance(self._pin, PinPrompt) else None
+            return {"path": typed and typed.listen(folder, pad=pad), "pad": pad}
+        except DPoPAgentError:
+            store.broken = True
+            raise
+
+    def _open(self, store: Store) -> dict[str, Any]:
+        try:
+            place = store.open()
+        except DPoPAgentError as e:
+            # A store that was released and wants a PIN now isn't the one that was open.
+            store.broken = store.broken or not self._is_open or isinstance(e, Locked)
+            self._tell(e)
+            raise
+        self._is_open = True
+        return place
+
+    def _opened(self) -> Store:
+        if self._store is None or not self._is_open:
+            raise SignerFailed("the store isn't open")
+        return self._store
+
+
+def _answer_frames(channel: socket.socket, signer: _Signer) -> None:
+    """Answer frames until the agent closes the channel or the store is broken."""
+    frames = Frames()
+    while True:
+        while (authority := signer.authority) is not None:
+            waiting = [channel, *authority.waits_for()]
+            readable, _, _ = select.select(waiting, [], [], authority.left_s())
+            authority.serve(readable)
+            if channel in readable:
+                break
+        data = channel.recv(65536)
+        if not data:
+            return
+        for request in frames.feed(data):
+            channel.sendall(signer.answer(request))
+            if signer.broken:
+                return
+
+
+def serve(channel: socket.socket) -> NoReturn:
+    """Serve a store until the agent closes the channel, and end this process."""
+    signer = _Signer()
+    try:
+        _answer_frames(channel, signer)
+    except (ConnectionError, Malformed):
+        pass
+    signer.listen_no_more()
+    # Not through the interpreter's end: a vendor module's destructors may hang or crash there.
+    sys.stderr.flush()
+    os._exit(0)
