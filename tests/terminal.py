@@ -7,7 +7,7 @@ import pty
 import select
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 from tests.processes import START_S, Agent, end
@@ -60,6 +60,7 @@ class Terminal(Screen):
         words: what it is told.
         stdin: its standard input where that isn't the terminal.
         env: its environment, else the agent's.
+        preexec: words before the command.
     """
 
     def __init__(
@@ -68,11 +69,12 @@ class Terminal(Screen):
         *words: str,
         stdin: int | None = None,
         env: dict[str, str] | None = None,
+        preexec: Iterable[str] = (),
     ) -> None:
         super().__init__()
         take: Callable[[], Any] = lambda: os.close(os.open(self.name, os.O_RDWR))  # noqa: E731
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "dpop_agent", *words],
+            [*preexec, sys.executable, "-m", "dpop_agent", *words],
             stdin=self._theirs if stdin is None else stdin,
             stdout=self._theirs,
             stderr=self._theirs,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from tests.agent.places import (
     until_state,
     write_config,
 )
+from tests.agent.test_processes import TRACE
 from tests.agent.wire import Wire, request
 from tests.processes import Agent, Token, running
 from tests.terminal import Terminal, unlock
@@ -372,3 +374,27 @@ def test_a_token_that_nobody_uses_is_released_and_taken_again_by_the_next_reques
         until_logged(agent, "is released", times=times)
         agent.client().proof("GET", HTU)
     assert store(agent)["signer_pid"] == signer
+
+
+def test_a_program_that_asks_for_a_pin_has_closed_itself_before(
+    prompting: Agent, token: Token
+) -> None:
+    def core_limit(pid: int) -> str:
+        limits = Path(f"/proc/{pid}/limits").read_text().splitlines()
+        return next(line for line in limits if line.startswith("Max core file size")).split()[5]
+
+    with Terminal(prompting, "unlock") as asking:
+        asking.until("PIN of the store")
+        assert core_limit(asking.process.pid) == "0"
+        asking.type(token.pin + "\n")
+        assert asking.end()[0] == 0
+
+
+def test_a_program_that_is_being_debugged_asks_for_no_pin(
+    prompting: Agent,
+) -> None:
+    with Terminal(prompting, "unlock", preexec=[sys.executable, "-c", TRACE]) as asking:
+        status, shown = asking.end()
+    assert status == 1
+    assert "is tracing this one" in shown
+    assert "PIN of the store" not in shown

@@ -125,9 +125,18 @@ class Ordinary:
             stdout=subprocess.PIPE,
         ).stdout
 
+    def start(self, code: str, *words: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [*self._prefix(), self._python, "-I", "-c", code, *words], stdout=subprocess.PIPE
+        )
+
+    def ask(self, line: bytes, path: str) -> dict[str, Any]:
+        """The answer to one request of this user's."""
+        answer: dict[str, Any] = json.loads(self.python(_ASK, path, stdin=line))
+        return answer
+
     def store(self) -> dict[str, Any]:
-        answer = self.python(_ASK, self.agent.socket, stdin=request("status"))
-        (found,) = json.loads(answer)["result"]["stores"]
+        (found,) = self.ask(request("status"), self.agent.socket)["result"]["stores"]
         return dict(found)
 
 
@@ -243,12 +252,12 @@ def test_the_most_talkative_log_has_no_secret(
     assert str(proof) not in repr(proof)
 
 
-_TRACE = """
+TRACE = """
 import ctypes, os, sys
 ptrace = ctypes.CDLL(None).ptrace
 pid = os.fork()
 if not pid:
-    ptrace(0, 0, 0, 0)  # PTRACE_TRACEME
+    ptrace(0, 0, 0, 0)  # PTRACETRACEME
     os.execv(sys.argv[1], sys.argv[1:])
 while True:
     _, status = os.waitpid(pid, 0)
@@ -260,7 +269,7 @@ while True:
 
 
 def test_an_agent_that_is_being_debugged_doesnt_start(make_agent: Callable[..., Agent]) -> None:
-    agent = make_agent(preexec=[sys.executable, "-c", _TRACE])
+    agent = make_agent(preexec=[sys.executable, "-c", TRACE])
     agent.start(wait=False)
     assert agent.process.wait(20) == 1
     assert "is tracing this one; detach the debugger" in agent.log.read_text()

@@ -129,6 +129,13 @@ def test_a_configuration_cannot_be_changed_after_it_was_read(tmp_path: Path) -> 
         (changed("env", "{ A = 1 }"), "stores.work.env.A has to be text, not a number"),
         (changed("env", '{ "A=B" = "1" }'), "isn't the name of a variable"),
         (changed("env", '{ A = "\\u0000" }'), "stores.work.env.A has a zero byte"),
+        *(
+            (changed("env", f'{{ {name} = "1" }}'), f"stores.work.env has {name}, which works only")
+            for name in (
+                *("LD_PRELOAD", "LD_LIBRARY_PATH", "GLIBC_TUNABLES", "MALLOC_ARENA_MAX"),
+                *("PYTHONPATH", "LANG", "LC_ALL", "OPENSSL_CONF"),
+            )
+        ),
         (changed("module_args", "['a']"), "stores.work.module_args has to be text, not a list"),
         (changed("module_args", '"a\\u0000"'), "stores.work.module_args has a zero byte"),
         (changed("module_arg", '"a"'), "did you mean module_args?"),
