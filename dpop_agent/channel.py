@@ -16,8 +16,6 @@ import os
 import re
 import secrets
 
-from dpop_agent.errors import DPoPAgentError, from_wire
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,17 +72,3 @@ class Frames:
             if not isinstance(value, dict):
                 raise Malformed("a frame isn't an object")
             yield value
-
-
-def outcome(answer: dict[str, Any]) -> dict[str, Any] | DPoPAgentError:
-    """What a signer's frame says: a result, or the error to raise.
-
-    Raises:
-        Malformed: neither.
-    """
-    if "error" in answer:
-        return from_wire(answer["error"])
-    result = answer.get("ok")
-    if not isinstance(result, dict):
-        raise Malformed("a frame has neither ok nor error")
-    return result

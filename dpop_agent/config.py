@@ -10,6 +10,7 @@ uri = "pkcs11:token=work"              # RFC 7512
 pin_source = "file:~/.config/dpop-agent/work.pin"
 env = {}                               # environment of the signer process
 module_args = ""                       # for C_Initialize, where the module wants some (NSS)
+verify = "first"                       # or "always": which signatures are checked before they leave
 
 [stores.keychain]
 type = "keychain"                      # of the operating system: exportable by the user's programs
@@ -42,10 +43,11 @@ _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ENV_OF_THE_AGENT = ("LD_", "GLIBC_TUNABLES", "MALLOC_", "PYTHON", "LANG", "LC_", "OPENSSL_")
 """Names, or their beginnings, that are read when a program starts or a library is loaded."""
 
+_VERIFY = ("first", "always")
 _TOP = ("agent", "stores")
 _AGENT = ("default_store",)
 _SETTINGS_BY_TYPE = {
-    "pkcs11": ("type", "module", "module_args", "uri", "pin_source", "env"),
+    "pkcs11": ("type", "module", "module_args", "uri", "pin_source", "verify", "env"),
     "keychain": ("type", "backend", "env"),
 }
 
@@ -137,8 +139,9 @@ class PinSource:
 class StoreConfig:
     """One `[stores.NAME]`; paths are absolute.
 
-    `module`, `module_args`, `uri` and `pin_source` are a PKCS#11 token's, `backend` (one of
-    `BACKENDS`) is a keychain's.
+    `module`, `module_args`, `uri`, `pin_source` and `verify` are a PKCS#11 token's, `backend` (one
+    of `BACKENDS`) is a keychain's. `verify` says which signatures the signer checks before they
+    leave it: the `first` by each key after each start, or `always` each.
     """
 
     name: str
@@ -149,6 +152,7 @@ class StoreConfig:
     uri: TokenUri | None = None
     pin_source: PinSource | None = None
     backend: str | None = None
+    verify: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,7 +386,14 @@ class _Reader:
             pin_source=self._pin_source(
                 f"{where}.pin_source", self._must(where, table, "pin_source")
             ),
+            verify=self._verify(f"{where}.verify", table.get("verify", "first")),
         )
+
+    def _verify(self, where: str, value: object) -> str:
+        text = self._text(where, value)
+        if text not in _VERIFY:
+            self._refuse(f"{where} has to be {' or '.join(map(repr, _VERIFY))}", "leave it out")
+        return text
 
     def _backend(self, where: str, value: object) -> str:
         name = self._text(where, value)

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dpop_agent.agent.call import Call
+from dpop_agent.agent.frames import Form, signature_form
 from dpop_agent.agent.inventory import Inventory
 from dpop_agent.agent.keys import Generation, Key, State
 from dpop_agent.agent.nonces import Nonces
@@ -54,6 +55,7 @@ class Proofs:
         self._inventory = inventory
         self._nonces = nonces
         self._loop = asyncio.get_running_loop()
+        self._forms: dict[str, Form] = {}
         self._headers: dict[tuple[str, str], str] = {}
         self.made = 0
 
@@ -131,6 +133,13 @@ class Proofs:
         if isinstance(error, KeyMissing):
             self._inventory.missing.add(generation.jkt)
 
+    def signature_form(self, key: Key, generation: Generation) -> Form:
+        """What a signature by that generation looks like."""
+        form = self._forms.get(generation.jkt)
+        if form is None:
+            form = self._forms[generation.jkt] = signature_form(key.alg, generation.jwk)
+        return form
+
     def _header(self, alg: str, generation: Generation) -> str:
         encoded = self._headers.get((alg, generation.jkt))
         if encoded is None:
@@ -194,6 +203,7 @@ class _Signing(ABC):
                 self._done,
                 deadline=self._deadline,
                 again=True,
+                form=self._proofs.signature_form(self._key, self._generation),
                 on_touch=self._on_touch,
             )
         )

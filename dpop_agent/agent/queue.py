@@ -6,6 +6,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from dpop_agent.agent.frames import Form
 from dpop_agent.errors import DPoPAgentError, Timeout
 from dpop_agent.protocol import TOUCH_TIMEOUT_S
 
@@ -37,6 +38,7 @@ class Job:
         deadline: when nobody waits any more, in the event loop's time.
         limit_s: seconds that the signer may take; where it may wait for a touch, as many as that
             has.
+        form: what a result has to look like; None for what its operation's has.
         again: whether it may be repeated after a signer died with it.
         on_touch: called when it waits for a touch; None if it can't.
         untouched: whether it waits for one now.
@@ -46,6 +48,7 @@ class Job:
         "again",
         "deadline",
         "done",
+        "form",
         "limit_s",
         "make",
         "on_touch",
@@ -63,6 +66,7 @@ class Job:
         deadline: float,
         again: bool,
         limit_s: float = SIGN_TIMEOUT_S,
+        form: Form | None = None,
         on_touch: Callable[[], None] | None = None,
     ) -> None:
         self.owner = owner
@@ -70,6 +74,7 @@ class Job:
         self.done: Done | None = done
         self.deadline = deadline
         self.limit_s = TOUCH_TIMEOUT_S if on_touch else limit_s
+        self.form = form
         self.again = again
         self.on_touch = on_touch
         self.untouched = False

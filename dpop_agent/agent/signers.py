@@ -34,9 +34,10 @@ from typing import Any, NamedTuple
 
 from dpop_agent import __version__
 from dpop_agent.agent import process
+from dpop_agent.agent.frames import FORMS, outcome
 from dpop_agent.agent.process import SignerProcess, Spawn
 from dpop_agent.agent.queue import MAX_QUEUE, SIGN_TIMEOUT_S, Job, Work
-from dpop_agent.channel import Malformed, outcome
+from dpop_agent.channel import Malformed
 from dpop_agent.config import StoreConfig
 from dpop_agent.errors import (
     Busy,
@@ -569,6 +570,7 @@ class Signer:
             "backend": self.config.backend,
             "module": self.config.module,
             "module_args": self.config.module_args,
+            "verify": self.config.verify,
             "uri": str(self.config.uri),
             "pin_kind": pin and pin.kind,
             "pin_argument": pin and pin.argument,
@@ -695,6 +697,8 @@ class Signer:
         assert self._process is not None
         if self._state is State.RELEASED:
             self._become(Event.USE)
+        if job.form is None:
+            job.form = FORMS[members["op"]]
         self._process.send(self._work.sent(job, self._loop.time()), members)
         self._watch_deadlines()
 
@@ -707,12 +711,14 @@ class Signer:
         if sender is not self._process:
             return
         now = self._loop.time()
-        found = self._work.answered(answer.get("id", 0), now)
+        number = answer.get("id")
+        found = self._work.answered(number, now) if type(number) is int else None
         if found is None:
             raise Malformed("a frame answers nothing")
         job, took_s = found
+        assert job.form is not None
         try:
-            what = outcome(answer)
+            what = outcome(answer, job.form)
         except Malformed:
             job.finish(SignerFailed(f"the signer of the store {self.config.name} isn't understood"))
             raise

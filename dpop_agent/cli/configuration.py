@@ -65,7 +65,7 @@ def _settings(store: config.StoreConfig) -> dict[str, str]:
     """What the store's type has beyond name and environment."""
     return {
         name: str(value)
-        for name in ("module", "module_args", "uri", "pin_source", "backend")
+        for name in ("module", "module_args", "uri", "pin_source", "verify", "backend")
         if (value := getattr(store, name))
     }
 

@@ -49,7 +49,9 @@ def _make_store(settings: dict[str, Any], user_pin: UserPin | None) -> Store:
     module = Module(settings["module"], settings["module_args"])
     token = Token(module=module, uri=parse_token_uri(settings["uri"]), pin=user_pin)
     slots = vendors.slots(discovery.manufacturer(module))
-    return Pkcs11Store(token) if slots is None else CardStore(token, slots)
+    if slots is not None:
+        return CardStore(token, slots)
+    return Pkcs11Store(token, checks_each=settings["verify"] == "always")
 
 
 def _user_pin(settings: dict[str, Any]) -> UserPin | None:

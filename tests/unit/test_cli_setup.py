@@ -535,6 +535,7 @@ class TestConfig:
                 "module": module,
                 "uri": "pkcs11:token=work;serial=0a1b",
                 "pin_source": f"file:{machine.pin_file}",
+                "verify": "first",
                 "env": {},
             }
         ]

@@ -139,6 +139,8 @@ def test_a_configuration_cannot_be_changed_after_it_was_read(tmp_path: Path) -> 
         (changed("module_args", "['a']"), "stores.work.module_args has to be text, not a list"),
         (changed("module_args", '"a\\u0000"'), "stores.work.module_args has a zero byte"),
         (changed("module_arg", '"a"'), "did you mean module_args?"),
+        (changed("verify", '"never"'), "stores.work.verify has to be 'first' or 'always'"),
+        (changed("verify", "true"), "stores.work.verify has to be text, not true or false"),
         ("x = " + "1" * 5000, "isn't TOML"),
         ("#" * (config.MAX_SIZE + 1), f"more than {config.MAX_SIZE} bytes"),
     ],

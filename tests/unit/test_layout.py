@@ -166,13 +166,14 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "policy": {"keys"},
         "slots": {"keys"},
         "nonces": set(),
-        "queue": set(),
+        "frames": set(),
+        "queue": {"frames"},
         # What is remembered, and what stores are.
         "ledger": {"keys"},
         "records": {"keys", "drains", "ledger"},
         "process": set(),
         "forker": {"process"},
-        "signers": {"queue", "process"},
+        "signers": {"frames", "queue", "process"},
         "background": set(),
         # What becomes of keys.
         "inventory": {"keys", "records", "signers"},
@@ -182,7 +183,10 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         # What the wire asks for.
         "call": {"keys"},
         "views": {"keys", "drains", "nonces", "records", "signers", "inventory"},
-        "proofs": {"call", "keys", "nonces", "policy", "queue", "records", "signers", "inventory"},
+        "proofs": {
+            *("call", "frames", "inventory", "keys", "nonces", "policy", "queue", "records"),
+            "signers",
+        },
         "stores": {"records", "signers", "views"},
         "handler": {"background", "call", "keys", "lifecycle", "proofs", "stores", "views"},
         "connection": {"call"},

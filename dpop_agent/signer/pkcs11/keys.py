@@ -43,16 +43,17 @@ class Key:
         private: python-pkcs11's private key.
         info: what was read back.
         asks_pin: for each signature (CKA_ALWAYS_AUTHENTICATE, PKCS#11 3.0 section 4.9).
+        checks_each: check each of its signatures, not only the first in this process.
     """
 
-    checks_each = False
-    """Whether each of its signatures is checked, not only the first in this process."""
-
-    def __init__(self, token: Token, private: Any, info: KeyInfo, *, asks_pin: bool) -> None:
+    def __init__(
+        self, token: Token, private: Any, info: KeyInfo, *, asks_pin: bool, checks_each: bool
+    ) -> None:
         self.info = info
         self._token = token
         self._private = private
         self.asks_pin = asks_pin
+        self._checks_each = checks_each
         self._verified = False
 
     def sign(self, alg: Algorithm, data: bytes) -> bytes:
@@ -78,7 +79,7 @@ class Key:
             signature = self._signed(data, mechanism=mechanism)
         if len(signature) != alg.signature_size:
             raise SignerFailed(f"the PKCS#11 token's signature has {len(signature)} bytes")
-        if self.checks_each or not self._verified:
+        if self._checks_each or not self._verified:
             # Once for each key and process: a module that signs with another key is found out.
             try:
                 check_signature(alg.name, self.info.jwk, data, signature)

@@ -32,8 +32,6 @@ from dpop_agent.signer.store import ANY_SLOT, Attests, KeyInfo, Slot, SlotStore
 class SlotKey(Key):
     """A key pair in a slot."""
 
-    checks_each = True  # a slot may have another key by now, and a card is slower than a check
-
     def _signed(self, data: bytes, **how: Any) -> Any:
         try:
             return super()._signed(data, **how)
@@ -213,7 +211,8 @@ class CardStore(TokenStore, SlotStore, Attests):
         pin, touch = self._policies(ref)
         info = replace(plain.info, slot=self._slots.name(ref), touch=vendors.TOUCH.get(touch))
         asks_pin = plain.asks_pin or pin == vendors.PIN_ALWAYS
-        return SlotKey(self._token, private, info, asks_pin=asks_pin)
+        # A slot may have another key by now, and a card is slower than a check.
+        return SlotKey(self._token, private, info, asks_pin=asks_pin, checks_each=True)
 
     def _policies(self, ref: str) -> tuple[int, int]:
         """The numbers of its PIN's and its touch's policy, by its attestation; 0 for unknown."""

@@ -42,10 +42,12 @@ class TokenStore(PinStore):
 
     Args:
         token: it, which `open` logs in to.
+        checks_each: check each signature before it leaves, not only the first by each key.
     """
 
-    def __init__(self, token: Token) -> None:
+    def __init__(self, token: Token, *, checks_each: bool = False) -> None:
         self._token = token
+        self._checks_each = checks_each
         self._keys: dict[str, Key] = {}
 
     def has_pad(self) -> bool:
@@ -143,7 +145,7 @@ class TokenStore(PinStore):
             local=attributes.read(private, Attribute.LOCAL),
         )
         asks_pin = attributes.read(private, Attribute.ALWAYS_AUTHENTICATE) is True
-        return Key(self._token, private, info, asks_pin=asks_pin)
+        return Key(self._token, private, info, asks_pin=asks_pin, checks_each=self._checks_each)
 
     def _look_anew(self) -> None:
         """See the token as it is now; modules go on showing what they saw when they opened it."""

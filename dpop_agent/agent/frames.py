@@ -1,0 +1,166 @@
+"""What a signer may answer, operation by operation. Pure.
+
+A signer's memory has a vendor's module in it, so what it says is checked as if it came from there:
+each member's type and form, a thumbprint against its key, a signature's alphabet and length. A
+frame that doesn't fit is a dead signer's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dpop_agent.channel import Malformed
+from dpop_agent.errors import DPoPAgentError, from_wire
+from dpop_agent.jose import ALGORITHMS, PUBLIC_MEMBERS, b64url_decode, is_sha256, thumbprint
+
+Form = Callable[[Any], bool]
+
+MAX_RSA_BITS = 4096
+"""Bits of the largest RSA key that is adopted."""
+
+_REF = re.compile(r"(?:[0-9a-f]{2})+")
+_SLOT = re.compile(r"[0-9a-z]{2}")
+_PROTECTIONS = ("hardware", "software-token", "keychain")
+_TOUCHES = (None, "never", "always", "cached")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_like(pattern: re.Pattern[str]) -> Form:
+    return lambda value: isinstance(value, str) and pattern.fullmatch(value) is not None
+
+
+def _or_none(form: Form) -> Form:
+    return lambda value: value is None or form(value)
+
+
+def _list_of(form: Form) -> Form:
+    return lambda value: isinstance(value, list) and all(map(form, value))
+
+
+def _object(*, may: Mapping[str, Form] | None = None, **must: Form) -> Form:
+    forms = {**must, **(may or {})}
+
+    def fits(value: Any) -> bool:
+        return (
+            isinstance(value, dict)
+            and must.keys() <= value.keys() <= forms.keys()
+            and all(forms[name](member) for name, member in value.items())
+        )
+
+    return fits
+
+
+def _is_jwk(value: Any) -> bool:
+    if not isinstance(value, dict) or not all(isinstance(m, str) for m in value.values()):
+        return False
+    kty = value.get("kty")
+    if kty not in PUBLIC_MEMBERS or set(value) != set(PUBLIC_MEMBERS[kty]):
+        return False
+    if kty == "RSA":
+        return all(0 < _size(value[name]) <= MAX_RSA_BITS // 8 for name in ("n", "e"))
+    sizes = {row.coordinate_size for row in ALGORITHMS.values() if row.crv == value["crv"]}
+    return bool(sizes) and all(_size(value[m]) in sizes for m in ("x", "y") if m in value)
+
+
+def _size(text: str) -> int:
+    """Bytes that it is the base64url of; 0 if it isn't."""
+    try:
+        return len(b64url_decode(text))
+    except ValueError:
+        return 0
+
+
+_is_ref = _is_like(_REF)
+_has_the_members_of_a_key = _object(
+    ref=_is_ref,
+    jwk=_is_jwk,
+    jkt=is_sha256,
+    exportable=_is_bool,
+    protection=lambda value: value in _PROTECTIONS,
+    local=_or_none(_is_bool),
+    slot=_or_none(_is_like(_SLOT)),
+    touch=lambda value: value in _TOUCHES,
+)
+
+
+def _is_key(value: Any) -> bool:
+    return _has_the_members_of_a_key(value) and bool(thumbprint(value["jwk"]) == value["jkt"])
+
+
+FORMS: Mapping[str, Form] = {
+    "listen": _object(path=_or_none(_is_text), pad=_is_bool),
+    "open": _object(
+        label=_or_none(_is_text),
+        serial=_or_none(_is_text),
+        model=_or_none(_is_text),
+        pid=_is_count,
+    ),
+    "tell": _object(),
+    "release": _object(),
+    "authorize": _object(path=_or_none(_is_text)),
+    "reserve": _object(ref=_is_ref, slot=_or_none(_is_like(_SLOT))),
+    "generate": _is_key,
+    "find": _object(key=_or_none(_is_key), half=_or_none(is_sha256)),
+    "sign": _object(signature=lambda value: _is_text(value) and _size(value) > 0),
+    "destroy": _object(),
+    "objects": _object(
+        objects=_list_of(
+            _object(
+                may={"jkt": _or_none(is_sha256)},
+                ref=_is_like(re.compile(r"(?:[0-9a-f]{2})*")),  # a stranger's may have none
+                label=_is_text,
+            )
+        ),
+        slots=_or_none(_object(total=_is_count, free=_is_count)),
+    ),
+    "attestation": _object(certificates=_list_of(_is_text)),
+}
+"""The form of each operation's result."""
+
+
+def signature_form(alg: str, jwk: Mapping[str, str]) -> Form:
+    """The form of a signature by that very key: RFC 7518 section 3.4, RFC 8017 section 8, RFC 8032.
+
+    Args:
+        alg: its algorithm.
+        jwk: its public key, whose modulus tells an RSA signature's length.
+    """
+    row = ALGORITHMS[alg]
+    size = len(b64url_decode(jwk["n"])) if row.kty == "RSA" else row.signature_size
+    return _object(signature=_is_like(_b64url_of(size)))
+
+
+def _b64url_of(size: int) -> re.Pattern[str]:
+    """The base64url of so many bytes; its trailing bits are zero (RFC 4648 section 3.5)."""
+    whole, rest = divmod(size, 3)
+    last = ("", "[A-Za-z0-9_-][AQgw]", "[A-Za-z0-9_-]{2}[AEIMQUYcgkosw048]")[rest]
+    return re.compile(f"[A-Za-z0-9_-]{{{4 * whole}}}{last}")
+
+
+def outcome(answer: Mapping[str, Any], form: Form) -> dict[str, Any] | DPoPAgentError:
+    """What a signer's frame says: a result of that form, or the error to raise.
+
+    Raises:
+        Malformed: neither.
+    """
+    if "error" in answer:
+        if not isinstance(answer["error"], dict) or "ok" in answer:
+            raise Malformed("a frame's error isn't one")
+        return from_wire(answer["error"])
+    result = answer.get("ok")
+    if not isinstance(result, dict) or not form(result):
+        raise Malformed("a frame's result hasn't the form that its operation has")
+    return result

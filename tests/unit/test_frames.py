@@ -1,0 +1,271 @@
+"""Whatever a signer says, no bad signature leaves, and whoever waits is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from dpop_agent.agent.frames import FORMS, outcome, signature_form
+from dpop_agent.agent.process import SignerProcess, spawn_program
+from dpop_agent.agent.queue import Job
+from dpop_agent.agent.signers import Signer, State
+from dpop_agent.channel import Frames, Malformed, frame
+from dpop_agent.config import PinSource, StoreConfig, TokenUri
+from dpop_agent.errors import DPoPAgentError
+from dpop_agent.jose import ALGORITHMS, b64url, ec_jwk, okp_jwk, rsa_jwk, thumbprint
+
+EC = ec_jwk("P-256", b"x" * 32, b"y" * 32)
+JWKS = {
+    "ES256": EC,
+    "ES384": ec_jwk("P-384", b"x" * 48, b"y" * 48),
+    "ES512": ec_jwk("P-521", b"x" * 66, b"y" * 66),
+    "RS256": rsa_jwk(1 << 2047, 65537),
+    "PS256": rsa_jwk(1 << 3071, 65537),
+    "EdDSA": okp_jwk("Ed25519", b"x" * 32),
+    "Ed25519": okp_jwk("Ed25519", b"x" * 32),
+}
+SIZES = {"ES256": 64, "ES384": 96, "ES512": 132, "RS256": 256, "PS256": 384}
+KEY = {
+    "ref": "00ff",
+    "jwk": EC,
+    "jkt": thumbprint(EC),
+    "exportable": False,
+    "protection": "hardware",
+    "local": True,
+    "slot": "9a",
+    "touch": "never",
+}
+GOOD: dict[str, list[dict[str, Any]]] = {
+    "listen": [{"path": "/run/pin-000000", "pad": False}, {"path": None, "pad": True}],
+    "open": [{"label": "work", "serial": None, "model": "", "pid": 7}],
+    "tell": [{}],
+    "release": [{}],
+    "authorize": [{"path": None}],
+    "reserve": [{"ref": "00ff", "slot": None}],
+    "generate": [KEY, {**KEY, "local": None, "slot": None, "touch": None}],
+    "find": [{"key": KEY, "half": None}, {"key": None, "half": thumbprint(EC)}],
+    "sign": [{"signature": b64url(b"s" * 64)}],
+    "destroy": [{}],
+    "objects": [
+        {"objects": [], "slots": None},
+        {
+            "objects": [{"ref": "", "label": ""}, {"ref": "01", "label": "a", "jkt": None}],
+            "slots": {"total": 24, "free": 3},
+        },
+    ],
+    "attestation": [{"certificates": ["-----BEGIN CERTIFICATE-----"]}],
+}
+ODD: list[Any] = [None, True, 0, -1, 1.5, "", "\n", "ä", [], [1], {}, {"a": 1}]
+MAY_BE_NULL = {"path", "label", "serial", "model", "slot", "local", "touch", "key", "half", "slots"}
+
+
+def test_every_operation_has_a_form_and_a_good_answer_fits_it() -> None:
+    assert set(GOOD) == set(FORMS)
+    for op, answers in GOOD.items():
+        for answer in answers:
+            assert outcome({"id": 1, "ok": answer}, FORMS[op]) == answer
+
+
+@pytest.mark.parametrize("op", GOOD)
+def test_an_answer_with_a_member_too_many_too_few_or_of_another_kind_is_a_dead_signers(
+    op: str,
+) -> None:
+    form = FORMS[op]
+    for good in GOOD[op]:
+        assert not form({**good, "more": 1})
+        for name, value in good.items():
+            assert not form({n: v for n, v in good.items() if n != name})
+            for odd in ODD:
+                if type(odd) is type(value) or (odd is None and name in MAY_BE_NULL):
+                    continue
+                if value is None:  # what it is when it isn't null, another good answer says
+                    continue
+                assert not form({**good, name: odd}), (name, odd)
+
+
+@pytest.mark.parametrize(
+    ("member", "wrong"),
+    [
+        ("jkt", thumbprint(JWKS["EdDSA"])),
+        ("jwk", {**EC, "x": b64url(b"x" * 31)}),
+        ("jwk", {**EC, "crv": "P-384"}),
+        ("jwk", {**EC, "d": b64url(b"x" * 32)}),
+        ("jwk", {**EC, "kty": "oct"}),
+        ("ref", "00f"),
+        ("ref", "00FF"),
+        ("protection", "some"),
+        ("touch", "sometimes"),
+        ("slot", "9a\n"),
+    ],
+)
+def test_a_key_that_contradicts_itself_is_a_dead_signers(member: str, wrong: object) -> None:
+    assert not FORMS["generate"]({**KEY, member: wrong})
+
+
+@pytest.mark.parametrize("alg", ALGORITHMS)
+def test_a_signature_has_its_algorithms_length_and_alphabet_an_rsa_one_its_modulus(
+    alg: str,
+) -> None:
+    form = signature_form(alg, JWKS[alg])
+    size = SIZES.get(alg, 64)
+    good = b64url(b"\xff" * size)
+    assert form({"signature": good})
+    for wrong in (
+        b64url(b"\xff" * (size - 1)),
+        b64url(b"\xff" * (size + 1)),
+        good[:-1] + "\n",
+        good + "\n",
+        good + "=",
+        good[:-1] + ("_" if size % 3 else "+"),
+        "ä" + good[1:],
+        1,
+        None,
+        [good],
+    ):
+        assert not form({"signature": wrong}), wrong
+    assert not form({"signature": good, "more": 1})
+    assert not form({})
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"id": 1},
+        {"id": 1, "ok": None},
+        {"id": 1, "ok": []},
+        {"id": 1, "ok": {}, "error": {}},
+        {"id": 1, "error": None},
+        {"id": 1, "error": "text"},
+        {"id": 1, "error": []},
+    ],
+)
+def test_a_frame_that_is_neither_a_result_nor_an_error_is_a_dead_signers(
+    answer: dict[str, Any],
+) -> None:
+    with pytest.raises(Malformed):
+        outcome(answer, FORMS["tell"])
+
+
+class Mad:
+    """A signer's process that answers each frame with something near the right answer."""
+
+    def __init__(self, signer: Signer, chance: random.Random) -> None:
+        self._signer = signer
+        self._chance = chance
+        self._frames = Frames()
+        self._good = b64url(b"s" * 64)
+        self.alive = True
+
+    def send(self, frame_id: int, _members: dict[str, Any]) -> None:
+        data = bytearray(frame(id=frame_id, ok={"signature": self._good}))
+        for _ in range(self._chance.choice((0, 1, 1, 2, 5))):
+            at = self._chance.randrange(len(data) - 1)
+            if self._chance.random() < 0.3:
+                del data[at]
+            else:
+                data[at] = self._chance.choice(b'{}[]",:0123456789abcnulltrue_-\\ \xff\n')
+        if self._chance.random() < 0.1:
+            odd = self._chance.choice(ODD)
+            frames = [
+                {"id": odd, "ok": {"signature": self._good}},
+                {"id": frame_id, "ok": {"signature": odd}},
+                {"id": frame_id, "ok": odd},
+                {"id": frame_id, "error": odd},
+                {"id": frame_id, "ok": {"signature": self._good}, "broken": odd},
+            ]
+            data[:] = json.dumps(self._chance.choice(frames)).encode() + b"\n"
+        asyncio.get_running_loop().call_soon(self._deliver, bytes(data))
+
+    def _deliver(self, data: bytes) -> None:
+        if not self.alive:
+            return
+        try:
+            for answer in self._frames.feed(data):
+                self._signer._answered(cast("SignerProcess", self), answer)
+        except Malformed:
+            self.kill()
+
+    def kill(self) -> None:
+        self.alive = False
+        asyncio.get_running_loop().call_soon(self._signer._died, cast("SignerProcess", self))
+
+    def close(self) -> None:
+        self.kill()
+
+    def reap(self) -> None:
+        """There is no process."""
+
+
+async def mad_signers(folder: Path, *, count: int) -> tuple[int, int]:
+    """How many of so many requests got a signature, and how many an error."""
+    config = StoreConfig(
+        name="work",
+        type="pkcs11",
+        env={},
+        module=str(folder / "none.so"),
+        uri=TokenUri(token="work"),
+        pin_source=PinSource("keychain"),
+    )
+    chance = random.Random(20260926)
+    form = signature_form("ES256", EC)
+    loop = asyncio.get_running_loop()
+    signed = failed = 0
+    while signed + failed < count:
+        # A signer of its own each time: one that was killed would be started anew.
+        signer = Signer(
+            config,
+            lock_file=str(folder / "lock"),
+            starting=asyncio.Lock(),
+            on_ready=lambda _signer: None,
+            on_end=lambda: None,
+            spawn=spawn_program,
+        )
+        mad = Mad(signer, chance)
+        signer._state, signer._process = State.READY, cast("SignerProcess", mad)
+        signer.start = lambda: None  # type: ignore[method-assign]
+        told: list[list[dict[str, Any] | DPoPAgentError]] = [[] for _ in range(8)]
+        for one in told:
+            signer.submit(
+                Job(
+                    "one",
+                    lambda: {"op": "sign"},
+                    one.append,
+                    deadline=loop.time() + 60,
+                    again=False,
+                    form=form,
+                )
+            )
+        for _ in range(20):
+            await asyncio.sleep(0)
+        # Whoever waits still, for an answer that a mutation took away, is told at his deadline.
+        signer._work.look(loop.time() + 61)
+        if signer._tick is not None:
+            signer._tick.cancel()
+        for one in told:
+            (what,) = one
+            if isinstance(what, DPoPAgentError):
+                failed += 1
+            else:
+                assert form(what)
+                signed += 1
+    return signed, failed
+
+
+def test_of_mutated_frames_no_bad_signature_leaves_and_every_request_is_answered(
+    tmp_path: Path,
+) -> None:
+    signed, failed = asyncio.run(mad_signers(tmp_path, count=20_000))
+    assert signed > 1_000
+    assert failed > 1_000
+
+
+@pytest.mark.long
+def test_of_a_million_mutated_frames_no_bad_signature_leaves(tmp_path: Path) -> None:
+    signed, failed = asyncio.run(mad_signers(tmp_path, count=1_000_000))
+    assert signed > 1_000
+    assert failed > 1_000
