@@ -93,7 +93,7 @@ def _folder(name: str) -> tempfile.TemporaryDirectory[str]:
 
 def _until(ready: Callable[[], Any], process: subprocess.Popen[Any], log: Path) -> None:
     deadline = time.monotonic() + START_S
-    while not ready():
+    while not ready() or process.poll() is not None:  # somebody else may listen at its port
         if process.poll() is not None or time.monotonic() > deadline:
             raise _NotStarted(f"{process.args!r}: {log.read_text(errors='replace')}")
         time.sleep(0.02)
