@@ -14,6 +14,7 @@ import pytest
 
 from tests import emulators
 from tests.processes import Agent, Token, adopt_orphans, end_leftovers, new_token
+from tests.timing import Measured
 
 USERS_OWN = ("DBUS_", "DPOP_", "NODE_", "PYTHON_KEYRING_", "SOFTHSM2_", "XDG_")
 
@@ -48,14 +49,6 @@ def _no_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
     if report.skipped and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"--require-all: {report.longrepr}"
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What tests measured, with `record_property("measured", …)`."""
-    for report in terminalreporter.getreports("passed"):
-        for name, text in report.user_properties:
-            if name == "measured":
-                terminalreporter.write_line(str(text))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -94,6 +87,12 @@ def nothing_left_running() -> Iterator[None]:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     assert end_leftovers() == {}
+
+
+@pytest.fixture
+def measured(record_property: Callable[[str, object], None]) -> Measured:
+    """`with measured(BAR):` a block whose seconds `tests/bench` judges, and no test."""
+    return Measured(record_property)
 
 
 @pytest.fixture

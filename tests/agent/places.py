@@ -66,8 +66,8 @@ def store(agent: Agent) -> dict[str, Any]:
     return dict(found)
 
 
-def until(holds: Callable[[], object], *, seconds: float = 10.0) -> None:
-    """Wait until something holds."""
+def until(holds: Callable[[], object], *, seconds: float = 30.0) -> None:
+    """Wait until something holds; longer than it takes on the busiest machine."""
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, "it didn't happen in time"
@@ -79,9 +79,9 @@ def until_open(agent: Agent) -> dict[str, Any]:
     return until_state(agent, "ready")
 
 
-def until_state(agent: Agent, state: str, *, seconds: float = 10.0) -> dict[str, Any]:
+def until_state(agent: Agent, state: str) -> dict[str, Any]:
     """Wait until the agent's store is in that state."""
-    until(lambda: store(agent)["state"] == state, seconds=seconds)
+    until(lambda: store(agent)["state"] == state)
     return store(agent)
 
 

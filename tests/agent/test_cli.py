@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import statistics
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,16 +15,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from dpop_agent.errors import KeyCompromised
-from tests.processes import ROOT, Agent, Token
+from tests.agent.places import until
+from tests.processes import Agent, Token
 from tests.stores import on_token
 
 ORIGIN = "https://as.example.com"
 JKT = r"[A-Za-z0-9_-]{43}"
-
-MAX_RATIO = 3.5
-"""What a proof may cost, in starts of the interpreter."""
-
-ROUNDS = 25
 
 
 @pytest.fixture
@@ -167,9 +160,8 @@ def test_what_status_lists_as_unknown_can_be_adopted_and_signs_once_activated(
     on_token.make_stranger(token, key_id="0badcafe", label="proxy key")
     import_key(token, "c0ffee", tmp_path / "key.pem")
     agent = make_agent(token.config).start()
-    deadline = time.monotonic() + 10
-    while "left alone" not in (out := agent.run("status", check=True).stdout):
-        assert time.monotonic() < deadline, out
+    until(lambda: "left alone" in agent.run("status", check=True).stdout)
+    out = agent.run("status", check=True).stdout
     assert "2 private keys that the ledger doesn't list, left alone\n" in out
     assert re.search(r"^0badcafe +proxy key$", out, re.MULTILINE)
     assert re.search(r"^c0ffee +imported$", out, re.MULTILINE)
@@ -228,37 +220,6 @@ def test_what_the_agent_refuses_is_one_line_and_changes_nothing(
     assert refused.stderr.count("\n") == 1
     assert "defect" not in refused.stderr
     assert shown(agent, "key", "list", "--all") == before
-
-
-def test_a_proof_costs_at_most_three_and_a_half_starts_of_the_interpreter(
-    shared_agent: Agent,
-    record_property: Callable[[str, object], None],
-) -> None:
-    script = Path(sys.executable).with_name("dpop-agent")
-    program = [script] if script.exists() else [sys.executable, "-m", "dpop_agent"]
-    commands: dict[str, list[str | Path]] = {
-        "proof": [*program, "proof", "GET", f"{ORIGIN}/me"],
-        "pass": [sys.executable, "-c", "pass"],
-    }
-    env = {name: v for name, v in shared_agent.env.items() if not name.startswith("PYTHON")}
-
-    def once(command: list[str | Path]) -> float:
-        start = time.perf_counter()
-        # No timeout: waiting with one polls, at intervals longer than what is measured.
-        subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, check=True)
-        return time.perf_counter() - start
-
-    for command in commands.values():
-        once(command)  # writes the bytecode
-    rounds = [{name: once(command) for name, command in commands.items()} for _ in range(ROUNDS)]
-    proof, nothing = (statistics.median(took[name] for took in rounds) for name in commands)
-    ratio = proof / nothing
-    says = (
-        f"{Path(program[0]).name} proof: {proof * 1000:.1f} ms, "
-        f"python -c pass: {nothing * 1000:.1f} ms, ratio {ratio:.2f}"
-    )
-    record_property("measured", says)
-    assert ratio <= MAX_RATIO, says
 
 
 def test_reload_looks_anew_which_keys_there_are(

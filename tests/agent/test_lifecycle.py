@@ -227,7 +227,7 @@ def test_an_object_that_comes_back_signs_again_without_a_restart(
     with Wire(agent.socket) as wire:
         assert wire.error("proof", **TARGET, key="shop")["type"] == "key_missing"
         _put_back(token, files)
-        until(lambda: "result" in wire.ask("proof", **TARGET, key="shop"), seconds=12)
+        until(lambda: "result" in wire.ask("proof", **TARGET, key="shop"))
         assert wire.result("proof", **TARGET, key="shop")["jkt"] == made["jkt"]
     until(lambda: not generations(agent)[0]["missing"])
 

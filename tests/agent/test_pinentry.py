@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from tests.agent.places import store, until, write_config
 from tests.emulators import file_of, need
 from tests.processes import Agent, Token
 from tests.terminal import Screen
+from tests.timing import Measured
 
 HTU = "https://api.example.com/v1/me"
 ODD_PIN = "pä%41 +ß%0A"
@@ -104,13 +104,11 @@ def test_a_cancelled_pinentry_gives_no_pin(screen: Person) -> None:
 
 
 def test_a_pinentry_at_which_nobody_types_ends_in_time(
-    screen: Person, monkeypatch: pytest.MonkeyPatch
+    screen: Person, monkeypatch: pytest.MonkeyPatch, measured: Measured
 ) -> None:
     monkeypatch.setattr(pinentry, "TIMEOUT_S", 1)
-    began = time.monotonic()
-    with pytest.raises(Timeout, match="nobody typed it"):
+    with measured(GIVEN_UP), pytest.raises(Timeout, match="nobody typed it"):
         ask()
-    assert time.monotonic() - began < 3
 
 
 def test_a_pinentry_without_a_place_to_ask_at_is_an_error(
@@ -128,6 +126,8 @@ def test_without_a_pinentry_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
         ask()
     assert "install pinentry" in caught.value.hint
 
+
+GIVEN_UP = "a pinentry is given up after its 1 s"
 
 ANSWER = "echo OK; while read line; do case $line in GETPIN) {};; *) echo OK;; esac; done"
 
@@ -162,16 +162,15 @@ ANSWER = "echo OK; while read line; do case $line in GETPIN) {};; *) echo OK;; e
 def test_a_pinentry_that_misbehaves_is_one_line_of_error_in_time(
     script: Callable[[str], None],
     monkeypatch: pytest.MonkeyPatch,
+    measured: Measured,
     text: str,
     error: type[DPoPAgentError],
 ) -> None:
     monkeypatch.setattr(pinentry, "GRACE_S", 0.5)
     monkeypatch.setattr(pinentry, "TIMEOUT_S", 0.5)
     script(text)
-    began = time.monotonic()
-    with pytest.raises(error) as caught:
+    with measured(GIVEN_UP), pytest.raises(error) as caught:
         ask()
-    assert time.monotonic() - began < 3
     assert caught.value.hint
 
 
@@ -227,7 +226,7 @@ def test_unlock_asks_by_pinentry_where_there_is_a_display_and_no_terminal(
 
 
 def test_an_unlock_that_is_interrupted_leaves_no_pinentry_and_a_locked_store(
-    agent: Agent, screen: Person
+    agent: Agent, screen: Person, measured: Measured
 ) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "dpop_agent", "unlock"],
@@ -238,10 +237,9 @@ def test_an_unlock_that_is_interrupted_leaves_no_pinentry_and_a_locked_store(
         start_new_session=True,
     )
     screen.until("<Cancel>")
-    process.send_signal(signal.SIGINT)
-    began = time.monotonic()
-    error = process.communicate(timeout=10)[1]
-    assert time.monotonic() - began < 1
+    with measured("an unlock that is interrupted at its pinentry ends"):
+        process.send_signal(signal.SIGINT)
+        error = process.communicate(timeout=30)[1]
     assert process.returncode != 0
     assert "Traceback" not in error
     screen.until("\x1b[?1049l")  # it gave the terminal back as it was

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import select
 import socket
 from types import TracebackType
 from typing import Any, Self
@@ -74,6 +75,11 @@ class Wire:
         answer: dict[str, Any] = json.loads(line)
         assert answer["jsonrpc"] == "2.0"
         return answer
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing has come yet that wasn't read."""
+        return not self._rest and not select.select([self.sock], [], [], 0)[0]
 
     def next(self) -> dict[str, Any]:
         """The next answer; there has to be one."""

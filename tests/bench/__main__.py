@@ -1,6 +1,7 @@
 """Raw `C_Sign` and the agent, side by side: interleaved, same PKCS#11 token, same P-256 key.
 
-Prints medians with their spread over the rounds, ratios, and CPU time a proof. It judges nothing.
+Prints medians with their spread over the rounds, ratios, and CPU time a proof. Then it measures
+what has a bar, in tests/bench/bars.py, and ends non-zero when one is missed.
 """
 
 from __future__ import annotations
@@ -11,17 +12,22 @@ import os
 import selectors
 import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from tests.processes import Agent, Token, new_token
+import pytest
+
+from tests.bench.bars import BARS, PROOF, judged
+from tests.processes import ROOT, Agent, Token, new_token
 
 ROUNDS = 9
+STARTS = 25
 RAW, SEQUENTIAL, CONCURRENT = 2000, 1000, 6000
 CONNECTIONS = 16
 
@@ -150,10 +156,76 @@ def main() -> int:
         try:
             agent.start().create_key("default")
             rounds = measure(agent, raw_signer(token))
+            starts = measure_starts(agent)
         finally:
             agent.close()
     report(rounds)
-    return 0
+    print()
+    tests = Tests()
+    ran = pytest.main(["-q", "-m", "not long", "-p", "no:cacheprovider"], plugins=[tests])
+    kept = report_bars({PROOF: starts, **tests.measured})
+    return 0 if kept and ran == pytest.ExitCode.OK else 1
+
+
+def measure_starts(agent: Agent) -> list[float]:
+    """`dpop-agent proof` ÷ `python -c pass`, as a shell runs them."""
+    script = Path(sys.executable).with_name("dpop-agent")
+    program = [script] if script.exists() else [sys.executable, "-m", "dpop_agent"]
+    env = {name: v for name, v in agent.env.items() if not name.startswith("PYTHON")}
+
+    def seconds(*command: str | Path) -> float:
+        start = time.perf_counter()
+        # No timeout: waiting with one polls, at intervals longer than what is measured.
+        subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, check=True)
+        return time.perf_counter() - start
+
+    def once() -> float:
+        proof = seconds(*program, "proof", "GET", "https://as.example.com/me")
+        return proof / seconds(sys.executable, "-c", "pass")
+
+    once()  # writes the bytecode
+    return [once() for _ in range(STARTS)]
+
+
+class Tests:
+    """Of all tests those that measure; a plugin of pytest.
+
+    Attributes:
+        measured: seconds by bar.
+    """
+
+    def __init__(self) -> None:
+        self.measured: dict[str, list[float]] = {}
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = [item for item in items if "measured" in getattr(item, "fixturenames", ())]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" and report.passed:
+            for _, value in report.user_properties:
+                bar, seconds = cast("tuple[str, float]", value)
+                self.measured.setdefault(bar, []).append(seconds)
+
+
+def report_bars(measured: dict[str, list[float]]) -> bool:
+    """Print each bar and what was measured; whether all were kept."""
+    missed = []
+    print(f"\n{'bar':>6}  {'judged':>6}  {'median':>6}  {'least to most':14} {'times':>5}")
+    for bar, limit in BARS.items():
+        values = measured.get(bar)
+        if not values:
+            print(f"{limit:6.2f}  {'not measured':>31}        {bar}")
+            continue
+        found = judged(bar, values)
+        if found > limit:
+            missed.append(bar)
+        print(
+            f"{limit:6.2f}  {found:6.2f}  {statistics.median(values):6.2f}  "
+            f"{min(values):6.2f} {max(values):6.2f}  {len(values):6}  {bar}"
+        )
+    for bar in missed:
+        print(f"missed: {bar}")
+    return not missed
 
 
 def measure(agent: Agent, sign: Callable[[], None]) -> list[Round]:

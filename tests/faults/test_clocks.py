@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -67,7 +68,7 @@ def states(agent: Agent) -> list[str]:
 
 
 def wait_for(agent: Agent, wanted: list[str]) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 15
     while states(agent) != wanted and time.monotonic() < deadline:
         time.sleep(LOOK_S)
     assert states(agent) == wanted
@@ -87,9 +88,11 @@ def test_a_jump_of_the_wall_clock_retires_and_destroys_nothing(
         clocks.move(wall=jump)
         time.sleep(SETTLE_S)
         assert states(agent) == ["draining", "active"]
+        before = math.floor(clocks.now)
         proof = str(agent.client().proof("GET", HTU))
+        after = clocks.now
     claims = json.loads(base64.urlsafe_b64decode(proof.split(".")[1] + "=="))
-    assert abs(claims["iat"] - clocks.now) < 5
+    assert before <= claims["iat"] <= after
 
 
 def test_a_month_off_retires_and_destroys_nothing(clocks: OddClocks) -> None:

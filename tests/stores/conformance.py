@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar
@@ -21,13 +20,10 @@ from dpop_agent.jose import ALGORITHMS
 from dpop_agent.verify import verify
 from tests.agent.places import descendants, store, until, until_open, until_state
 from tests.agent.wire import Wire
+from tests.bench.bars import BACK
 from tests.processes import Agent, Token, running
 from tests.stores import on_token
-
-BACK_S = 2.0
-"""Seconds after which a store that is back signs again."""
-
-Record = Callable[[str, object], None]
+from tests.timing import Measured
 
 HTM, HTU = "POST", "https://as.example.com/token"
 TARGET = {"htm": HTM, "htu": HTU}
@@ -38,13 +34,10 @@ def signs(wire: Wire) -> bool:
     return "result" in wire.ask("proof", **TARGET, key="shop")
 
 
-def until_back(holds: Callable[[], bool], what: str, record_property: Record) -> None:
-    """Wait until a store serves again, which has to be soon."""
-    began = time.monotonic()
-    until(holds, seconds=15)
-    took_s = time.monotonic() - began
-    record_property("measured", f"{what}: back after {took_s:.2f} s")
-    assert took_s < BACK_S
+def until_back(holds: Callable[[], bool], measured: Measured) -> None:
+    """Wait until a store serves again."""
+    with measured(BACK):
+        until(holds)
 
 
 class StoreConformance:
@@ -148,7 +141,7 @@ class StoreConformance:
         made = self.create(wire, "shop")
         signer = until_open(agent)["signer_pid"]
         os.kill(signer, signal.SIGKILL)
-        until(lambda: "result" in wire.ask("proof", **TARGET, key="shop"), seconds=15)
+        until(lambda: "result" in wire.ask("proof", **TARGET, key="shop"))
         assert self.prove(wire, "shop") == made["jkt"]
         assert until_open(agent)["signer_pid"] != signer
 
@@ -217,7 +210,7 @@ class PinConformance:
         assert agent.stop() == 0
         with wrong_pin():
             agent.start()
-            until_state(agent, "locked", seconds=15)
+            until_state(agent, "locked")
         # The right one is there now: a second try would succeed, and show.
         with Wire(agent.admin_socket, timeout=60) as again:
             for _ in range(20):
@@ -248,7 +241,7 @@ class AwayConformance:
         agent: Agent,
         wire: Wire,
         taken_away: Callable[[], AbstractContextManager[None]],
-        record_property: Record,
+        measured: Measured,
     ) -> None:
         (key,) = wire.result("key.create", key="shop")["keys"]
         assert agent.stop() == 0
@@ -259,7 +252,7 @@ class AwayConformance:
                 assert (error["type"], error["retry"]) == ("store_absent", "later")
                 assert error["hint"]
         with Wire(agent.socket, timeout=60) as again:
-            until_back(lambda: signs(again), type(self).__name__, record_property)
+            until_back(lambda: signs(again), measured)
             result = again.result("proof", **TARGET, key="shop")
             assert result["jkt"] == key["generations"][0]["jkt"]
 

@@ -18,23 +18,21 @@ import secretstorage
 from cryptography.hazmat.primitives.serialization import load_der_private_key
 from secretstorage.util import format_secret
 
-from dpop_agent.agent.signers import MAX_BACK_OFF_S
 from dpop_agent.client import AgentClient
 from dpop_agent.config import default_backend
 from dpop_agent.errors import DPoPAgentError, Locked, SignerFailed, StoreAbsent
 from dpop_agent.jose import ALGORITHMS, ec_jwk, thumbprint
 from dpop_agent.signer.keychain import access
-from dpop_agent.signer.keychain.access import CALL_TIMEOUT_S
 from dpop_agent.signer.keychain.store import KeychainStore
 from dpop_agent.verify import verify
 from tests.agent.places import add_store
+from tests.bench.bars import WHILE_ANOTHER
 from tests.emulators import Keyring
 from tests.processes import Agent, Token, children, running
 from tests.stores.conformance import AwayConformance, StoreConformance
+from tests.timing import Measured
 
 API = "https://api.example/v1"
-BACK_S = MAX_BACK_OFF_S + 2
-"""Seconds after which a store that is back is used again: its longest back-off, and the start."""
 
 
 @pytest.fixture
@@ -90,8 +88,9 @@ def works(agent: Agent, key: str = "default", *, timeout: float = 10.0) -> str:
     return verify(str(proof), htm="GET", htu=API, jkt=proof.jkt).jkt
 
 
-def works_soon(agent: Agent, *, seconds: float = BACK_S) -> str:
-    deadline = time.monotonic() + seconds
+def works_again(agent: Agent) -> str:
+    """The jkt of the first proof that there is."""
+    deadline = time.monotonic() + 15
     while True:
         try:
             return works(agent)
@@ -227,7 +226,7 @@ def test_a_key_outlives_the_agent(
     jkt = agent.create_key()["jkt"]
     agent.stop()
     agent.start()
-    assert works_soon(agent) == jkt
+    assert works_again(agent) == jkt
     assert len(items(desktop)) == 1
 
 
@@ -239,24 +238,26 @@ def test_a_destroyed_key_is_gone_from_the_keychain(agent: Agent, desktop: Keyrin
 
 
 def test_a_locked_keychain_is_told_at_once_without_a_prompt_and_used_once_it_is_unlocked(
-    agent: Agent, desktop: Keyring
+    agent: Agent, desktop: Keyring, measured: Measured
 ) -> None:
     jkt = agent.create_key()["jkt"]
     desktop.lock()
-    start = time.monotonic()
     with pytest.raises(Locked, match="the keychain is locked") as caught:
         agent.create_key("another")
     assert "unlock it" in caught.value.hint
     assert works(agent) == jkt  # loaded before
     restart_signer(agent)
-    with pytest.raises(Locked) as caught:
+    with (
+        measured("a proof from a locked keychain is refused"),
+        pytest.raises(Locked) as caught,
+    ):
         works(agent)
     assert "unlock it" in caught.value.hint
-    assert time.monotonic() - start < CALL_TIMEOUT_S
     assert store(agent)["state"] == "locked"
 
     desktop.unlock()
-    assert works_soon(agent) == jkt
+    with measured("a keychain that answers again is used"):
+        assert works_again(agent) == jkt
     assert store(agent)["state"] == "ready"
     pid = agent.pid
     agent.create_key("another")
@@ -264,30 +265,29 @@ def test_a_locked_keychain_is_told_at_once_without_a_prompt_and_used_once_it_is_
 
 
 def test_a_stuck_daemon_holds_up_neither_loaded_keys_nor_other_stores(
-    both: Agent, desktop: Keyring
+    both: Agent, desktop: Keyring, measured: Measured
 ) -> None:
     jkt = works(both)
     desktop.freeze()
-    start = time.monotonic()
-    waiting = subprocess.Popen(
-        [sys.executable, "-m", "dpop_agent", "key", "create", "another"],
-        env=both.env,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    slowest = 0.0
-    while waiting.poll() is None:
-        before = time.monotonic()
-        works(both, "soft", timeout=2)
-        slowest = max(slowest, time.monotonic() - before)
-        time.sleep(0.05)
-    error = waiting.communicate()[1]
+    with measured("`key create` in a keychain that is stuck ends after its 5 s"):
+        waiting = subprocess.Popen(
+            [sys.executable, "-m", "dpop_agent", "key", "create", "another"],
+            env=both.env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        served = 0
+        while waiting.poll() is None:
+            with measured(WHILE_ANOTHER):
+                works(both, "soft")
+            served += 1
+            time.sleep(0.05)
+        error = waiting.communicate()[1]
     assert waiting.returncode == 1
     assert "didn't answer" in error
     assert error.count("\n") == 1
-    assert time.monotonic() - start < 3 * CALL_TIMEOUT_S
-    assert slowest < 1
+    assert served > 10
     assert works(both) == jkt
 
     desktop.thaw()
@@ -297,21 +297,22 @@ def test_a_stuck_daemon_holds_up_neither_loaded_keys_nor_other_stores(
 
 
 def test_a_daemon_that_is_stuck_when_the_signer_starts_is_used_once_it_answers(
-    both: Agent, desktop: Keyring
+    both: Agent, desktop: Keyring, measured: Measured
 ) -> None:
     jkt = works(both)
     desktop.freeze()
     restart_signer(both)
-    start = time.monotonic()
-    with pytest.raises(DPoPAgentError) as caught:
-        works(both, timeout=CALL_TIMEOUT_S + 4)
-    assert isinstance(caught.value, SignerFailed)
-    assert "didn't answer" in caught.value.message
-    assert time.monotonic() - start < CALL_TIMEOUT_S + 2
+    with (
+        measured("a keychain that is stuck is told after its 5 s"),
+        pytest.raises(SignerFailed, match="didn't answer"),
+    ):
+        works(both, timeout=30)
     assert store(both)["state"] in ("failed", "starting")
-    works(both, "soft", timeout=2)
+    with measured(WHILE_ANOTHER):
+        works(both, "soft")
     desktop.thaw()
-    assert works_soon(both) == jkt
+    with measured("a keychain that answers again is used"):
+        assert works_again(both) == jkt
 
 
 def test_a_write_that_was_cut_short_is_known_once_the_daemon_answers(
@@ -419,14 +420,13 @@ def test_init_writes_a_configuration_that_works_and_says_exportable(
 
 
 def test_a_stuck_daemon_does_not_hang_init(
-    desktop: Keyring, make_agent: Callable[..., Agent]
+    desktop: Keyring, make_agent: Callable[..., Agent], measured: Measured
 ) -> None:
     agent = make_agent(env=desktop.env)
     agent.config.unlink()
     desktop.freeze()
-    start = time.monotonic()
-    run = agent.run("init", "--keychain")
+    with measured("`init` with a keychain that is stuck ends after its 5 s"):
+        run = agent.run("init", "--keychain")
     assert run.returncode == 1
     assert "didn't answer" in run.stderr
-    assert time.monotonic() - start < CALL_TIMEOUT_S + 3
     assert not agent.config.exists()

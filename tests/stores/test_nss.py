@@ -64,7 +64,7 @@ class TestNss(SeenByPkcs11, StoreConformance, PinConformance, AwayConformance):
 
 def refusal(agent: Agent) -> str:
     """Why the store can't be used, and what next."""
-    until(lambda: store(agent)["reason"], seconds=15)
+    until(lambda: store(agent)["reason"])
     assert "Traceback" not in agent.log.read_text()
     told = store(agent)
     return f"{told['reason']}; {told['hint']}"

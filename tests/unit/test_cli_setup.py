@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 from dpop_agent import config
 from dpop_agent.cli import discovery
 from dpop_agent.cli.main import main
+from tests.processes import children
 
 Capture = pytest.CaptureFixture[str]
 PIN = "73195"
@@ -330,10 +330,9 @@ class TestInit:
     ) -> None:
         module = machine.module("x.so", says="#!/bin/sh\nexec sleep 60\n")
         monkeypatch.setattr(discovery, "LOOK_TIMEOUT_S", 0.2)
-        start = time.monotonic()
         assert init(machine, "--module", module) == 1
-        assert time.monotonic() - start < 10
         assert "didn't answer" in error_of(capsys)
+        assert "sleep 60" not in children().values()
 
     def test_no_module_at_all_says_what_to_install(self, machine: Machine, capsys: Capture) -> None:
         assert init(machine) == 1
@@ -466,10 +465,9 @@ type = "keychain"
     ) -> None:
         machine.keychain(says="#!/bin/sh\nexec sleep 60\n")
         monkeypatch.setattr(discovery, "LOOK_TIMEOUT_S", 0.2)
-        start = time.monotonic()
         assert main(["init", "--keychain"]) == 1
-        assert time.monotonic() - start < 10
         assert "didn't answer" in error_of(capsys)
+        assert "sleep 60" not in children().values()
 
     def test_it_has_neither_pin_nor_pkcs11_token(self, machine: Machine, capsys: Capture) -> None:
         machine.keychain()

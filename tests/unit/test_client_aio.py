@@ -41,6 +41,13 @@ def _answer(number: str, result: str) -> bytes:
     return f'{{"jsonrpc":"2.0","id":{number},"result":{result}}}\n'.encode()
 
 
+async def until_asked(agent: FakeAgent, requests: int) -> None:
+    """Wait until the agent has been asked so often."""
+    async with asyncio.timeout(10):
+        while len(agent.requests) < requests:
+            await asyncio.sleep(0.005)
+
+
 def test_calls_side_by_side_share_a_connection_and_get_their_own_answers(agent: FakeAgent) -> None:
     async def main() -> None:
         async with AsyncAgentClient(agent.path) as client:
@@ -57,6 +64,7 @@ def test_no_more_requests_are_under_way_than_an_agent_takes(agent: FakeAgent) ->
         agent.script = [SILENT] * 100
         async with AsyncAgentClient(agent.path) as client:
             calls = [asyncio.create_task(client.hello()) for _ in range(100)]
+            await until_asked(agent, aio_module.MAX_UNDER_WAY)
             await asyncio.sleep(0.1)
             assert len(agent.requests) == aio_module.MAX_UNDER_WAY
             for call in calls:
@@ -74,7 +82,7 @@ def test_answers_out_of_order_and_in_pieces_find_their_calls(agent: FakeAgent) -
     async def main() -> None:
         async with AsyncAgentClient(agent.path) as client:
             calls = [asyncio.create_task(client.hello()) for _ in range(2)]
-            await asyncio.sleep(0.02)
+            await until_asked(agent, 2)
             third = asyncio.create_task(client.hello())
             assert await asyncio.gather(*calls) == [{"n": 1}, {"n": 2}]
             third.cancel()
@@ -88,7 +96,7 @@ def test_a_cancelled_calls_late_answer_is_dropped(agent: FakeAgent) -> None:
     async def main() -> None:
         async with AsyncAgentClient(agent.path) as client:
             cancelled = asyncio.create_task(client.hello())
-            await asyncio.sleep(0.02)
+            await until_asked(agent, 1)
             cancelled.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await cancelled
@@ -112,7 +120,7 @@ def test_a_timeout_leaves_other_calls_alone_and_the_next_connects_anew(
     agent.script = [NOTHING, later]
 
     async def main() -> None:
-        async with AsyncAgentClient(agent.path, timeout=0.1) as client:
+        async with AsyncAgentClient(agent.path, timeout=0.5) as client:
             hasty = asyncio.create_task(client.hello())
             await asyncio.sleep(0.01)
             client.timeout = 5
@@ -131,13 +139,13 @@ def test_a_touch_is_told_and_has_a_deadline_of_its_own(
     agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(aio_module, "GRACE", 0.02)
-    agent.touch_s = 0.3
+    agent.touch_s = 1.0
     told: list[Touch] = []
 
     async def main() -> None:
-        async with AsyncAgentClient(agent.path, timeout=0.1, on_touch=told.append) as client:
+        async with AsyncAgentClient(agent.path, timeout=0.5, on_touch=told.append) as client:
             assert (await client.proof("GET", URI)).value == "proof-1"
-        async with AsyncAgentClient(agent.path, timeout=0.1) as unasked:
+        async with AsyncAgentClient(agent.path, timeout=0.5) as unasked:
             assert (await unasked.proof("GET", URI)).value == "proof-2"
 
     asyncio.run(main())
@@ -149,21 +157,18 @@ def test_a_touch_is_the_one_calls_whose_it_is_and_ends_it_at_its_own_deadline(
     agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(aio_module, "GRACE", 0.02)
-    monkeypatch.setattr(aio_module, "TOUCH_TIMEOUT_S", 0.4)
+    monkeypatch.setattr(aio_module, "TOUCH_TIMEOUT_S", 2.0)
     agent.script = [TOUCH_DUE, SILENT]
 
     async def main() -> None:
-        loop = asyncio.get_running_loop()
-        async with AsyncAgentClient(agent.path, timeout=0.1) as client:
-            began = loop.time()
+        async with AsyncAgentClient(agent.path, timeout=0.5) as client:
             waits = asyncio.create_task(client.proof("GET", URI))
             other = asyncio.create_task(client.hello())
-            with pytest.raises(Timeout, match=r"within 0\.1 s"):
+            with pytest.raises(Timeout, match=r"within 0\.5 s"):
                 await other
-            assert loop.time() - began < 0.4
-            with pytest.raises(Timeout, match=r"within 0\.4 s"):
+            assert not waits.done()
+            with pytest.raises(Timeout, match=r"within 2 s"):
                 await waits
-            assert 0.4 <= loop.time() - began < 2
 
     asyncio.run(main())
 
@@ -293,7 +298,7 @@ def test_closing_ends_calls_under_way_and_the_client_can_be_used_again(agent: Fa
         agent.script = [NOTHING]
         client = AsyncAgentClient(agent.path)
         call = asyncio.create_task(client.hello())
-        await asyncio.sleep(0.02)
+        await until_asked(agent, 1)
         await client.aclose()
         with pytest.raises(AgentUnavailable, match="closed"):
             await call

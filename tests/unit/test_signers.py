@@ -116,8 +116,8 @@ def test_a_touch_has_a_deadline_of_its_own_and_whoever_waits_behind_it_has_his(
     monkeypatch.setattr(queue, "TOUCH_AFTER_S", 0.1)
 
     async def story(card: Card) -> None:
-        waits = card.submit(1, within_s=0.3)
-        behind = card.submit(2, within_s=0.4, touch=False, owner="other")
+        waits = card.submit(1, within_s=1)
+        behind = card.submit(2, within_s=1.1, touch=False, owner="other")
         patient = card.submit(3, within_s=5, owner="other")
         await card.until(lambda: behind)
         assert waits == ["touch"]
@@ -149,15 +149,15 @@ def test_a_card_that_waits_for_ever_is_given_up_at_the_touchs_deadline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(queue, "TOUCH_AFTER_S", 0.1)
-    monkeypatch.setattr(queue, "TOUCH_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(queue, "TOUCH_TIMEOUT_S", 2.0)
 
     async def story(card: Card) -> None:
-        waits = card.submit(1, within_s=0.2)
+        waits = card.submit(1, within_s=1)
         await card.until(lambda: card.killed)
         touch, late = waits
         assert touch == "touch"
         assert isinstance(late, Timeout)
-        assert "nobody touched the card of the store work within 0.5 s" in late.message
+        assert "nobody touched the card of the store work within 2 s" in late.message
         assert late.retry == "no"
 
     with_card(tmp_path, story)
@@ -171,7 +171,7 @@ def test_a_connection_that_is_gone_is_told_of_no_touch_and_gets_no_signature(
     async def story(card: Card) -> None:
         sent, queued = card.submit(1, within_s=5), card.submit(2, within_s=5)
         card.signer.drop("one")
-        other = card.submit(3, within_s=0.3, touch=False, owner="other")
+        other = card.submit(3, within_s=1, touch=False, owner="other")
         await card.until(lambda: other)
         assert isinstance(other[0], Timeout)
         assert "waits until somebody touches its card" in other[0].message
@@ -184,12 +184,12 @@ def test_a_connection_that_is_gone_is_told_of_no_touch_and_gets_no_signature(
 def test_a_store_is_idle_from_its_last_answer_on(tmp_path: Path) -> None:
     async def story(card: Card) -> None:
         card.submit(1, within_s=5)
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.6)
         card.touch()
-        card.signer.look_idle(lock_after_s=None, release_after_s=0.15)
+        card.signer.look_idle(lock_after_s=None, release_after_s=0.5)
         assert card.frames == []
-        await asyncio.sleep(0.2)
-        card.signer.look_idle(lock_after_s=None, release_after_s=0.15)
+        await asyncio.sleep(0.6)
+        card.signer.look_idle(lock_after_s=None, release_after_s=0.5)
         assert [frame["op"] for frame in card.frames] == ["release"]
 
     with_card(tmp_path, story)
