@@ -172,31 +172,29 @@ class _Signing(ABC):
         "_key",
         "_on_touch",
         "_proofs",
-        "_signer",
         "_where",
     )
 
     def __init__(
         self, proofs: Proofs, call: Call, key: Key, generation: Generation, where: Target
     ) -> None:
-        """Nothing is asked of the signer before `submit`.
-
-        Raises:
-            StoreUnknown
-        """
+        """Nothing is asked of the signer before `submit`."""
         self._proofs = proofs
         self._call = call
         self._key = key
         self._generation = generation
         self._where = where
-        self._signer = proofs.signer(key)
         self._on_touch = call.on_touch(key, generation)
         timeout_ms = call.params.get("timeout_ms", SIGN_TIMEOUT_S * 1000)
         self._deadline = asyncio.get_running_loop().time() + timeout_ms / 1000
 
     def submit(self) -> None:
-        """Have it signed when its turn comes, and answered."""
-        self._signer.submit(
+        """Have it signed when its turn comes, and answered.
+
+        Raises:
+            StoreUnknown
+        """
+        self._proofs.signer(self._key).submit(
             Job(
                 self._call.owner,
                 self._frame,
@@ -230,10 +228,16 @@ class _Signing(ABC):
             self._call.respond(e)
             return
         if self._is_stale():
-            self.submit()
+            self._submit_again()
             return
         self._proofs.given_out(self._generation, self._where)
         self._call.respond(self._result(what["signature"], state))
+
+    def _submit_again(self) -> None:
+        try:
+            self.submit()
+        except DPoPAgentError as e:  # its store isn't configured any more
+            self._call.respond(e)
 
     @abstractmethod
     def _signing_input(self) -> str:

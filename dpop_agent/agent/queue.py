@@ -220,6 +220,14 @@ class Work:
         self._in_hand.clear()
         return jobs
 
+    def hand_over(self) -> list[Job]:
+        """What another signer can do as well, first what was sent already."""
+        jobs = [job for job in self._in_hand.values() if job.again and job.done is not None]
+        self._in_hand = OrderedDict(
+            (number, job) for number, job in self._in_hand.items() if job not in jobs
+        )
+        return jobs + self._waiting.take_all()
+
     def fail_all(self, error: DPoPAgentError) -> None:
         """Nobody waits any more, neither for what is in the signer's hands."""
         for job in self._in_hand.values():

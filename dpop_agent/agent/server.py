@@ -30,7 +30,7 @@ from dpop_agent.agent.stores import Stores
 from dpop_agent.agent.upkeep import Upkeep
 from dpop_agent.agent.views import Views
 from dpop_agent.channel import is_secret_socket
-from dpop_agent.config import Config, load
+from dpop_agent.config import Config, StoreConfig, load
 from dpop_agent.errors import (
     DPoPAgentError,
     NotDurable,
@@ -174,17 +174,19 @@ class Agent:
     def _open_stores(self) -> None:
         for name, store in self._config.stores.items():
             if name not in self.signers:
-                self.signers[name] = Signer(
-                    store,
-                    lock_file=os.path.join(
-                        os.path.dirname(self._records.path), f"signer-{name}.lock"
-                    ),
-                    starting=self._starting[store.module],
-                    on_ready=self._reconcile,
-                    on_end=self._end_after_the_last_signer,
-                    spawn=spawn_program if self._forker is None else self._forker.spawn,
-                )
+                self.signers[name] = self._new_signer(store)
             self.signers[name].start()
+
+    def _new_signer(self, store: StoreConfig) -> Signer:
+        state_folder = os.path.dirname(self._records.path)
+        return Signer(
+            store,
+            lock_file=os.path.join(state_folder, f"signer-{store.name}.lock"),
+            starting=self._starting[store.module],
+            on_ready=self._reconcile,
+            on_end=self._end_after_the_last_signer,
+            spawn=spawn_program if self._forker is None else self._forker.spawn,
+        )
 
     def _no_more_signers(self) -> None:
         """The forking process has gone: what is open serves on, and nothing is opened any more."""
@@ -216,12 +218,17 @@ class Agent:
                 await self._reload()
 
     async def _reload(self) -> None:
-        config = load(self._config.path)
+        self._config = load(self._config.path)
         for name, signer in list(self.signers.items()):
-            if config.stores.get(name) != signer.config:
+            store = self._config.stores.get(name)
+            if store is None:
                 del self.signers[name]
                 await signer.close()
-        self._config = config
+            elif store != signer.config:
+                # There at once, so that requests wait for it; started once the old one has ended.
+                self.signers[name] = successor = self._new_signer(store)
+                async with self._starting[store.module]:
+                    await signer.close(successor)
         self._open_stores()
         for name, signer in list(self.signers.items()):
             was_open = signer.state == "ready"  # one that is opened now is looked into by itself

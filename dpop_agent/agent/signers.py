@@ -28,7 +28,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping
+from contextlib import asynccontextmanager
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
@@ -56,8 +57,8 @@ START_TIMEOUT_S = 15.0
 """Seconds for loading a module, finding its token and logging in; slow cards take 4."""
 
 APART_S = 5.0
-"""Seconds in which no other store of the same module is started: half of what a signature may take,
-so that what waits behind a stuck one is still served."""
+"""Seconds in which no other store of the same module is started, and that a store waits for others
+at the most: half of what a signature may take, so that what waits behind stuck ones is served."""
 
 GENERATE_TIMEOUT_S = 60.0
 """Seconds for one key pair: RSA on a card or TPM takes up to half a minute."""
@@ -445,12 +446,19 @@ class Signer:
         if self._opening is not None:
             await asyncio.wait([self._opening])
 
-    async def close(self) -> None:
-        """End the process after what it is doing, and fail the rest."""
+    async def close(self, successor: Signer | None = None) -> None:
+        """End the process after what it is doing; the rest is the successor's, or fails."""
         self._become(Event.CLOSE)
         if self._tick is not None:
             self._tick.cancel()
-        self._work.fail_all(SignerFailed("the agent is ending", hint="start it again"))
+        if successor is not None:
+            for job in self._work.hand_over():
+                successor.submit(job)
+        self._work.fail_all(
+            SignerFailed("the agent is ending", hint="start it again")
+            if successor is None
+            else self._was_closed()
+        )
         await self._end_process()
 
     # Its state
@@ -531,7 +539,7 @@ class Signer:
 
     async def _opened(self, unlocking: _Unlocking | None) -> dict[str, Any]:
         listen = {} if unlocking is None else {"op": "listen", "folder": unlocking.folder}
-        async with self._starting:
+        async with _at_most(APART_S, self._starting):
             self._process = await process.start(
                 self._spawn,
                 self.config.name,
@@ -766,6 +774,20 @@ class Signers(dict[str, Signer]):
         if store not in self:
             raise StoreUnknown(f"there is no store {store} in the configuration")
         return self[store]
+
+
+@asynccontextmanager
+async def _at_most(seconds: float, lock: asyncio.Lock) -> AsyncIterator[None]:
+    """Hold a lock; after waiting for so long, go on without."""
+    try:
+        await asyncio.wait_for(lock.acquire(), seconds)
+    except TimeoutError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _result(what: dict[str, Any] | DPoPAgentError) -> dict[str, Any]:

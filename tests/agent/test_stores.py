@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from dpop_agent.errors import Locked, StoreAbsent
+from dpop_agent.errors import DPoPAgentError, Locked, StoreAbsent
 from dpop_agent.verify import verify
-from tests.agent.places import add_store, until
+from tests.agent.places import add_store, hurried, until
 from tests.processes import Agent, Token
 from tests.timing import Measured
 
@@ -142,3 +144,65 @@ def test_a_store_that_hangs_in_its_module_holds_up_another_of_that_module_for_se
     with measured("a key is made behind a store that hangs in the same module"):
         agent.create_key("shop", store="work")
     assert states(agent) == {"hanging": "starting", "work": "ready"}
+
+
+def seconds_behind(
+    hanging: int,
+    folder: Path,
+    make_token: Callable[..., Token],
+    make_agent: Callable[..., Agent],
+) -> float:
+    """How long a key takes in a store behind so many of its module that hang."""
+    stores = {}
+    for n in range(hanging):
+        stores[f"hanging{n}"] = stuck = make_token(f"hanging{n}")
+        stuck.softhsm_conf.unlink()
+        os.mkfifo(stuck.softhsm_conf, 0o600)
+    stores["work"] = make_token("work")
+    config = configure(folder / f"behind{hanging}.toml", stores)
+    agent = make_agent(config, preexec=hurried("signers.APART_S=1")).start()
+    began = time.monotonic()
+    agent.create_key("shop", store="work")
+    took = time.monotonic() - began
+    agent.stop()
+    return took
+
+
+def test_three_stores_that_hang_hold_up_another_no_longer_than_one_does(
+    tmp_path: Path, make_token: Callable[..., Token], make_agent: Callable[..., Agent]
+) -> None:
+    one = seconds_behind(1, tmp_path, make_token, make_agent)
+    assert seconds_behind(3, tmp_path, make_token, make_agent) < 2 * one
+
+
+def test_requests_wait_for_a_store_whose_configuration_changes(agent: Agent, token: Token) -> None:
+    stored = agent.config.read_text()
+    errors: list[DPoPAgentError] = []
+    proofs = 0
+    ended = threading.Event()
+
+    def ask() -> None:
+        nonlocal proofs
+        client = agent.client()
+        while not ended.is_set():
+            try:
+                client.proof("GET", HTU, key="work")
+            except DPoPAgentError as e:
+                errors.append(e)
+            else:
+                proofs += 1
+
+    asking = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in asking:
+        thread.start()
+    for n in range(6):
+        seen = proofs
+        changed = stored.replace('type = "pkcs11"', 'type = "pkcs11"\nverify = "always"')
+        agent.config.write_text(stored if n % 2 else changed)
+        agent.run("reload", check=True)
+        while proofs < seen + 10:
+            time.sleep(0.01)
+    ended.set()
+    for thread in asking:
+        thread.join()
+    assert errors == []
