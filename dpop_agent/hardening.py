@@ -39,6 +39,14 @@ def harden() -> None:
                 raise Traced(f"process {line.split()[1]} is tracing this one")
 
 
+def text_of(secret: bytes) -> str | None:
+    """A secret as text; None if it isn't UTF-8. No exception holds it, as Python's own would."""
+    try:
+        return secret.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
 def _prctl(option: int, value: int) -> None:
     import ctypes
 

@@ -7,6 +7,7 @@ costs as much as the rest of the agent's work for one.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -38,6 +39,9 @@ MAX_AGE_S = 2.0
 
 SIGN_PROOF_WINDOW_S = 5
 """Seconds that the `iat` of somebody else's proof may be old (`proof.sign`)."""
+
+
+_JTI = re.compile(r"[!-~]{16,64}")
 
 
 class Proofs:
@@ -334,8 +338,8 @@ def _require_proof(text: str, key: Key, generation: Generation) -> Target:
         }
     ):
         wrong = "its claims aren't jti, htm, htu, iat and, where needed, ath and nonce"
-    elif not (isinstance(claims["jti"], str) and 16 <= len(claims["jti"]) <= 64):
-        wrong = "its jti isn't a text of 16 to 64 characters"
+    elif not (isinstance(claims["jti"], str) and _JTI.fullmatch(claims["jti"])):
+        wrong = "its jti isn't a text of 16 to 64 visible ASCII characters"
     elif not is_htm(claims["htm"]):
         wrong = "its htm isn't an HTTP method"
     elif "ath" in claims and not is_sha256(claims["ath"]):

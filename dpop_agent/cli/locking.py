@@ -188,6 +188,7 @@ def _ask(prompt: str, what: str, *, may_be_empty: bool) -> str:
     if _has_terminal():
         from getpass import getpass
 
+        secret: str | None
         try:
             secret = getpass(prompt)
             secret.encode()
@@ -195,8 +196,10 @@ def _ask(prompt: str, what: str, *, may_be_empty: bool) -> str:
             print(file=sys.stderr)  # their Ctrl-D left the prompt's line unended
             secret = ""
             may_be_empty = False
-        except UnicodeError:  # from None: it has what was typed
-            raise Cancelled(f"the {what} isn't UTF-8", hint="type it again") from None
+        except UnicodeError:
+            secret = None
+        if secret is None:  # not in the handler, whose exception has what was typed
+            raise Cancelled(f"the {what} isn't UTF-8", hint="type it again")
     elif os.environ.get("WAYLAND_DISPLAY") or os.environ.get("DISPLAY"):
         from dpop_agent.cli import pinentry
 

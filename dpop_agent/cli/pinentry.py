@@ -10,6 +10,7 @@ from shutil import which
 from urllib.parse import unquote_to_bytes
 
 from dpop_agent.errors import Cancelled, ConfigurationError, Timeout
+from dpop_agent.hardening import text_of
 
 PROGRAM = "pinentry"
 TIMEOUT_S = 60
@@ -59,12 +60,12 @@ def ask(prompt: str, what: str) -> str:
         raise _no_answer() from e
     finally:
         _end(process)
-    try:
-        return typed.decode("utf-8")
-    except UnicodeDecodeError as e:
+    secret = text_of(typed)
+    if secret is None:
         raise Cancelled(
             "pinentry answered with something other than UTF-8", hint="run this in a terminal"
-        ) from e
+        )
+    return secret
 
 
 def _options() -> list[str]:

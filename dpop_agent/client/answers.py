@@ -210,14 +210,12 @@ def proof_params(
             raise ConfigurationError(
                 "both access_token and ath were given", hint="give the one that you have"
             )
-        try:
-            ath = access_token_hash(access_token)
-        except UnicodeEncodeError:
-            # Not chained: that exception holds the access token.
+        if not access_token.isascii():  # no exception that would hold it
             raise ConfigurationError(
                 "the access token has characters that aren't ASCII",
                 hint="give it as the server sent it (RFC 6750 section 2.1)",
-            ) from None
+            )
+        ath = access_token_hash(access_token)
     params: dict[str, Any] = {"htm": htm, "htu": bare_uri(uri)}
     if key is not None:
         params["key"] = key

@@ -19,6 +19,7 @@ from dpop_agent.errors import (
     StoreUnusable,
     UnsafeSocket,
 )
+from dpop_agent.hardening import text_of
 from dpop_agent.peer import peer_of, require_own_uid
 from dpop_agent.signer import secret_socket
 from dpop_agent.signer.keychain.access import Keychain
@@ -329,10 +330,10 @@ def _pin_of(line: bytes, where: str) -> str:
     pin = line.rstrip(b"\r\n")
     if not 0 < len(pin) <= MAX_SECRET or b"\n" in pin:
         raise Locked(f"{where} has no PIN on its first line", hint=_CORRECT)
-    try:
-        return pin.decode("utf-8")
-    except UnicodeDecodeError as e:
-        raise Locked(f"{where} isn't UTF-8", hint=_CORRECT) from e
+    text = text_of(pin)
+    if text is None:
+        raise Locked(f"{where} isn't UTF-8", hint=_CORRECT)
+    return text
 
 
 class _LastTry:

@@ -434,6 +434,10 @@ def test_another_keys_jwk_or_a_jwk_with_more_is_not_signed(wire: Wire) -> None:
         *[({name: 1}, "invalid_params") for name in ("exp", "nbf", "iss", "sub", "aud", "scope")],
         ({"jti": "x" * 15}, "invalid_params"),
         ({"jti": "x" * 65}, "invalid_params"),
+        *[
+            ({"jti": f"0123456789{odd}abcdef"}, "invalid_params")
+            for odd in (" ", "\n", "\r\n", "\0", "\x7f", "ä", "\u2028", "\ud800")
+        ],
         ({"jti": 1234567890123456}, "invalid_params"),
         ({"htm": ""}, "invalid_params"),
         ({"htm": "GET /"}, "invalid_params"),

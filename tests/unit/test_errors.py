@@ -5,7 +5,9 @@ import json
 import pytest
 
 from dpop_agent import errors
-from dpop_agent.errors import DPoPAgentError, from_wire
+from dpop_agent.client import AgentClient
+from dpop_agent.errors import ConfigurationError, DPoPAgentError, from_wire
+from dpop_agent.hardening import text_of
 
 
 def below(cls: type[DPoPAgentError]) -> list[type[DPoPAgentError]]:
@@ -146,3 +148,27 @@ def test_a_nonce_for_a_body_that_cannot_be_sent_again_is_carried_but_not_shown()
     error = errors.NonceRequired("the body can't be sent again", nonce="canary-nonce")
     assert error.nonce == "canary-nonce"
     assert "canary-nonce" not in f"{error} {error!r} {error.to_wire()}"
+
+
+def chained(error: BaseException | None) -> list[BaseException]:
+    """An exception and all that hang on it, shown in a traceback or not."""
+    found: list[BaseException] = []
+    while error is not None:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+@pytest.mark.parametrize("odd", ["geheim-\u00e4", "geheim-\ud800"])
+def test_no_exception_on_the_way_holds_an_access_token(odd: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        AgentClient("/none/agent.sock").proof("GET", "https://api.example.com/", access_token=odd)
+    for error in chained(caught.value):
+        assert "geheim" not in repr(error.args)
+        assert "geheim" not in repr(vars(error))
+        assert not isinstance(error, UnicodeError)
+
+
+def test_a_secret_that_is_no_text_leaves_no_exception_behind() -> None:
+    assert text_of(b"geheim") == "geheim"
+    assert text_of(b"geheim\xff") is None
