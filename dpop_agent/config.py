@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -263,8 +262,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def _read(path: str) -> str:
     try:
-        # Not blocking: a FIFO must not make the agent wait for ever.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = paths.open_only_ours(
+            path, "the configuration", instead=paths.ANOTHER_CONFIG_FILE
+        )
+        with open(descriptor, "rb") as file:
+            data = file.read(MAX_SIZE + 1)
     except FileNotFoundError as e:
         raise ConfigurationError(
             f"there is no configuration at {path}", hint="write one with: dpop-agent init"
@@ -275,27 +277,6 @@ def _read(path: str) -> str:
             f"the configuration {path} can't be read: {reason}",
             hint="correct that, or set DPOP_AGENT_CONFIG to another file",
         ) from e
-    try:
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode):
-            raise ConfigurationError(
-                f"the configuration {path} isn't a file", hint="set DPOP_AGENT_CONFIG to a file"
-            )
-        if info.st_uid not in (0, os.getuid()):
-            raise ConfigurationError(
-                f"the configuration {path} belongs to uid {info.st_uid}, not to uid {os.getuid()}",
-                hint="use one of your own: it names the modules that are loaded",
-            )
-        if info.st_mode & 0o022:
-            raise ConfigurationError(
-                f"the configuration {path} has mode {stat.S_IMODE(info.st_mode):04o}: "
-                "others can change it",
-                hint=f"look through it, then: chmod 600 {path}",
-            )
-        with open(fd, "rb", closefd=False) as file:
-            data = file.read(MAX_SIZE + 1)
-    finally:
-        os.close(fd)
     if len(data) > MAX_SIZE:
         raise ConfigurationError(
             f"the configuration {path} has more than {MAX_SIZE} bytes", hint="shorten it"

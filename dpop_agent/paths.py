@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
 
+from dpop_agent import users
 from dpop_agent.errors import ConfigurationError, UnsafeSocket
 
 APP = "dpop-agent"
 
 MAX_SOCKET_PATH = 103 if sys.platform == "darwin" else 107
 """Bytes of a socket's path: sun_path less its terminating zero (unix(7))."""
+
+ANOTHER_SOCKET = "set DPOP_AGENT_SOCK to a path in a folder of your own"
+ANOTHER_CONFIG_FILE = "set DPOP_AGENT_CONFIG to another file"
+ANOTHER_STATE_FOLDER = "set DPOP_AGENT_STATE_DIR to a folder of your own"
+"""What else somebody can do whose place isn't safe."""
 
 _ADMIN = "admin.sock"
 
@@ -76,60 +83,239 @@ def check_socket_path(path: str) -> None:
         )
 
 
-def check_socket_folder(path: str) -> None:
+def check_socket_folder(path: str, *, client: bool = False) -> None:
     """Refuse a socket whose folder somebody else could change.
 
-    The folder is ours and has mode 0700 or less; each folder above it belongs to us or to root and
-    is writable for nobody else, unless it is sticky (as `/tmp` is). Symbolic links above it are
-    ours or root's, and what holds for folders holds for those that they lead through.
+    The folder is ours and has mode 0700 or less, and only we and root can change the way to it. For
+    a client it may also be root's, where nobody else can write to it: a sandbox's, into which the
+    socket was mounted. A client asks for the listener's uid afterwards, so where root isn't mapped
+    the overflow uid passes for root's.
 
     Raises:
-        UnsafeSocket: names the folder and what is wrong with it.
+        UnsafeSocket: names the folder and what is wrong with it; for a client also, that the
+            runtime folder, in which it would be, isn't there.
         FileNotFoundError: there is no such folder.
     """
     folder = os.path.dirname(path)
-    info = os.lstat(folder)
+    way = _Way("the socket", instead=ANOTHER_SOCKET, client=client)
+    try:
+        above = way.into(os.path.dirname(folder))
+    except FileNotFoundError as e:
+        if not client:
+            raise
+        raise UnsafeSocket(
+            f"there is no folder {e.filename}, which the socket's folder is to be in",
+            hint="start the agent: dpop-agent serve; or set DPOP_AGENT_SOCK",
+        ) from e
+    except ConfigurationError as e:
+        raise UnsafeSocket(e.message, hint=e.hint) from None
+    info = os.lstat(os.path.join(above, os.path.basename(folder)))
     if stat.S_ISLNK(info.st_mode):
         raise UnsafeSocket(f"{folder} is a symbolic link", hint="name the folder itself")
     if not stat.S_ISDIR(info.st_mode):
         raise UnsafeSocket(f"{folder} isn't a folder", hint="set DPOP_AGENT_SOCK to another path")
-    if info.st_uid != os.getuid():
+    if users.is_own(info.st_uid):
+        if info.st_mode & 0o077:
+            raise UnsafeSocket(
+                f"{_mode(folder, info)}: others can reach it", hint=f"chmod 700 {folder}"
+            )
+    elif not (client and way.is_roots(folder, info)):
         raise UnsafeSocket(
             f"{folder} belongs to uid {info.st_uid}, not to uid {os.getuid()}",
-            hint="set DPOP_AGENT_SOCK to a path in a folder of your own",
+            hint=ANOTHER_SOCKET,
         )
-    if info.st_mode & 0o077:
+    elif info.st_mode & _OTHERS_WRITE:
         raise UnsafeSocket(
-            f"{folder} has mode {stat.S_IMODE(info.st_mode):04o}: others can reach it",
-            hint=f"chmod 700 {folder}",
+            f"{_mode(folder, info)}: others can replace what is in it", hint=ANOTHER_SOCKET
         )
-    _check_above(folder)
 
 
-def _check_above(path: str) -> None:
-    """Each folder on the way to `path`, and on the way that a symbolic link there takes."""
-    while (above := os.path.dirname(path)) != path:
-        info = os.lstat(above)
-        if info.st_uid not in (0, os.getuid()):
-            raise UnsafeSocket(
-                f"{above}, above the socket, belongs to uid {info.st_uid}",
-                hint="set DPOP_AGENT_SOCK to a path in a folder of your own",
-            )
-        if stat.S_ISLNK(info.st_mode):
-            _check_above(os.path.join(os.path.dirname(above), os.readlink(above), "."))
-        elif info.st_mode & 0o022 and not info.st_mode & stat.S_ISVTX:
-            raise UnsafeSocket(
-                f"{above}, above the socket, has mode {stat.S_IMODE(info.st_mode):04o}: "
-                "others can replace what is in it",
-                hint="set DPOP_AGENT_SOCK to a path in a folder of your own",
-            )
-        path = above
+def check_only_ours(path: str, what: str, *, instead: str) -> None:
+    """Refuse a file or folder that anybody but us and root can change, or put another in place of.
+
+    Symbolic links are followed one by one; each of them, and each folder on the way, is ours or
+    root's and is writable for nobody else, unless it is sticky (as `/tmp` is). What this lets pass
+    stays so: only we and root could change that.
+
+    Permissions alone count: POSIX ACLs show in them, those of NFS and macOS don't.
+
+    Args:
+        path: the file or folder.
+        what: what it is to people, as in `the configuration`.
+        instead: for the hint: what else they can do.
+
+    Raises:
+        ConfigurationError: names the place and what is wrong with it.
+        OSError: there is none, or no way to it.
+    """
+    way = _Way(what, instead=instead)
+    place, info = way.to(path)
+    way.check_end(place, info)
 
 
-def make_private_folder(folder: str) -> None:
-    """Make `folder` with mode 0700 where it isn't there yet; one that is there stays as it is."""
-    os.makedirs(os.path.dirname(folder), mode=0o755, exist_ok=True)
+def open_only_ours(path: str, what: str, *, instead: str) -> int:
+    """A descriptor for reading a file that `check_only_ours` lets pass; it was checked too.
+
+    Raises:
+        ConfigurationError: the same, or it isn't a regular file.
+        OSError
+    """
+    way = _Way(what, instead=instead)
+    place, info = way.to(path)
+    way.check_file(place, info)  # before it is opened: of a device that may have an effect
+    descriptor = os.open(
+        place, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+    )
     try:
-        os.mkdir(folder, 0o700)
-    except FileExistsError:
+        way.check_file(place, os.fstat(descriptor))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def make_private_folder(folder: str, what: str, *, instead: str) -> None:
+    """Make `folder` with mode 0700 where it isn't there yet; one that is there stays as it is.
+
+    Raises:
+        ConfigurationError: others can change it or the way to it; nothing is made there.
+        OSError: it can't be made.
+    """
+    way = _Way(what, instead=instead, make=True)
+    place, info = way.to(folder)
+    if not stat.S_ISDIR(info.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), place)
+
+
+def create(path: str) -> int:
+    """A descriptor for writing a new file of mode 0600, in place of what is there.
+
+    Raises:
+        OSError
+    """
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
         pass
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+
+_OTHERS_WRITE = 0o022
+_MAX_LINKS = 40  # as the kernel has it (path_resolution(7))
+
+
+class _Way:
+    """The way to a place, checked from the root on, so that what was checked can't change later."""
+
+    def __init__(
+        self, what: str, *, instead: str, make: bool = False, client: bool = False
+    ) -> None:
+        self._what = what
+        self._instead = instead
+        self._make = make
+        self._client = client
+
+    def into(self, folder: str) -> str:
+        """The folder without links, fit to go on from."""
+        place, info = self.to(folder, end=False)
+        self._check_entered(place, info)
+        return place
+
+    def to(self, path: str, *, end: bool = True) -> tuple[str, os.stat_result]:
+        """The place that `path` leads to, without links, and what is there; its owner is checked,
+        its mode isn't.
+        """
+        if not os.path.isabs(path):
+            path = os.path.join(os.getcwd(), path)
+        place, names, links = "/", _names(path), 0
+        info = os.lstat(place)
+        self._check_owner(place, info, end=end and not names)
+        while names:
+            self._check_entered(place, info)
+            name = names.pop()
+            found = os.path.dirname(place) if name == ".." else os.path.join(place, name)
+            info = self._look(found, private=not names)
+            if not stat.S_ISLNK(info.st_mode):
+                self._check_owner(found, info, end=end and not names)
+                place = found
+                continue
+            self._check_owner(found, info, end=False)
+            links += 1
+            if links > _MAX_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+            target = os.readlink(found)
+            names += _names(target)
+            if os.path.isabs(target):
+                place = "/"
+            info = os.lstat(place)
+        return place, info
+
+    def _look(self, place: str, *, private: bool) -> os.stat_result:
+        try:
+            return os.lstat(place)
+        except FileNotFoundError:
+            if not self._make:
+                raise
+        try:
+            os.mkdir(place, 0o700 if private else 0o755)
+        except FileExistsError:
+            pass
+        return os.lstat(place)
+
+    def check_end(self, place: str, info: os.stat_result) -> None:
+        if not info.st_mode & _OTHERS_WRITE:
+            return
+        if stat.S_ISDIR(info.st_mode):
+            raise ConfigurationError(
+                f"others can write to {self._what} {place} (mode {stat.S_IMODE(info.st_mode):04o})",
+                hint=f"look through it, then: chmod 700 {place}; or {self._instead}",
+            )
+        raise ConfigurationError(
+            f"{_mode(f'{self._what} {place}', info)}: others can change it",
+            hint=f"look through it, then: chmod go-w {place}; or {self._instead}",
+        )
+
+    def check_file(self, place: str, info: os.stat_result) -> None:
+        if stat.S_ISDIR(info.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), place)
+        if not stat.S_ISREG(info.st_mode):
+            raise ConfigurationError(f"{self._what} {place} isn't a file", hint=self._instead)
+        self._check_owner(place, info, end=True)
+        self.check_end(place, info)
+
+    def is_roots(self, place: str, info: os.stat_result) -> bool:
+        if info.st_uid == 0:
+            return True
+        if not users.may_be_root(info.st_uid):
+            return False
+        if self._client:
+            return True
+        mounted = os.path.dirname(place) if stat.S_ISLNK(info.st_mode) else place
+        return bool(os.statvfs(mounted).f_flag & os.ST_RDONLY)
+
+    def _check_owner(self, place: str, info: os.stat_result, *, end: bool) -> None:
+        if not users.is_own(info.st_uid) and not self.is_roots(place, info):
+            owner = f"belongs to uid {info.st_uid}"
+            raise ConfigurationError(
+                f"{self._what} {place} {owner}, not to uid {os.getuid()}"
+                if end
+                else f"{place}, above {self._what}, {owner}",
+                hint=self._instead,
+            )
+
+    def _check_entered(self, place: str, info: os.stat_result) -> None:
+        writable = info.st_mode & _OTHERS_WRITE and not info.st_mode & stat.S_ISVTX
+        if stat.S_ISDIR(info.st_mode) and writable:
+            raise ConfigurationError(
+                f"{_mode(f'{place}, above {self._what},', info)}: others can replace what is in it",
+                hint=f"chmod go-w {place}, or {self._instead}",
+            )
+
+
+def _names(path: str) -> list[str]:
+    """What a path goes through, the first name last."""
+    return [name for name in reversed(path.split("/")) if name not in ("", ".")]
+
+
+def _mode(what: str, info: os.stat_result) -> str:
+    return f"{what} has mode {stat.S_IMODE(info.st_mode):04o}"

@@ -10,6 +10,7 @@ import socket
 import struct
 import sys
 
+from dpop_agent import users
 from dpop_agent.errors import UnsafeSocket
 
 TYPE_CHECKING = False
@@ -50,10 +51,13 @@ def require_own_uid(peer: Peer, *, what: str) -> None:
     """Let our own uid pass.
 
     Raises:
-        UnsafeSocket: anybody else, root included: who was expected and who came.
+        UnsafeSocket: anybody else, root included: who was expected and who came. In a user
+            namespace that doesn't map us nobody passes.
     """
-    if peer.uid != os.getuid():
+    if not users.is_own(peer.uid):
         raise UnsafeSocket(
-            f"{what} runs as uid {peer.uid}, not as uid {os.getuid()}",
+            f"{what} runs as uid {peer.uid}, not as uid {os.getuid()}"
+            if peer.uid != os.getuid()
+            else f"{what} runs as uid {peer.uid}, who is anybody in this user namespace",
             hint="use your own agent, started by yourself: dpop-agent serve",
         )

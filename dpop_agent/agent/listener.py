@@ -26,7 +26,11 @@ class Listener:
         paths.check_socket_path(self._path)
         folder = os.path.dirname(self._path)
         try:
-            paths.make_private_folder(folder)
+            paths.make_private_folder(
+                folder,
+                "the socket",
+                instead=paths.ANOTHER_SOCKET,
+            )
             paths.check_socket_folder(self._path)
             self._lock = os.open(
                 self._path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600

@@ -9,12 +9,12 @@ import sys
 from dpop_agent import config, paths
 from dpop_agent.cli import arguments, output
 from dpop_agent.cli.discovery import keychain
-from dpop_agent.errors import ConfigurationError
+from dpop_agent.errors import ConfigurationError, DPoPAgentError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 KEYCHAIN = "keychain"
 EXPORTABLE = "keys in the keychain are exportable: any program of yours can read them there"
@@ -72,7 +72,7 @@ def _settings(store: config.StoreConfig) -> dict[str, str]:
 
 def _check(args: Namespace) -> int:
     found = config.load()
-    problems = [
+    problems = _place_problems() + [
         (f"stores.{store.name}: {problem}", hint)
         for store in found.stores.values()
         for problem, hint in _problems(store)
@@ -90,6 +90,31 @@ def _check(args: Namespace) -> int:
     raise ConfigurationError(last, hint=hint, details={"problems": [what for what, _ in problems]})
 
 
+def _place_problems() -> list[tuple[str, str]]:
+    """What is wrong with the folders of the ledger and of the sockets."""
+    state, socket = paths.state_folder(), paths.agent_socket()
+
+    def check_socket() -> None:
+        paths.check_socket_path(socket)
+        paths.check_socket_folder(socket)
+
+    return _problem_of(
+        lambda: paths.check_only_ours(state, "the state folder", instead=paths.ANOTHER_STATE_FOLDER)
+    ) + _problem_of(check_socket)
+
+
+def _problem_of(check: Callable[[], None]) -> list[tuple[str, str]]:
+    try:
+        check()
+    except FileNotFoundError:  # it is told elsewhere, or made when it is needed
+        pass
+    except OSError as e:
+        return [(f"{e.filename}: {e.strerror}", "correct that")]
+    except DPoPAgentError as e:
+        return [(e.message, e.hint)]
+    return []
+
+
 def _problems(store: config.StoreConfig) -> list[tuple[str, str]]:
     if store.backend is not None:
         return _keychain_problems(store.backend, store.env)
@@ -102,6 +127,12 @@ def _problems(store: config.StoreConfig) -> list[tuple[str, str]]:
         )
     elif not os.access(store.module, os.R_OK):
         problems.append((f"the PKCS#11 module {store.module} can't be read", "check its mode"))
+    module = store.module
+    problems += _problem_of(
+        lambda: paths.check_only_ours(
+            module, "the PKCS#11 module", instead="name another in module"
+        )
+    )
     if store.pin_source.kind == "file":
         problems += pin_file_problems(store.pin_source.argument)
     elif store.pin_source.kind == "keychain":
@@ -130,19 +161,14 @@ def pin_file_problems(path: str) -> list[tuple[str, str]]:
         ]
     if not stat.S_ISREG(info.st_mode):
         return [(f"the PIN file {path} isn't a file", "name another")]
-    problems = []
-    if info.st_uid != os.getuid():
-        problems.append(
-            (
-                f"the PIN file {path} belongs to uid {info.st_uid}, not to uid {os.getuid()}",
-                "use one of your own",
-            )
-        )
-    if info.st_mode & 0o077:
+    problems = _problem_of(
+        lambda: paths.check_only_ours(path, "the PIN file", instead="name another in pin_source")
+    )
+    if info.st_mode & 0o077 and not problems:
         problems.append(
             (
                 f"the PIN file {path} has mode {stat.S_IMODE(info.st_mode):04o}: "
-                "others can read or change it",
+                "others can read it",
                 f"chmod 600 {path}",
             )
         )

@@ -218,7 +218,11 @@ def _write(path: str, text: str) -> None:
             "a path has bytes that aren't UTF-8", hint="give the file another name"
         ) from e
     try:
-        paths.make_private_folder(os.path.dirname(path))
+        paths.make_private_folder(
+            os.path.dirname(path),
+            "the configuration's folder",
+            instead=paths.ANOTHER_CONFIG_FILE,
+        )
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError as e:
         raise _exists(path) from e

@@ -17,13 +17,13 @@ def connect(path: str) -> socket.socket | None:
 
     Raises:
         AgentUnavailable: nobody listens there.
-        UnsafeSocket: the folder or the listener is somebody else's.
+        UnsafeSocket: the folder or the listener is somebody else's, or there is no runtime folder.
         ConfigurationError: no path that a socket can have.
     """
     check_socket_path(path)
     sock = None
     try:
-        check_socket_folder(path)
+        check_socket_folder(path, client=True)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.setblocking(False)
         sock.connect(path)

@@ -576,3 +576,38 @@ class TestConfig:
         capsys.readouterr()
         assert main(["config", "check"]) == 1
         assert "others can change it" in error_of(capsys)
+
+    @pytest.mark.parametrize("place", "cmpsr")
+    def test_check_names_the_folder_in_which_others_could_swap_what_is_used(
+        self,
+        machine: Machine,
+        tmp_path: Path,
+        capsys: Capture,
+        monkeypatch: pytest.MonkeyPatch,
+        place: str,
+    ) -> None:
+        """Those of configuration, module, PIN file, state and runtime."""
+        machine.softhsm()
+        assert init(machine) == 0
+        monkeypatch.setenv("DPOP_AGENT_STATE_DIR", str(tmp_path / "s" / "state"))
+        monkeypatch.setenv("DPOP_AGENT_SOCK", str(tmp_path / "r" / "run" / "agent.sock"))
+        for name in ("s/state", "r/run", "c", "m", "p"):
+            (tmp_path / name).mkdir(mode=0o700, parents=True)
+        text = machine.config.read_text()
+        for name, old in (("m", Path(machine.softhsm())), ("p", machine.pin_file)):
+            (tmp_path / name / old.name).write_bytes(old.read_bytes())
+            (tmp_path / name / old.name).chmod(0o600)
+            text = text.replace(str(old), str(tmp_path / name / old.name))
+        (tmp_path / "c" / "config.toml").write_text(text)
+        monkeypatch.setenv("DPOP_AGENT_CONFIG", str(tmp_path / "c" / "config.toml"))
+        capsys.readouterr()
+        assert main(["config", "check"]) == 0
+
+        folder = tmp_path / place
+        folder.chmod(0o770)
+        capsys.readouterr()
+        assert main(["config", "check"]) == 1
+        said = error_of(capsys)
+        assert f"{folder}, above the " in said
+        assert "has mode 0770: others can replace what is in it" in said
+        assert f"chmod go-w {folder}" in said
