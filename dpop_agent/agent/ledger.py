@@ -12,11 +12,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dpop_agent import paths
 from dpop_agent.agent.keys import Key, Keys, from_json, to_json
 from dpop_agent.errors import ConfigurationError, DPoPAgentError, LedgerUnreadable, NotDurable
 
@@ -51,8 +51,10 @@ class Ledger:
         self.path = os.path.join(folder, FILE)
         self._folder = folder
         try:
-            os.makedirs(folder, mode=0o700, exist_ok=True)
-            _check_folder(folder)
+            paths.make_private_folder(
+                folder, "the state folder", instead=paths.ANOTHER_STATE_FOLDER
+            )
+            paths.check_only_ours(folder, "the state folder", instead=paths.ANOTHER_STATE_FOLDER)
             self._lock = _lock(os.path.join(folder, _LOCK), folder)
         except OSError as e:
             raise ConfigurationError(
@@ -71,7 +73,7 @@ class Ledger:
         """
         new = self.path + ".new"
         try:
-            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            descriptor = paths.create(new)
             with open(descriptor, "w", encoding="ascii") as file:
                 file.write(_text(contents))
                 file.flush()
@@ -90,18 +92,10 @@ class Ledger:
         os.close(self._lock)
 
 
-def _check_folder(folder: str) -> None:
-    info = os.stat(folder)
-    if info.st_uid != os.getuid() or info.st_mode & 0o022:
-        raise ConfigurationError(
-            f"others can write to the state folder {folder} (uid {info.st_uid}, mode "
-            f"{stat.S_IMODE(info.st_mode):04o})",
-            hint=f"chmod 700 {folder}, or set DPOP_AGENT_STATE_DIR to a folder of your own",
-        )
-
-
 def _lock(path: str, folder: str) -> int:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(
+        path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600
+    )
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as e:
@@ -130,7 +124,8 @@ def _text(contents: Contents) -> str:
 
 def _read(path: str) -> Contents:
     try:
-        with open(path, encoding="utf-8") as file:
+        descriptor = paths.open_only_ours(path, "the ledger", instead="restore it from a backup")
+        with open(descriptor, encoding="utf-8") as file:
             document = json.load(file)
         version = document["version"]
         if version != VERSION:
@@ -141,6 +136,8 @@ def _read(path: str) -> Contents:
         return Contents()
     except OSError as e:
         raise _unreadable(path, e.strerror or type(e).__name__) from e
+    except ConfigurationError as e:
+        raise _unreadable(path, e.message) from None
     except LedgerUnreadable:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, DPoPAgentError) as e:

@@ -298,7 +298,47 @@ def test_a_state_folder_that_others_can_write_to_is_refused(make_agent: MakeAgen
     agent = make_agent()
     agent.state.mkdir()
     agent.state.chmod(0o777)
-    assert "others can write to the state folder" in refused_to_serve(agent)
+    assert f"others can write to the state folder {agent.state} (mode 0777)" in refused_to_serve(
+        agent
+    )
+
+
+def test_a_state_folder_below_one_that_others_can_write_to_is_refused(
+    make_agent: MakeAgent, tmp_path: Path
+) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    (shared / "link").symlink_to(tmp_path)
+    for state in (shared / "a" / "state", shared / "link" / "state"):
+        said = refused_to_serve(make_agent(state=state))
+        assert f"{shared}, above the state folder, has mode 0777" in said
+    assert not (shared / "a").exists()
+
+
+def test_a_ledger_that_others_can_change_is_refused(once_fine: Agent) -> None:
+    ledger = once_fine.state / "ledger.json"
+    ledger.chmod(0o666)
+    assert "has mode 0666: others can change it" in refused_to_serve(once_fine)
+
+
+def test_a_ledger_is_written_past_what_is_in_the_place_of_its_new_file(once_fine: Agent) -> None:
+    other = once_fine.state.parent / "diary"
+    other.write_text("a diary")
+    (once_fine.state / "ledger.json.new").symlink_to(other)
+    once_fine.start().create_key("second")
+    assert other.read_text() == "a diary"
+    assert not (once_fine.state / "ledger.json").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["ledger.lock", "agent.sock.lock"])
+def test_a_lock_that_is_a_link_is_refused(make_agent: MakeAgent, name: str) -> None:
+    agent = make_agent()
+    agent.state.mkdir(mode=0o700)
+    place = (agent.state if name.startswith("ledger") else agent.runtime) / name
+    place.symlink_to(agent.state / "elsewhere")
+    assert "can't be used (Too many levels of symbolic links)" in refused_to_serve(agent)
+    assert not (agent.state / "elsewhere").exists()
 
 
 def test_a_socket_folder_that_others_reach_is_refused(make_agent: MakeAgent) -> None:
