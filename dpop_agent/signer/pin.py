@@ -11,8 +11,10 @@ import socket
 import stat
 from abc import ABC, abstractmethod
 
+from dpop_agent import paths
 from dpop_agent.config import default_backend
 from dpop_agent.errors import (
+    ConfigurationError,
     DPoPAgentError,
     Locked,
     PinRefused,
@@ -306,7 +308,9 @@ def credential(name: str) -> str:
 def _read_pin(path: str) -> tuple[str, os.stat_result]:
     """The PIN in a file that nobody else can read, and what the system says of that file."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = paths.open_only_ours(path, "the PIN file", instead="name another")
+    except ConfigurationError as e:
+        raise Locked(e.message, hint=f"{e.hint}; then: dpop-agent unlock") from None
     except OSError as e:
         raise Locked(
             f"the PIN file {path} can't be opened ({e.strerror})",
@@ -380,9 +384,8 @@ class _LastTry:
             return None
 
     def _remember(self, text: str) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         try:
-            with open(os.open(self._path, flags, 0o600), "w", encoding="ascii") as file:
+            with open(paths.create(self._path), "w", encoding="ascii") as file:
                 file.write(text)
         except OSError:
             pass  # the agent remembers it too, as long as it runs

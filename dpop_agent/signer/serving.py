@@ -68,7 +68,9 @@ def _user_pin(settings: dict[str, Any]) -> UserPin | None:
 
 def _lock(path: str) -> int:
     """Hold the store's lock: a signer whose agent was killed may still finish what it did."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(
+        path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600
+    )
     deadline = time.monotonic() + LOCK_WAIT_S
     while True:
         try:

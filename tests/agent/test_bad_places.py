@@ -84,6 +84,14 @@ def _several(token: Token) -> None:
     write_config(token, uri="pkcs11:manufacturer=SoftHSM%20project")
 
 
+def _shared_module(token: Token) -> None:
+    shared = token.folder / "shared"
+    shared.mkdir()
+    shutil.copy(token.module, shared / "module.so")
+    shared.chmod(0o777)
+    write_config(token, module=str(shared / "module.so"))
+
+
 def _no_pin(token: Token) -> None:
     write_config(token, pin_source=f"file:{token.folder}/nowhere")
 
@@ -103,6 +111,12 @@ def _empty_pin(token: Token) -> None:
         (_no_library, "store_absent", "absent", "doesn't work"),
         (_no_token, "store_absent", "absent", "no PKCS#11 token pkcs11:token=another is there"),
         (_several, "store_absent", "absent", "2 PKCS#11 tokens fit"),
+        (
+            _shared_module,
+            "store_absent",
+            "absent",
+            "/shared, above the PKCS#11 module, has mode 0777",
+        ),
         (_no_pin, "locked", "locked", "can't be opened (No such file or directory)"),
         (_open_pin, "locked", "locked", "others can read the PIN file"),
         (_empty_pin, "locked", "locked", "has no PIN"),

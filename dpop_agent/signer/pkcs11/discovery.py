@@ -10,8 +10,9 @@ from typing import Any
 from pkcs11 import TokenFlag
 from pkcs11.exceptions import ArgumentsBad, PKCS11Error
 
+from dpop_agent import paths
 from dpop_agent.config import TokenUri
-from dpop_agent.errors import StoreAbsent, StoreInUse
+from dpop_agent.errors import ConfigurationError, StoreAbsent, StoreInUse
 from dpop_agent.signer.pkcs11 import pcsc, vendors
 from dpop_agent.signer.pkcs11.module import Module, error_name
 
@@ -131,6 +132,10 @@ def _working(module: Module) -> Iterator[None]:
         raise StoreAbsent(
             f"there is no PKCS#11 module {module.path}", hint="correct module in the configuration"
         )
+    try:
+        paths.check_only_ours(module.path, "the PKCS#11 module", instead="name another in module")
+    except ConfigurationError as e:
+        raise StoreAbsent(e.message, hint=e.hint) from None
     try:
         yield
     except ArgumentsBad as e:
