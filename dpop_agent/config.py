@@ -2,6 +2,7 @@
 
 [agent]
 default_store = "work"
+max_connections = 512                  # on agent.sock; as many as there can be files for it
 
 [stores.work]
 type = "pkcs11"
@@ -29,6 +30,9 @@ from typing import Any, NoReturn
 from dpop_agent import paths
 from dpop_agent.errors import ConfigurationError
 
+MAX_CONNECTIONS = 100_000
+"""More than one process has any use for; what the machine has room for is found at the start."""
+
 MAX_SIZE = 256 * 1024
 """Bytes of a configuration file: hundreds of stores; more is some other file."""
 
@@ -44,7 +48,7 @@ _ENV_OF_THE_AGENT = ("LD_", "GLIBC_TUNABLES", "MALLOC_", "PYTHON", "LANG", "LC_"
 
 _VERIFY = ("first", "always")
 _TOP = ("agent", "stores")
-_AGENT = ("default_store",)
+_AGENT = ("default_store", "max_connections")
 _SETTINGS_BY_TYPE = {
     "pkcs11": ("type", "module", "module_args", "uri", "pin_source", "verify", "env"),
     "keychain": ("type", "backend", "env"),
@@ -156,11 +160,15 @@ class StoreConfig:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A configuration that was read and found to make sense."""
+    """A configuration that was read and found to make sense.
+
+    `max_connections` on `agent.sock` is None where it doesn't say.
+    """
 
     path: str
     default_store: str
     stores: Mapping[str, StoreConfig]
+    max_connections: int | None = None
 
 
 def load(path: str | None = None) -> Config:
@@ -313,7 +321,24 @@ class _Reader:
             path=self._path,
             default_store=self._default(agent, stores),
             stores=MappingProxyType(stores),
+            max_connections=self._connections(agent),
         )
+
+    def _connections(self, agent: dict[str, Any]) -> int | None:
+        if "max_connections" not in agent:
+            return None
+        number = agent["max_connections"]
+        if not isinstance(number, int) or isinstance(number, bool):
+            self._refuse(
+                f"agent.max_connections has to be a number, not {_kind(number)}",
+                "write it as in max_connections = 512",
+            )
+        if not 1 <= number <= MAX_CONNECTIONS:
+            self._refuse(
+                f"agent.max_connections is {number}, and 1 to {MAX_CONNECTIONS} are possible",
+                "leave it out, or choose another",
+            )
+        return number
 
     def _default(self, agent: dict[str, Any], stores: Mapping[str, StoreConfig]) -> str:
         if "default_store" not in agent:

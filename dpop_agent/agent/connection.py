@@ -1,4 +1,4 @@
-"""One client's connection: who connects, which lines come, which go."""
+"""One client's connection: which lines come, which go."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ from dpop_agent.errors import (
     ParseError,
     ProtocolError,
     Timeout,
-    TooManyConnections,
-    UnsafeSocket,
 )
-from dpop_agent.peer import peer_of, require_own_uid
 from dpop_agent.protocol import MAX_REQUESTS
 
 log = logging.getLogger("dpop_agent.connection")
@@ -31,11 +28,8 @@ LINE_TIMEOUT_S = 5.0
 class Server(Protocol):
     """What a connection asks of the server that took it in."""
 
-    def connected(self, connection: Connection) -> bool:
-        """Count a connection in, if there is room on its socket."""
-
     def disconnected(self, connection: Connection) -> None:
-        """Count it out, and drop what it waited for."""
+        """Count a connection out, and drop what it waited for."""
 
     def handle(self, call: Call) -> None:
         """Answer a request, now or later."""
@@ -58,18 +52,6 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        try:
-            require_own_uid(
-                peer_of(transport.get_extra_info("socket")), what="the program that connected"
-            )
-        except (UnsafeSocket, OSError) as e:
-            log.warning("refused a connection: %s", e)
-            transport.abort()
-            return
-        if not self._server.connected(self):
-            self._fail(
-                TooManyConnections("as many connections are open as can be", hint="close some")
-            )
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  (asyncio's signature)
         self._stop_clock()

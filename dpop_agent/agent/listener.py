@@ -2,91 +2,159 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 import stat
+from typing import Self
 
 from dpop_agent import paths
+from dpop_agent.agent import lock
 from dpop_agent.errors import ConfigurationError
+
+BACKLOG = 128
+"""Connections that wait to be taken in."""
+
+_File = tuple[int, int]
+"""Device and inode: what a path leads to, whatever it is called."""
 
 
 class Listener:
-    """A listening socket at a path that is this agent's alone.
+    """A listening socket at a path that is this agent's alone, while it is entered.
 
-    Raises, when entered:
-        ConfigurationError: another agent listens there, or something that isn't a socket is there.
-        UnsafeSocket: others can change the folder.
+    Attributes:
+        path: where it is.
+        socket: it; another one after `listen_again`.
     """
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    socket: socket.socket
 
-    def __enter__(self) -> socket.socket:
-        paths.check_socket_path(self._path)
-        folder = os.path.dirname(self._path)
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._lock = -1
+        self._bound: _File | None = None
+
+    def __enter__(self) -> Self:
+        """Listen.
+
+        Raises:
+            ConfigurationError: another agent listens there, or something that isn't a socket is
+                there.
+            UnsafeSocket: others can change the folder.
+        """
         try:
-            paths.make_private_folder(
-                folder,
-                "the socket",
-                instead=paths.ANOTHER_SOCKET,
-            )
-            paths.check_socket_folder(self._path)
-            self._lock = os.open(
-                self._path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-            )
+            self._listen()
+        except BaseException:
+            self._let_go()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.socket.close()
+        # Under the lock nobody else's socket can be at the path, unless the lock was removed too.
+        if self._bound is not None and _socket_at(self.path) == self._bound:
+            os.unlink(self.path)
+        self._let_go()
+
+    @property
+    def lost(self) -> bool:
+        """Whether the socket or its lock isn't at its path any more."""
+        return _socket_at(self.path) != self._bound or not self._is_locked()
+
+    def listen_again(self) -> None:
+        """Listen at the path anew; whoever is connected stays so.
+
+        Raises:
+            ConfigurationError, UnsafeSocket: as at first; the old socket is kept.
+        """
+        self._listen()
+
+    def _listen(self) -> None:
+        paths.check_socket_path(self.path)
+        folder = os.path.dirname(self.path)
+        try:
+            paths.make_private_folder(folder, "the socket", instead=paths.ANOTHER_SOCKET)
+            paths.check_socket_folder(self.path)
+            if not self._is_locked():
+                held = lock.take(
+                    self._lock_path, holder=f"process {os.getpid()}, which serves {self.path}"
+                )
+                self._let_go()
+                self._lock = held
+        except lock.Held as e:
+            raise ConfigurationError(
+                f"another agent serves {self.path}: {e}",
+                hint="use that one, or set DPOP_AGENT_SOCK to another path",
+            ) from e
         except OSError as e:
             raise ConfigurationError(
                 f"the socket's folder {folder} can't be used ({e.strerror})",
-                hint="set DPOP_AGENT_SOCK to a path in a folder of your own",
-            ) from e
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            raise ConfigurationError(
-                f"another agent serves {self._path}",
-                hint="use that one, or set DPOP_AGENT_SOCK to another path",
+                hint=paths.ANOTHER_SOCKET,
             ) from e
         self._unlink_stale()
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        new = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         umask = os.umask(0o177)
         try:
-            sock.bind(self._path)
+            new.bind(self.path)
+            new.listen(BACKLOG)
+            self._bound = _socket_at(self.path)
         except OSError as e:
+            new.close()
             raise ConfigurationError(
-                f"the socket {self._path} can't be made ({e.strerror})",
+                f"the socket {self.path} can't be made ({e.strerror})",
                 hint="set DPOP_AGENT_SOCK to another path",
             ) from e
         finally:
             os.umask(umask)
-        return sock
+        self.socket = new
 
-    def __exit__(self, *exc: object) -> None:
-        # Under the lock nobody else's socket can be at the path.
+    @property
+    def _lock_path(self) -> str:
+        return self.path + ".lock"
+
+    def _is_locked(self) -> bool:
         try:
-            os.unlink(self._path)
-        except FileNotFoundError:
-            pass
-        os.close(self._lock)
+            info, ours = os.lstat(self._lock_path), os.fstat(self._lock)
+        except OSError:
+            return False
+        return os.path.samestat(info, ours)
+
+    def _let_go(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def _unlink_stale(self) -> None:
         """Remove a socket that nobody listens at; anything else stays."""
         try:
-            info = os.lstat(self._path)
+            info = os.lstat(self.path)
         except FileNotFoundError:
             return
         if not stat.S_ISSOCK(info.st_mode):
             raise ConfigurationError(
-                f"{self._path} is there and isn't a socket", hint="move it away"
+                f"{self.path} is there and isn't a socket", hint="move it away"
             )
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            try:
-                probe.connect(self._path)
-            except ConnectionRefusedError:
-                os.unlink(self._path)
-                return
-            except OSError:
-                pass
-        raise ConfigurationError(
-            f"some other program listens at {self._path}", hint="end it, or use another path"
-        )
+        if (info.st_dev, info.st_ino) != self._bound and not is_dead(self.path):
+            raise ConfigurationError(
+                f"some other program listens at {self.path}", hint="end it, or use another path"
+            )
+        os.unlink(self.path)
+
+
+def is_dead(path: str) -> bool:
+    """Whether nobody listens at that socket; one whose backlog is full has somebody."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            pass
+    return False
+
+
+def _socket_at(path: str) -> _File | None:
+    try:
+        info = os.lstat(path)
+    except OSError:
+        return None
+    return (info.st_dev, info.st_ino) if stat.S_ISSOCK(info.st_mode) else None

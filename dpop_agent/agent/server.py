@@ -7,19 +7,24 @@ import logging
 import os
 import signal
 import socket
+import stat
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 from dpop_agent import paths, protocol
+from dpop_agent.agent import terminal
+from dpop_agent.agent.acceptor import Acceptor
 from dpop_agent.agent.background import Background
 from dpop_agent.agent.call import Call
 from dpop_agent.agent.connection import Connection
+from dpop_agent.agent.descriptors import Room, make_room
 from dpop_agent.agent.forker import Forker
 from dpop_agent.agent.handler import Handler
 from dpop_agent.agent.inventory import Inventory
 from dpop_agent.agent.ledger import Ledger
 from dpop_agent.agent.lifecycle import Lifecycle
-from dpop_agent.agent.listener import Listener
+from dpop_agent.agent.listener import Listener, is_dead
 from dpop_agent.agent.making import Making
 from dpop_agent.agent.nonces import Nonces
 from dpop_agent.agent.process import spawn_program
@@ -39,14 +44,18 @@ from dpop_agent.errors import (
 
 log = logging.getLogger("dpop_agent.server")
 
-MAX_CONNECTIONS, MAX_ADMIN = 512, 64
-"""Open connections on `agent.sock` and on `admin.sock`, to which clients of the first leave room;
-half of the usual limit of descriptors."""
-
-BACKLOG = 128
-
 IDLE_LOOK_S = 1.0
 """Seconds between looks for stores to lock or release."""
+
+PLACE_LOOK_S = 0.5
+"""Seconds between looks whether sockets and terminal are still there."""
+
+PLACE_TRIES = 3
+"""Tries to listen anew, a look apart, before it ends: a folder is remade in several steps."""
+
+
+Methods = Mapping[str, Mapping[str, protocol.Param]]
+"""What can be asked on a socket."""
 
 
 class Agent:
@@ -73,7 +82,10 @@ class Agent:
         self._reloading = asyncio.Lock()
         self._ended = asyncio.Event()
         self._connections: set[Connection] = set()
-        self._servers: list[asyncio.Server] = []
+        self._room = self._make_room(config)
+        self._acceptors: dict[Listener, Acceptor] = {}
+        self._has_terminal = terminal.ends_us()
+        self._failure: DPoPAgentError | None = None
         self._records = Records(ledger)
         background = self._background = Background()
         inventory = Inventory(self._records, self.signers)
@@ -107,16 +119,18 @@ class Agent:
             **({} if self._forker is None else {"forking_pid": self._forker.pid}),
         }
 
-    def connected(self, connection: Connection) -> bool:
-        """Count a connection in, if there is room on its socket."""
-        same = sum(c.methods is connection.methods for c in self._connections)
-        if same >= (MAX_CONNECTIONS if connection.methods is protocol.AGENT_METHODS else MAX_ADMIN):
-            return False
+    def _connect(self, methods: Methods) -> Connection | None:
+        """A connection that is counted in, if there is room on its socket."""
+        same = sum(c.methods is methods for c in self._connections)
+        room = self._room
+        if same >= (room.agent if methods is protocol.AGENT_METHODS else room.admin):
+            return None
+        connection = Connection(self, methods)
         self._connections.add(connection)
-        return True
+        return connection
 
     def disconnected(self, connection: Connection) -> None:
-        """Count it out, and drop what it waited for."""
+        """Count a connection out, and drop what it waited for."""
         if connection in self._connections:
             self._connections.discard(connection)
             for signer in self.signers.values():
@@ -127,7 +141,12 @@ class Agent:
         self._handler.handle(call)
 
     async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT; SIGHUP reads the configuration again."""
+        """Serve until SIGTERM or SIGINT, or until the terminal has gone that it was started in; as
+        a service's, SIGHUP reads the configuration again.
+
+        Raises:
+            DPoPAgentError: why it ended where nobody asked for that.
+        """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ended.set)
@@ -137,38 +156,72 @@ class Agent:
             await self._save(clean=False)
             self._tidy_up()
             self._open_stores()
-            for sock, methods in (
-                (agent_sock, protocol.AGENT_METHODS),
-                (admin_sock, protocol.ADMIN_METHODS),
-            ):
-                self._servers.append(
-                    await loop.create_unix_server(
-                        lambda methods=methods: Connection(self, methods),  # type: ignore[misc]
-                        sock=sock,
-                        backlog=BACKLOG,
-                    )
-                )
+            listeners = {agent_sock: protocol.AGENT_METHODS, admin_sock: protocol.ADMIN_METHODS}
+            for listener, methods in listeners.items():
+                self._acceptors[listener] = self._acceptor(listener, methods)
             log.info("serving %s and %s", self._agent_socket, admin_socket)
             watching = [
                 loop.create_task(self._upkeep.watch_time()),
                 loop.create_task(self._watch_idle()),
+                loop.create_task(self._watch_places(listeners)),
             ]
             await self._ended.wait()
-            failed = self._starts_no_signers
             for task in watching:
                 task.cancel()
             await asyncio.wait(watching)
             await self._close()
-        if failed:
-            raise SignerFailed(
-                "the process that starts signers ended, and so did the last signer",
-                hint="start the agent anew",
-            )
+        if self._failure is not None:
+            raise self._failure
+
+    def _acceptor(self, listener: Listener, methods: Methods) -> Acceptor:
+        return Acceptor(listener.socket, lambda: self._connect(methods))
+
+    async def _watch_places(self, listeners: Mapping[Listener, Methods]) -> None:
+        """Listen anew where a socket was removed; end where that can't be done, or where the
+        terminal has gone.
+        """
+        failed = 0
+        while not self._end_without_terminal():
+            await asyncio.sleep(PLACE_LOOK_S)
+            try:
+                for listener, methods in listeners.items():
+                    if listener.lost:
+                        await self._listen_again(listener, methods)
+                failed = 0
+            except DPoPAgentError as e:
+                failed += 1
+                if failed == PLACE_TRIES:
+                    self._failure = e
+                    self._ended.set()
+                    return
+
+    async def _listen_again(self, listener: Listener, methods: Methods) -> None:
+        listener.listen_again()
+        old, self._acceptors[listener] = (
+            self._acceptors[listener],
+            self._acceptor(listener, methods),
+        )
+        log.warning("%s wasn't there any more, and is served anew", listener.path)
+        await old.close()
+
+    def _end_without_terminal(self) -> bool:
+        """End in order where the terminal that the agent was started in has gone."""
+        if not (self._has_terminal and terminal.is_lost()):
+            return False
+        log.warning("the terminal has gone, and the agent ends; as a service it would go on")
+        self._ended.set()
+        return True
 
     def _tidy_up(self) -> None:
-        """Remove the sockets that a killed agent's signers left; the folder is this one's alone."""
+        """Remove the sockets that a killed agent's signers left, and nothing that may be another
+        program's: what isn't named and made as ours are, and what somebody listens at.
+        """
         for entry in os.scandir(os.path.dirname(self._agent_socket)):
-            if is_secret_socket(entry.name):
+            if not is_secret_socket(entry.name):
+                continue
+            info = entry.stat(follow_symlinks=False)
+            made_so = (info.st_mode, info.st_uid) == (stat.S_IFSOCK | 0o600, os.getuid())
+            if made_so and is_dead(entry.path):
                 os.unlink(entry.path)
 
     def _open_stores(self) -> None:
@@ -198,6 +251,10 @@ class Agent:
 
     def _end_after_the_last_signer(self) -> None:
         if self._starts_no_signers and not any(s.pid for s in self.signers.values()):
+            self._failure = SignerFailed(
+                "the process that starts signers ended, and so did the last signer",
+                hint="start the agent anew",
+            )
             self._ended.set()
 
     @property
@@ -219,6 +276,7 @@ class Agent:
 
     async def _reload(self) -> None:
         self._config = load(self._config.path)
+        self._room = self._make_room(self._config)
         for name, signer in list(self.signers.items()):
             store = self._config.stores.get(name)
             if store is None:
@@ -237,7 +295,14 @@ class Agent:
             if was_open:
                 await self._upkeep.reconcile(name)
 
+    @staticmethod
+    def _make_room(config: Config) -> Room:
+        return make_room(config.max_connections, stores=len(config.stores))
+
     def _hang_up(self) -> None:
+        if self._end_without_terminal():
+            return
+
         async def reload() -> None:
             try:
                 await self.reload()
@@ -263,8 +328,8 @@ class Agent:
             log.warning("%s", e)
 
     async def _close(self) -> None:
-        for server in self._servers:
-            server.close()
+        for acceptor in self._acceptors.values():
+            await acceptor.close()
         for connection in list(self._connections):
             connection.close()
         async with self._reloading:

@@ -33,9 +33,16 @@ def add_serve(parser: arguments.Parser) -> None:
 
 
 def _serve(args: Namespace) -> int:
+    import signal
+
     from dpop_agent import forking
     from dpop_agent.hardening import harden
 
+    # Whoever started the agent may have blocked what it handles, or have its children reaped unseen.
+    signal.pthread_sigmask(
+        signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
+    )
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     # First of all: what comes later is forked from what nobody could have opened.
     harden()
     forked = forking.fork(_fork_signers) if forking.is_possible() else None

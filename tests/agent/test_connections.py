@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
+from dpop_agent.agent.descriptors import USUAL_CONNECTIONS as MAX_CONNECTIONS
 from dpop_agent.agent.queue import WINDOW
-from dpop_agent.agent.server import MAX_CONNECTIONS
 from dpop_agent.jose import b64url_decode
 from dpop_agent.protocol import MAX_REQUESTS
 from tests.agent.places import store, until
