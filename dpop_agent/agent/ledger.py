@@ -9,7 +9,6 @@ is never started empty over a file that can't be read, and never changed in plac
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dpop_agent import paths
+from dpop_agent.agent import lock
 from dpop_agent.agent.keys import Key, Keys, from_json, to_json
 from dpop_agent.errors import ConfigurationError, DPoPAgentError, LedgerUnreadable, NotDurable
 
@@ -41,8 +41,10 @@ class Contents:
 class Ledger:
     """The open ledger; holding it means being its only writer."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, *, holder: str = "a process") -> None:
         """Open the ledger in `folder`, which is made with mode 0700 where it isn't there.
+
+        `holder` is what another agent is told that wants it too.
 
         Raises:
             ConfigurationError: another agent has it, or others can write to the folder.
@@ -55,7 +57,12 @@ class Ledger:
                 folder, "the state folder", instead=paths.ANOTHER_STATE_FOLDER
             )
             paths.check_only_ours(folder, "the state folder", instead=paths.ANOTHER_STATE_FOLDER)
-            self._lock = _lock(os.path.join(folder, _LOCK), folder)
+            self._lock = lock.take(os.path.join(folder, _LOCK), holder=holder)
+        except lock.Held as e:
+            raise ConfigurationError(
+                f"another agent uses the state folder {folder}: {e}",
+                hint="use that one, end it, or set DPOP_AGENT_STATE_DIR",
+            ) from e
         except OSError as e:
             raise ConfigurationError(
                 f"the state folder {folder} can't be used ({e.strerror})",
@@ -90,21 +97,6 @@ class Ledger:
     def close(self) -> None:
         """Let another agent have it."""
         os.close(self._lock)
-
-
-def _lock(path: str, folder: str) -> int:
-    descriptor = os.open(
-        path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600
-    )
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-        os.close(descriptor)
-        raise ConfigurationError(
-            f"another agent uses the state folder {folder}",
-            hint="use that one, end it, or set DPOP_AGENT_STATE_DIR",
-        ) from e
-    return descriptor
 
 
 def _fsync_folder(folder: str) -> None:

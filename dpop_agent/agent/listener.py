@@ -75,9 +75,7 @@ class Listener:
             paths.make_private_folder(folder, "the socket", instead=paths.ANOTHER_SOCKET)
             paths.check_socket_folder(self.path)
             if not self._is_locked():
-                held = lock.take(
-                    self._lock_path, holder=f"process {os.getpid()}, which serves {self.path}"
-                )
+                held = lock.take(self._lock_path, holder=holder_of(self.path))
                 self._let_go()
                 self._lock = held
         except lock.Held as e:
@@ -138,6 +136,11 @@ class Listener:
                 f"some other program listens at {self.path}", hint="end it, or use another path"
             )
         os.unlink(self.path)
+
+
+def holder_of(path: str) -> str:
+    """What another agent is told that wants what this one has."""
+    return f"process {os.getpid()}, which serves {path}"
 
 
 def is_dead(path: str) -> bool:

@@ -24,7 +24,7 @@ from dpop_agent.agent.handler import Handler
 from dpop_agent.agent.inventory import Inventory
 from dpop_agent.agent.ledger import Ledger
 from dpop_agent.agent.lifecycle import Lifecycle
-from dpop_agent.agent.listener import Listener, is_dead
+from dpop_agent.agent.listener import Listener, holder_of, is_dead
 from dpop_agent.agent.making import Making
 from dpop_agent.agent.nonces import Nonces
 from dpop_agent.agent.process import spawn_program
@@ -362,7 +362,7 @@ def run(
     Raises:
         DPoPAgentError: why the agent doesn't start.
     """
-    ledger = Ledger(state_folder)
+    ledger = Ledger(state_folder, holder=holder_of(agent_socket))
 
     async def serve() -> None:
         await Agent(

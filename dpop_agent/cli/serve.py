@@ -38,7 +38,7 @@ def _serve(args: Namespace) -> int:
     from dpop_agent import forking
     from dpop_agent.hardening import harden
 
-    # Whoever started the agent may have blocked what it handles, or have its children reaped unseen.
+    # Whoever started the agent may have blocked what it handles, or had its children reaped.
     signal.pthread_sigmask(
         signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
     )

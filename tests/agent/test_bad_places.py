@@ -262,7 +262,9 @@ def test_a_second_agent_on_one_socket_is_refused_and_the_first_goes_on(
 ) -> None:
     first, second = make_agent().start(), make_agent()
     second.env["DPOP_AGENT_SOCK"] = first.socket
-    assert f"another agent serves {first.socket}" in refused_to_serve(second)
+    assert (
+        f"another agent serves {first.socket}: process {first.pid}, which serves {first.socket};"
+    ) in refused_to_serve(second)
     assert first.client().status()["pid"] == first.pid
 
 
@@ -272,7 +274,8 @@ def test_a_second_agent_on_one_state_folder_is_refused_and_the_first_goes_on(
     first = make_agent().start()
     second = make_agent(state=first.state)
     line = refused_to_serve(second)
-    assert f"another agent uses the state folder {first.state}" in line
+    assert f"another agent uses the state folder {first.state}: " in line
+    assert f"process {first.pid}, which serves {first.socket};" in line
     assert not Path(second.socket).exists()
     assert first.client().status()["pid"] == first.pid
 
