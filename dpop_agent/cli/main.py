@@ -5,6 +5,7 @@ Exit status: 0 done, 1 refused or failed, 2 usage, 3 no agent there, 130 interru
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -37,6 +38,7 @@ _VERBS = {
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the words after the program's name are `argv`, else `sys.argv`'s."""
     words = sys.argv[1:] if argv is None else argv
+    _fill_standard_descriptors()
     for stream in (sys.stdout, sys.stderr):
         _never_fail_on_a_character(stream)
     as_json = "--json" in words
@@ -57,12 +59,31 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as e:
         _give_up_output()
         what = f"{e.filename}: {e.strerror}" if e.filename else e.strerror or type(e).__name__
+        if e.errno == errno.EBADF:
+            what = "standard output is closed"
         _report(DPoPAgentError(what), as_json=as_json)
         return FAILED
     except Exception as e:  # noqa: BLE001, RUF100  (no traceback reaches a user; its text may be secret)
         _report(_unexpected(e), as_json=as_json)
         return FAILED
     return status
+
+
+def _fill_standard_descriptors() -> None:
+    """Where one is closed, what is opened next would take its place, and be printed to."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # Standard output can't be written to then: whoever asked for something is told so.
+            os.open(os.devnull, os.O_RDONLY if descriptor == 1 else os.O_RDWR)
+            os.set_inheritable(descriptor, True)
+    if sys.stdin is None:
+        sys.stdin = os.fdopen(0, closefd=False)
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", closefd=False)
 
 
 def _end_line() -> None:

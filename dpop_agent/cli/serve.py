@@ -49,14 +49,12 @@ def _serve(args: Namespace) -> int:
     import logging
 
     from dpop_agent import config, paths
+    from dpop_agent.cli.log import Log
 
-    logging.basicConfig(
-        level=logging.DEBUG if args.verbose else logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
-    )
     found = config.load()
     from dpop_agent.agent import server  # the one place that does
 
+    logging.basicConfig(level=logging.DEBUG if args.verbose else logging.INFO, handlers=[Log()])
     server.run(
         found,
         agent_socket=paths.agent_socket(),
