@@ -58,6 +58,7 @@ MAX_DIGITS = 32
 """Digits of a JSON integer: more than any 64-bit number has."""
 
 _URLSAFE = bytes.maketrans(b"+/", b"-_")
+_ALPHABET = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
 _STANDARD = bytes.maketrans(b"-_", b"+/")
 _ALPHABET = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
 
@@ -65,6 +66,12 @@ _ALPHABET = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01234
 def b64url(data: bytes) -> str:
     """base64url without padding (RFC 7515 section 2)."""
     return b2a_base64(data, newline=False).rstrip(b"=").translate(_URLSAFE).decode("ascii")
+
+
+def is_compact(text: str) -> bool:
+    """Whether `text` has a signed JWT's form, three parts of base64url (RFC 7515 section 7.1)."""
+    parts = text.split(".")
+    return len(parts) == 3 and all(part and _ALPHABET.issuperset(part) for part in parts)
 
 
 def b64url_decode(text: str) -> bytes:

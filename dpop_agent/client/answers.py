@@ -10,7 +10,7 @@ from dpop_agent.errors import (
     ProtocolError,
     Timeout,
 )
-from dpop_agent.jose import access_token_hash
+from dpop_agent.jose import access_token_hash, is_compact
 from dpop_agent.protocol import MAX_TIMEOUT_MS, Event, decode_response, encode_request
 
 TYPE_CHECKING = False
@@ -245,7 +245,8 @@ def proof_of(result: Mapping[str, Any], *, jkt: str | None) -> Proof:
     """The proof in the answer to a request for one by `jkt`.
 
     Raises:
-        ProtocolError: the answer has no proof, or another generation's.
+        ProtocolError: the answer has no proof, or another generation's, or one that no header can
+            be made of.
     """
     nonce = result.get("nonce")
     values = [result.get(name) for name in ("proof", "key", "jkt", "state")]
@@ -254,6 +255,8 @@ def proof_of(result: Mapping[str, Any], *, jkt: str | None) -> Proof:
     proof = Proof(value=values[0], key=values[1], jkt=values[2], state=values[3], nonce=nonce)
     if jkt is not None and proof.jkt != jkt:
         raise ProtocolError(f"the agent answered with a proof by {proof.jkt}, not by {jkt}")
+    if not is_compact(proof.value):
+        raise ProtocolError("the agent's answer has a proof that isn't a signed JWT")
     return proof
 
 

@@ -187,7 +187,7 @@ class FakeAgent:
             return self.refuse[jkt]
         self._proofs += 1
         return {
-            "proof": f"proof-{self._proofs}",
+            "proof": f"e30.e30.proof-{self._proofs}",
             "key": params.get("key", "default"),
             "jkt": jkt,
             "state": self.state,

@@ -127,7 +127,7 @@ def test_a_timeout_leaves_other_calls_alone_and_the_next_connects_anew(
             patient = asyncio.create_task(client.hello())
             with pytest.raises(Timeout, match="didn't answer"):
                 await hasty
-            assert (await client.proof("GET", URI)).value == "proof-1"
+            assert (await client.proof("GET", URI)).value == "e30.e30.proof-1"
             assert agent.connections == 2
             released.set()
             assert await patient == {"n": 2}
@@ -144,9 +144,9 @@ def test_a_touch_is_told_and_has_a_deadline_of_its_own(
 
     async def main() -> None:
         async with AsyncAgentClient(agent.path, timeout=0.5, on_touch=told.append) as client:
-            assert (await client.proof("GET", URI)).value == "proof-1"
+            assert (await client.proof("GET", URI)).value == "e30.e30.proof-1"
         async with AsyncAgentClient(agent.path, timeout=0.5) as unasked:
-            assert (await unasked.proof("GET", URI)).value == "proof-2"
+            assert (await unasked.proof("GET", URI)).value == "e30.e30.proof-2"
 
     asyncio.run(main())
     assert told == [Touch(**TOUCH)]
@@ -195,8 +195,8 @@ def test_an_agent_that_has_no_events_serves_as_well(agent: FakeAgent) -> None:
 
     async def main() -> None:
         async with AsyncAgentClient(agent.path) as client:
-            assert (await client.proof("GET", URI)).value == "proof-1"
-            assert (await client.proof("GET", URI)).value == "proof-2"
+            assert (await client.proof("GET", URI)).value == "e30.e30.proof-1"
+            assert (await client.proof("GET", URI)).value == "e30.e30.proof-2"
 
     asyncio.run(main())
     assert agent.connections == 1
@@ -207,9 +207,9 @@ def test_an_agent_started_anew_is_found_by_the_next_call(agent: FakeAgent) -> No
         async with AsyncAgentClient(agent.path) as client:
             await client.proof("GET", URI)
             agent.restart()
-            assert (await client.proof("GET", URI)).value == "proof-2"
+            assert (await client.proof("GET", URI)).value == "e30.e30.proof-2"
             agent.script = [HANG_UP]
-            assert (await client.proof("GET", URI)).value == "proof-3"
+            assert (await client.proof("GET", URI)).value == "e30.e30.proof-3"
             agent.script = [HANG_UP]
             with pytest.raises(AgentUnavailable):
                 await client.call("key.create", {"key": "a"})
@@ -242,7 +242,7 @@ def test_an_answer_that_is_none_fails_the_calls_and_the_next_one_works(
         async with AsyncAgentClient(agent.path) as client:
             done = await asyncio.gather(client.hello(), client.hello(), return_exceptions=True)
             assert [type(d) for d in done] == [ProtocolError, ProtocolError]
-            assert (await client.proof("GET", URI)).value == "proof-1"
+            assert (await client.proof("GET", URI)).value == "e30.e30.proof-1"
 
     asyncio.run(main())
 
@@ -302,7 +302,7 @@ def test_closing_ends_calls_under_way_and_the_client_can_be_used_again(agent: Fa
         await client.aclose()
         with pytest.raises(AgentUnavailable, match="closed"):
             await call
-        assert (await client.proof("GET", URI)).value == "proof-1"
+        assert (await client.proof("GET", URI)).value == "e30.e30.proof-1"
         await client.aclose()
         await client.aclose()
 
@@ -316,7 +316,11 @@ def test_each_event_loop_has_a_connection_of_its_own(agent: FakeAgent) -> None:
         async with client:
             return str(await client.proof("GET", URI))
 
-    assert [asyncio.run(main()) for _ in range(3)] == ["proof-1", "proof-2", "proof-3"]
+    assert [asyncio.run(main()) for _ in range(3)] == [
+        "e30.e30.proof-1",
+        "e30.e30.proof-2",
+        "e30.e30.proof-3",
+    ]
     assert agent.connections == 3
     assert len(client._loops) == 0
     client.on_touch = print
@@ -342,9 +346,9 @@ def test_a_child_leaves_the_parents_connection_alone(agent: FakeAgent) -> None:
                     os._exit(0)
             os.close(write)
             with open(read, "rb") as answer:
-                assert answer.read() == b"proof-2"
+                assert answer.read() == b"e30.e30.proof-2"
             os.waitpid(pid, 0)
-            assert str(await client.proof("GET", URI)) == "proof-3"
+            assert str(await client.proof("GET", URI)) == "e30.e30.proof-3"
 
     asyncio.run(main())
     assert agent.connections == 2

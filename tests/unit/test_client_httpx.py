@@ -98,7 +98,7 @@ def test_a_request_carries_one_proof_and_the_response_tells_which(
     wire = Wire(ok)
     with mocked(client, wire) as http:
         response = http.get(f"{API}/me?q=1", headers={"DPoP": "inherited"})
-    assert wire.proofs() == ["proof-1"]
+    assert wire.proofs() == ["e30.e30.proof-1"]
     assert response.extensions["dpop"].jkt == JKT
     assert response.json() == {"path": "/me"}
     assert agent.proofs == [
@@ -172,7 +172,7 @@ def test_a_challenge_is_answered_with_the_nonce_and_a_new_proof(
     agent: FakeAgent, client: AgentClient, status: int
 ) -> None:
     def handle(request: httpx.Request) -> httpx.Response:
-        if request.headers["DPoP"] == "proof-1":
+        if request.headers["DPoP"] == "e30.e30.proof-1":
             return httpx.Response(status, headers=CHALLENGE)
         return ok(request)
 
@@ -190,7 +190,7 @@ def test_a_second_challenge_is_given_back(client: AgentClient) -> None:
     wire = Wire(lambda _: httpx.Response(401, headers=CHALLENGE))
     with mocked(client, wire) as http:
         assert http.get(f"{API}/me").status_code == 401
-    assert wire.proofs() == ["proof-1", "proof-2"]
+    assert wire.proofs() == ["e30.e30.proof-1", "e30.e30.proof-2"]
 
 
 def test_a_pin_goes_along_with_a_redirect(agent: FakeAgent, client: AgentClient) -> None:
@@ -202,7 +202,7 @@ def test_a_pin_goes_along_with_a_redirect(agent: FakeAgent, client: AgentClient)
     wire = Wire(handle)
     with mocked(client, wire, follow_redirects=True) as http:
         http.post(f"{API}/old", content=b"x", extensions={"dpop_jkt": OTHER_JKT})
-    assert wire.proofs() == ["proof-1", "proof-2"]
+    assert wire.proofs() == ["e30.e30.proof-1", "e30.e30.proof-2"]
     assert [params["jkt"] for params in agent.proofs] == [OTHER_JKT, OTHER_JKT]
     assert [params["htu"] for params in agent.proofs] == [f"{API}/old", f"{API}/new"]
 
@@ -252,7 +252,7 @@ def test_a_same_origin_redirect_carries_a_fresh_proof_and_the_access_token(
     ):
         response = http.get(f"{server.origin}/old", headers={"Authorization": "DPoP a"})
         assert response.text == "here"
-        assert [seen.proofs for seen in server.seen] == [["proof-1"], ["proof-2"]]
+        assert [seen.proofs for seen in server.seen] == [["e30.e30.proof-1"], ["e30.e30.proof-2"]]
         assert server.seen[1].headers["Authorization"] == "DPoP a"
 
 
@@ -460,7 +460,7 @@ def test_a_refused_access_token_is_renewed_and_the_request_sent_again(
         assert http.get(f"{API}/me").status_code == 200
     assert wire.authorizations() == ["DPoP old", "DPoP a1", "DPoP a1"]
     assert wire.sent[1].content == b"body"
-    assert wire.proofs() == ["proof-1", "proof-2", "proof-3"]
+    assert wire.proofs() == ["e30.e30.proof-1", "e30.e30.proof-2", "e30.e30.proof-3"]
     assert renewals.old == ["old"]
 
 
@@ -735,7 +735,7 @@ def test_every_request_of_a_renewal_is_pinned_redirects_and_second_attempts_too(
     def handle(request: httpx.Request) -> httpx.Response:
         if request.url.path == "/token":
             return httpx.Response(307, headers={"Location": "/moved"})
-        if request.headers["DPoP"] == "proof-2":
+        if request.headers["DPoP"] == "e30.e30.proof-2":
             return httpx.Response(400, headers=CHALLENGE)
         return ok(request)
 
@@ -866,7 +866,7 @@ def amocked(client: AsyncAgentClient, wire: Handler, **arguments: Any) -> httpx.
 
 def test_async_requests_follow_the_same_rules(agent: FakeAgent) -> None:
     def handle(request: httpx.Request) -> httpx.Response:
-        if request.headers.get("DPoP") == "proof-1":
+        if request.headers.get("DPoP") == "e30.e30.proof-1":
             return httpx.Response(401, headers=CHALLENGE)
         return ok(request)
 
@@ -891,7 +891,7 @@ def test_async_requests_follow_the_same_rules(agent: FakeAgent) -> None:
                 await http.get(f"{API}/me")
 
     asyncio.run(main())
-    assert wire.proofs() == ["proof-1", "proof-2", None, "proof-1"]
+    assert wire.proofs() == ["e30.e30.proof-1", "e30.e30.proof-2", None, "e30.e30.proof-1"]
 
 
 def test_async_renewals_happen_one_at_a_time(agent: FakeAgent) -> None:
@@ -984,7 +984,11 @@ def test_an_async_event_stream_stays_a_stream_and_a_json_refusal_readable(
 
     with FakeServer(handle) as server:
         asyncio.run(main(server.origin))
-        assert [seen.proofs for seen in server.seen] == [["proof-1"], ["proof-2"], ["proof-3"]]
+        assert [seen.proofs for seen in server.seen] == [
+            ["e30.e30.proof-1"],
+            ["e30.e30.proof-2"],
+            ["e30.e30.proof-3"],
+        ]
 
 
 def test_a_response_is_closed_when_its_request_is_given_up(

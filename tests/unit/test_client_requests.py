@@ -60,7 +60,7 @@ def test_a_request_carries_one_proof_and_the_response_tells_which(
             timeout=5,
         )
         assert response.text == "here"
-        assert server.seen[0].proofs == ["proof-1"]
+        assert server.seen[0].proofs == ["e30.e30.proof-1"]
     assert response.dpop.jkt == JKT  # type: ignore[attr-defined]
     assert response.request.headers["DPoP"] == "inherited"
     (params,) = agent.proofs
@@ -102,7 +102,7 @@ def test_a_same_origin_redirect_carries_a_fresh_proof(client: AgentClient) -> No
     with FakeServer(handle) as server, session(client, server.origin) as s:
         response = s.get(f"{server.origin}/old", headers={"Authorization": "DPoP a"}, timeout=5)
         assert response.text == "here"
-        assert [seen.proofs for seen in server.seen] == [["proof-1"], ["proof-2"]]
+        assert [seen.proofs for seen in server.seen] == [["e30.e30.proof-1"], ["e30.e30.proof-2"]]
         assert server.seen[1].headers["Authorization"] == "DPoP a"
 
 
@@ -153,7 +153,7 @@ def test_a_challenge_is_answered_with_the_nonce_a_new_proof_and_the_same_body(
     agent: FakeAgent, client: AgentClient, body: Any, tmp_path: Path
 ) -> None:
     def handle(seen: Seen) -> Reply:
-        return Reply(401, b"", **CHALLENGE) if seen.proofs == ["proof-1"] else Reply(200)
+        return Reply(401, b"", **CHALLENGE) if seen.proofs == ["e30.e30.proof-1"] else Reply(200)
 
     data = body
     if body == "file":
@@ -165,7 +165,7 @@ def test_a_challenge_is_answered_with_the_nonce_a_new_proof_and_the_same_body(
         assert response.dpop.nonce == "n1"  # type: ignore[attr-defined]
         first, second = server.seen
         assert first.body == second.body
-        assert (first.proofs, second.proofs) == (["proof-1"], ["proof-2"])
+        assert (first.proofs, second.proofs) == (["e30.e30.proof-1"], ["e30.e30.proof-2"])
     assert agent.proofs[1]["nonce"] == "n1"
 
 
@@ -294,5 +294,5 @@ def test_a_pickled_session_has_no_connection_and_works(
         s.get(server.origin, timeout=5)
         with pickle.loads(pickle.dumps(s)) as again:
             again.get(server.origin, timeout=5)
-        assert [seen.proofs for seen in server.seen] == [["proof-1"], ["proof-2"]]
+        assert [seen.proofs for seen in server.seen] == [["e30.e30.proof-1"], ["e30.e30.proof-2"]]
     assert agent.connections == 2

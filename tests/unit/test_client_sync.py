@@ -70,13 +70,13 @@ def client(agent: FakeAgent) -> Iterator[AgentClient]:
 
 def test_a_proof_is_the_value_of_its_header(client: AgentClient) -> None:
     proof = client.proof("GET", URI, key="default")
-    assert str(proof) == f"{proof}" == proof.value == "proof-1"
+    assert str(proof) == f"{proof}" == proof.value == "e30.e30.proof-1"
     assert (proof.key, proof.jkt, proof.state, proof.nonce) == ("default", JKT, "active", None)
 
 
 def test_a_proof_shows_itself_in_no_repr_and_cannot_be_changed(client: AgentClient) -> None:
     proof = client.proof("GET", URI)
-    assert "proof-1" not in repr(proof)
+    assert "e30.e30.proof-1" not in repr(proof)
     with pytest.raises(AttributeError):
         proof.value = "another"
     with pytest.raises(AttributeError):
@@ -304,7 +304,21 @@ def test_an_answer_that_is_none_is_a_typed_error_and_the_next_call_works(
     agent.script = [Raw(answer)]
     with pytest.raises(error):
         client.proof("GET", URI)
-    assert client.proof("GET", URI).value == "proof-1"
+    assert client.proof("GET", URI).value == "e30.e30.proof-1"
+
+
+@pytest.mark.parametrize(
+    "proof",
+    ["", "a.b", "a.b.", "a.b.c.d", "a.b.c\r\nX: y", "a.b.c ", "a.b.ü", "a.b.c=", "a b.c.d", "a..c"],
+)
+def test_a_proof_that_isnt_a_signed_jwt_becomes_no_header(
+    agent: FakeAgent, client: AgentClient, proof: str
+) -> None:
+    agent.script = [
+        {"proof": proof, "key": "default", "jkt": JKT, "state": "active", "nonce": None}
+    ]
+    with pytest.raises(ProtocolError, match="isn't a signed JWT"):
+        client.proof("GET", URI)
 
 
 def test_a_proof_by_another_generation_is_not_used(agent: FakeAgent, client: AgentClient) -> None:
@@ -330,7 +344,7 @@ def test_a_call_ends_at_its_deadline_and_its_connection_is_not_used_again(
             with pytest.raises(Timeout):
                 client.proof("GET", URI)
         client.timeout = 5
-        assert client.proof("GET", URI).value == "proof-1"
+        assert client.proof("GET", URI).value == "e30.e30.proof-1"
     assert agent.connections == 3
 
 
@@ -372,12 +386,12 @@ def test_a_touch_is_told_and_has_a_deadline_of_its_own(
     agent.touch_s = 1.0
     told: list[Touch] = []
     with AgentClient(agent.path, timeout=0.5, on_touch=told.append) as client:
-        assert client.proof("GET", URI).value == "proof-1"
-        assert client.proof("GET", URI).value == "proof-2"
+        assert client.proof("GET", URI).value == "e30.e30.proof-1"
+        assert client.proof("GET", URI).value == "e30.e30.proof-2"
     assert told == [Touch(**TOUCH)] * 2
     assert str(told[0]) == "touch the card of the store yubikey to sign with shop"
     with AgentClient(agent.path, timeout=0.5) as unasked:
-        assert unasked.proof("GET", URI).value == "proof-3"
+        assert unasked.proof("GET", URI).value == "e30.e30.proof-3"
     assert [params["timeout_ms"] for params in agent.proofs] == [500] * 3
     assert agent.subscriptions == [{"events": ["touch"]}] * 2
     assert agent.connections == 2
@@ -398,7 +412,7 @@ def test_a_touch_that_never_comes_ends_the_call_at_the_touchs_deadline(
         with pytest.raises(Timeout):
             client.proof("GET", URI)
         client.timeout = 5
-        assert client.proof("GET", URI).value == "proof-1"
+        assert client.proof("GET", URI).value == "e30.e30.proof-1"
     assert agent.connections == 2
 
 
@@ -409,12 +423,15 @@ def test_a_touch_does_not_shorten_a_longer_timeout(
     monkeypatch.setattr(sync_module, "GRACE", 0.01)
     agent.touch_s = 0.2
     with AgentClient(agent.path) as client:
-        assert client.proof("GET", URI).value == "proof-1"
+        assert client.proof("GET", URI).value == "e30.e30.proof-1"
 
 
 def test_an_agent_that_has_no_events_serves_as_well(agent: FakeAgent, client: AgentClient) -> None:
     agent.knows_subscribe = False
-    assert [client.proof("GET", URI).value for _ in range(2)] == ["proof-1", "proof-2"]
+    assert [client.proof("GET", URI).value for _ in range(2)] == [
+        "e30.e30.proof-1",
+        "e30.e30.proof-2",
+    ]
     assert agent.connections == 1
 
 
@@ -462,9 +479,9 @@ def test_an_agent_started_anew_is_found_by_the_next_call(
 ) -> None:
     client.proof("GET", URI)
     agent.restart()
-    assert client.proof("GET", URI).value == "proof-2"
+    assert client.proof("GET", URI).value == "e30.e30.proof-2"
     agent.script = [HANG_UP]
-    assert client.proof("GET", URI).value == "proof-3"
+    assert client.proof("GET", URI).value == "e30.e30.proof-3"
 
 
 def test_what_must_not_happen_twice_is_sent_once(agent: FakeAgent, client: AgentClient) -> None:
@@ -560,9 +577,9 @@ def test_a_child_uses_a_connection_of_its_own_and_leaves_the_parents_alone(
         client.close()
         return said
 
-    assert _in_child(work) == b"proof-2"
+    assert _in_child(work) == b"e30.e30.proof-2"
     assert agent.connections == 2
-    assert str(client.proof("GET", URI)) == "proof-3"
+    assert str(client.proof("GET", URI)) == "e30.e30.proof-3"
     assert agent.connections == 2
 
 
@@ -571,7 +588,7 @@ def test_a_pickled_client_has_no_connection(agent: FakeAgent, client: AgentClien
     again: AgentClient = pickle.loads(pickle.dumps(client))
     assert (again.path, again.timeout, len(again._idle)) == (agent.path, 10.0, 0)
     with again:
-        assert str(again.proof("GET", URI)) == "proof-2"
+        assert str(again.proof("GET", URI)) == "e30.e30.proof-2"
     assert agent.connections == 2
 
 
