@@ -2,7 +2,7 @@
 
 [agent]
 default_store = "work"
-max_connections = 512                  # on agent.sock; as many as there can be files for it
+max_connections = 512                  # on agent.sock; without it 512, or as many as fit
 
 [stores.work]
 type = "pkcs11"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ USUAL_CONNECTIONS = 512
 ADMIN_CONNECTIONS = 64
 """Connections on `admin.sock`, to which those on `agent.sock` leave room."""
 
-_OWN = 24  # the agent's files, sockets and locks, and some for what is opened for a moment
+_OWN = 20  # the agent's sockets and locks, and some for what is opened for a moment
 _STORE = 4  # a signer's
 
 
@@ -24,17 +25,23 @@ class Room(NamedTuple):
     admin: int
 
 
-def make_room(connections: int | None, *, stores: int) -> Room:
+def open_now() -> int:
+    """How many files this process has open; whoever started it may have left some."""
+    return len(os.listdir("/dev/fd"))
+
+
+def make_room(connections: int | None, *, stores: int, others: int) -> Room:
     """Raise the limit of open files as far as is needed, and say what fits in.
 
     Args:
         connections: how many are wanted on `agent.sock`; None for the usual number, or fewer.
         stores: how many stores there are.
+        others: how many files were open at the start.
 
     Raises:
         ConfigurationError: so many don't fit.
     """
-    own = _OWN + _STORE * stores
+    own = others + _OWN + _STORE * stores
     wanted = connections or USUAL_CONNECTIONS
     limit = _raise_limit(own + ADMIN_CONNECTIONS + wanted)
     room = limit - own

@@ -13,12 +13,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpop_agent import paths, protocol
-from dpop_agent.agent import terminal
+from dpop_agent.agent import descriptors, terminal
 from dpop_agent.agent.acceptor import Acceptor
 from dpop_agent.agent.background import Background
 from dpop_agent.agent.call import Call
 from dpop_agent.agent.connection import Connection
-from dpop_agent.agent.descriptors import Room, make_room
 from dpop_agent.agent.forker import Forker
 from dpop_agent.agent.handler import Handler
 from dpop_agent.agent.inventory import Inventory
@@ -82,6 +81,8 @@ class Agent:
         self._reloading = asyncio.Lock()
         self._ended = asyncio.Event()
         self._connections: set[Connection] = set()
+        self._admins = 0  # of them, on admin.sock
+        self._open_at_start = descriptors.open_now()
         self._room = self._make_room(config)
         self._acceptors: dict[Listener, Acceptor] = {}
         self._has_terminal = terminal.ends_us()
@@ -121,18 +122,20 @@ class Agent:
 
     def _connect(self, methods: Methods) -> Connection | None:
         """A connection that is counted in, if there is room on its socket."""
-        same = sum(c.methods is methods for c in self._connections)
-        room = self._room
-        if same >= (room.agent if methods is protocol.AGENT_METHODS else room.admin):
+        is_admin = methods is protocol.ADMIN_METHODS
+        others = self._admins if is_admin else len(self._connections) - self._admins
+        if others >= (self._room.admin if is_admin else self._room.agent):
             return None
         connection = Connection(self, methods)
         self._connections.add(connection)
+        self._admins += is_admin
         return connection
 
     def disconnected(self, connection: Connection) -> None:
         """Count a connection out, and drop what it waited for."""
         if connection in self._connections:
             self._connections.discard(connection)
+            self._admins -= connection.methods is protocol.ADMIN_METHODS
             for signer in self.signers.values():
                 signer.drop(connection)
 
@@ -295,9 +298,10 @@ class Agent:
             if was_open:
                 await self._upkeep.reconcile(name)
 
-    @staticmethod
-    def _make_room(config: Config) -> Room:
-        return make_room(config.max_connections, stores=len(config.stores))
+    def _make_room(self, config: Config) -> descriptors.Room:
+        return descriptors.make_room(
+            config.max_connections, stores=len(config.stores), others=self._open_at_start
+        )
 
     def _hang_up(self) -> None:
         if self._end_without_terminal():

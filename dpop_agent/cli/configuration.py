@@ -38,6 +38,7 @@ def _show(args: Namespace) -> int:
             {
                 "path": found.path,
                 "default_store": found.default_store,
+                "max_connections": found.max_connections,
                 "stores": [
                     {"store": store.name, "type": store.type}
                     | _settings(store)
@@ -48,6 +49,8 @@ def _show(args: Namespace) -> int:
         )
         return 0
     lines = [f"configuration  {found.path}", f"default store  {found.default_store}"]
+    if found.max_connections is not None:
+        lines.append(f"connections    {found.max_connections} at most")
     for store in found.stores.values():
         lines += [
             "",

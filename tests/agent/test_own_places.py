@@ -240,6 +240,18 @@ def test_idle_connections_leave_room_for_admin_and_for_stores_and_fill_no_log(
     assert len(agent.log.read_text().splitlines()) - before < 20
 
 
+def test_descriptors_that_whoever_started_it_left_open_are_counted(make_agent: MakeAgent) -> None:
+    inherit = "import os, sys; [os.set_inheritable(os.dup(0), True) for _ in range(50)]"
+    command = f"{inherit}; os.execvp(sys.argv[1], sys.argv[1:])"
+    agent = make_agent(preexec=[*limits(128, 128), sys.executable, "-c", command]).start()
+    assert open_files(agent) > 50
+    with ExitStack() as idle:
+        wires = [idle.enter_context(Wire(agent.socket)) for _ in range(150)]
+        assert refusal(wires[-1].next())["type"] == "too_many_connections"
+        assert open_files(agent) < 128
+        agent.create_key("default")
+
+
 def test_running_out_of_descriptors_all_the_same_is_told_once_and_over_when_it_is_over(
     make_agent: MakeAgent,
 ) -> None:

@@ -354,6 +354,19 @@ def test_a_configuration_is_found_where_the_variable_says(
     assert config.load().default_store == "work"
 
 
+def test_the_number_of_connections_is_read_where_it_is_said(tmp_path: Path) -> None:
+    assert config.load(write(tmp_path, STORE)).max_connections is None
+    text = f"[agent]\nmax_connections = 6000\n{STORE}"
+    assert config.load(write(tmp_path, text)).max_connections == 6000
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "100001", "true", '"512"', "512.0", "[512]"])
+def test_a_number_of_connections_that_is_none_is_refused(tmp_path: Path, value: str) -> None:
+    path = write(tmp_path, f"[agent]\nmax_connections = {value}\n{STORE}")
+    with pytest.raises(ConfigurationError, match=r"agent\.max_connections (is|has to be)"):
+        config.load(path)
+
+
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666, 0o660])
 def test_a_configuration_that_others_can_change_is_refused(tmp_path: Path, mode: int) -> None:
     path = write(tmp_path, STORE, mode)
