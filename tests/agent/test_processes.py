@@ -104,21 +104,21 @@ class Ordinary:
     """An agent of an ordinary user, and what runs as that user."""
 
     def __init__(self, folder: Path) -> None:
-        self._python = copied_python(folder) if os.getuid() == 0 else sys.executable
-        self._as_user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+        self.interpreter = copied_python(folder) if os.getuid() == 0 else sys.executable
+        self.as_user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
         token = new_token(folder / "token")
-        instead = ["sh", "-c", 'shift; exec "$0" "$@"', self._python]
+        instead = ["sh", "-c", 'shift; exec "$0" "$@"', self.interpreter]
         self.agent = Agent(token.config, folder / "state", preexec=[*self._prefix(), *instead])
         if os.getuid() == 0:
             for path in (folder, self.agent.runtime, *folder.rglob("*")):
                 os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
 
     def _prefix(self) -> list[str]:
-        return self._as_user if os.getuid() == 0 else []
+        return self.as_user if os.getuid() == 0 else []
 
     def python(self, code: str, *words: str, stdin: bytes = b"") -> bytes:
         return subprocess.run(
-            [*self._prefix(), self._python, "-I", "-c", code, *words],
+            [*self._prefix(), self.interpreter, "-I", "-c", code, *words],
             input=stdin,
             check=True,
             timeout=30,
@@ -151,6 +151,33 @@ def ordinary() -> Iterator[Ordinary]:
     finally:
         ordinary.agent.close()
         shutil.rmtree(folder)
+
+
+_IN_A_SANDBOX = """
+mount -t tmpfs -o mode=755 tmpfs /mnt && mkdir /mnt/run && touch /mnt/run/agent.sock
+mount --bind "$1" /mnt/run/agent.sock && shift
+exec "$@" /mnt/run/agent.sock
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="to mount something takes root")
+def test_a_client_in_a_user_namespace_reaches_a_socket_mounted_into_a_folder_of_roots(
+    ordinary: Ordinary,
+) -> None:
+    ask = (
+        "import os, sys; from dpop_agent.client import AgentClient; path = sys.argv[1];"
+        "print(os.stat(os.path.dirname(path)).st_uid, AgentClient(path).status()['pid'])"
+    )
+    mapped = ["unshare", "--user", "--map-user=1000", "--map-group=1000"]
+    client = [*ordinary.as_user, *mapped, ordinary.interpreter, "-I", "-c", ask]
+    run = subprocess.run(
+        ["unshare", "--mount", "sh", "-ec", _IN_A_SANDBOX, "sh", ordinary.agent.socket, *client],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.stdout.split() == ["65534", str(ordinary.agent.pid)]
 
 
 def test_agent_and_signers_are_closed_to_other_programs_of_their_user(ordinary: Ordinary) -> None:
