@@ -49,11 +49,17 @@ class Listener:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.hide()
         self.socket.close()
-        # Under the lock nobody else's socket can be at the path, unless the lock was removed too.
+        self._let_go()
+
+    def hide(self) -> None:
+        """Unlink the socket, and nothing that took its place; to be called while it is open, since
+        the system may give its inode to the next file then.
+        """
         if self._bound is not None and _socket_at(self.path) == self._bound:
             os.unlink(self.path)
-        self._let_go()
+        self._bound = None
 
     @property
     def lost(self) -> bool:

@@ -332,7 +332,8 @@ class Agent:
             log.warning("%s", e)
 
     async def _close(self) -> None:
-        for acceptor in self._acceptors.values():
+        for listener, acceptor in self._acceptors.items():
+            listener.hide()
             await acceptor.close()
         for connection in list(self._connections):
             connection.close()

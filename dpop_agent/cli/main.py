@@ -43,10 +43,11 @@ def main(argv: list[str] | None = None) -> int:
         _never_fail_on_a_character(stream)
     as_json = "--json" in words
     try:
-        status = _run(words)
+        try:
+            status = _run(words)
+        except SystemExit as e:  # argparse, having said what is wrong, or having printed its help
+            status = e.code if isinstance(e.code, int) else USAGE
         sys.stdout.flush()
-    except SystemExit as e:  # argparse, having said what is wrong, or having printed its help
-        return e.code if isinstance(e.code, int) else USAGE
     except DPoPAgentError as e:
         _report(e, as_json=as_json)
         return NO_AGENT if isinstance(e, AgentUnavailable) else FAILED

@@ -272,6 +272,31 @@ def test_a_reader_that_went_away_is_no_news() -> None:
     assert (done.returncode, done.stderr) == (1, b"")
 
 
+@pytest.mark.parametrize("words", ["--version", "key --help", "config path"])
+@pytest.mark.parametrize("closed", [">&-", "<&- >&-"])
+def test_closed_standard_output_is_one_line_and_a_failure(words: str, closed: str) -> None:
+    run = subprocess.run(
+        ["sh", "-c", f'exec "$0" -m dpop_agent {words} {closed}', sys.executable],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (run.returncode, run.stderr) == (1, "dpop-agent: standard output is closed\n")
+
+
+@pytest.mark.parametrize("closed", ["<&-", "2>&-", "<&- 2>&-"])
+def test_what_needs_no_closed_descriptor_works_without_it(closed: str) -> None:
+    run = subprocess.run(
+        ["sh", "-c", f'exec "$0" -m dpop_agent config path {closed}', sys.executable],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (run.returncode, run.stdout.count("\n"), run.stderr) == (0, 1, "")
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
 def test_output_that_cannot_be_written_is_a_failure() -> None:
     with open("/dev/full", "wb") as full:
