@@ -139,7 +139,8 @@ class Agent:
                 with AgentClient(self.socket) as client:
                     client.hello()
             except (AgentUnavailable, FileNotFoundError):
-                if self.process.poll() is not None or time.monotonic() > deadline:
+                ended = self._process is not None and self._process.poll() is not None
+                if ended or time.monotonic() > deadline:
                     raise AssertionError(f"no agent: {self.log.read_text()}") from None
                 time.sleep(0.02)
             else:

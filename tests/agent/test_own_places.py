@@ -400,9 +400,9 @@ class Shell:
         )
         os.close(theirs)
         self._open = True
-        until(lambda: Path(agent.socket).is_socket())
-        with Wire(agent.socket) as wire:
-            self.agent_pid: int = wire.result("status")["pid"]
+        agent.wait_until_it_answers()
+        with AgentClient(agent.socket) as client:
+            self.agent_pid: int = client.status()["pid"]
 
     def close(self) -> None:
         """Close the terminal's window."""
