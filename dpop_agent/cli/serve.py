@@ -46,6 +46,14 @@ def _serve(args: Namespace) -> int:
     # First of all: what comes later is forked from what nobody could have opened.
     harden()
     forked = forking.fork(_fork_signers) if forking.is_possible() else None
+    try:
+        return _run_agent(args, forked)
+    finally:
+        if forked is not None:
+            forked[1].close()  # it ends then
+
+
+def _run_agent(args: Namespace, forked: tuple[int, socket] | None) -> int:
     import logging
 
     from dpop_agent import config, paths

@@ -185,7 +185,7 @@ def test_a_vendors_module_that_prints_prints_into_nothing_of_ours(
     make_agent: Callable[..., Agent], token: Token
 ) -> None:
     # Without standard streams the agent's first sockets would be in their places.
-    agent = make_agent(token.config, preexec=["sh", "-c", 'exec "$@" <&-', "sh"]).start()
+    agent = make_agent(token.config, preexec=["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]).start()
     agent.create_key("default")
     signer = until_open(agent)["signer_pid"]
     if os.getuid() == 0:

@@ -127,7 +127,7 @@ class Ordinary:
 
     def start(self, code: str, *words: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [*self._prefix(), self._python, "-I", "-c", code, *words], stdout=subprocess.PIPE
+            [*self._prefix(), self.interpreter, "-I", "-c", code, *words], stdout=subprocess.PIPE
         )
 
     def ask(self, line: bytes, path: str) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def test_an_access_token_that_is_not_ascii_is_refused_without_its_text(
     with pytest.raises(ConfigurationError) as caught:
         client.proof("GET", URI, access_token="geheim-é")
     assert "geheim" not in str(caught.value)
-    assert caught.value.__suppress_context__
+    assert caught.value.__context__ is None
     with pytest.raises(ConfigurationError, match="both access_token and ath"):
         client.proof("GET", URI, access_token="a", ath=ATH)
     assert agent.requests == []

@@ -169,7 +169,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "frames": set(),
         "queue": {"frames"},
         # What is remembered, and what stores are.
-        "ledger": {"keys"},
+        "ledger": {"keys", "lock"},
         "records": {"keys", "drains", "ledger"},
         "process": set(),
         "forker": {"process"},
@@ -190,12 +190,16 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "stores": {"records", "signers", "views"},
         "handler": {"background", "call", "keys", "lifecycle", "proofs", "stores", "views"},
         "connection": {"call"},
-        "listener": set(),
+        "lock": set(),
+        "listener": {"lock"},
+        "acceptor": {"connection"},
+        "descriptors": set(),
+        "terminal": set(),
         # All of them put together.
         "server": {
-            *("background", "call", "connection", "forker", "handler", "inventory", "ledger"),
-            *("lifecycle", "listener", "making", "nonces", "process", "proofs", "records"),
-            *("signers", "stores", "upkeep", "views"),
+            *("acceptor", "background", "call", "connection", "descriptors", "forker", "handler"),
+            *("inventory", "ledger", "lifecycle", "listener", "making", "nonces", "process"),
+            *("proofs", "records", "signers", "stores", "terminal", "upkeep", "views"),
         },
     },
     "signer": {
