@@ -12,6 +12,8 @@ pin_source = "file:~/.config/dpop-agent/work.pin"
 env = {}                               # environment of the signer process
 module_args = ""                       # for C_Initialize, where the module wants some (NSS)
 verify = "first"                       # or "always": which signatures are checked before they leave
+login_retries = 0                      # more logins after one that failed, with growing pauses:
+                                       # only for an HSM that never locks its PIN
 
 [stores.keychain]
 type = "keychain"                      # of the operating system: exportable by the user's programs
@@ -36,6 +38,8 @@ MAX_CONNECTIONS = 100_000
 MAX_SIZE = 256 * 1024
 """Bytes of a configuration file: hundreds of stores; more is some other file."""
 
+MAX_LOGIN_RETRIES = 1000
+
 STORE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _CREDENTIAL = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}")
 _PIN_SOURCES = (
@@ -50,7 +54,10 @@ _VERIFY = ("first", "always")
 _TOP = ("agent", "stores")
 _AGENT = ("default_store", "max_connections")
 _SETTINGS_BY_TYPE = {
-    "pkcs11": ("type", "module", "module_args", "uri", "pin_source", "verify", "env"),
+    "pkcs11": (
+        *("type", "module", "module_args", "uri", "pin_source", "login_retries", "verify"),
+        "env",
+    ),
     "keychain": ("type", "backend", "env"),
 }
 
@@ -142,9 +149,9 @@ class PinSource:
 class StoreConfig:
     """One `[stores.NAME]`; paths are absolute.
 
-    `module`, `module_args`, `uri`, `pin_source` and `verify` are a PKCS#11 token's, `backend` (one
-    of `BACKENDS`) is a keychain's. `verify` says which signatures the signer checks before they
-    leave it: the `first` by each key after each start, or `always` each.
+    `module`, `module_args`, `uri`, `pin_source`, `login_retries` and `verify` are a PKCS#11
+    token's, `backend` (one of `BACKENDS`) is a keychain's. `verify` says which signatures the
+    signer checks before they leave it: the `first` by each key after each start, or `always` each.
     """
 
     name: str
@@ -154,6 +161,7 @@ class StoreConfig:
     module_args: str = ""
     uri: TokenUri | None = None
     pin_source: PinSource | None = None
+    login_retries: int = 0
     backend: str | None = None
     verify: str | None = None
 
@@ -392,6 +400,9 @@ class _Reader:
             pin_source=self._pin_source(
                 f"{where}.pin_source", self._must(where, table, "pin_source")
             ),
+            login_retries=self._number(
+                f"{where}.login_retries", table.get("login_retries", 0), MAX_LOGIN_RETRIES
+            ),
             verify=self._verify(f"{where}.verify", table.get("verify", "first")),
         )
 
@@ -468,6 +479,15 @@ class _Reader:
     def _text(self, where: str, value: object) -> str:
         if not isinstance(value, str):
             self._refuse(f"{where} has to be text, not {_kind(value)}", 'write it in "…"')
+        return value
+
+    def _number(self, where: str, value: object, most: int) -> int:
+        if not isinstance(value, int) or isinstance(value, bool):
+            self._refuse(
+                f"{where} has to be a number, not {_kind(value)}", "write it without quotes"
+            )
+        if not 0 <= value <= most:
+            self._refuse(f"{where} is {value}", f"use a number from 0 to {most}")
         return value
 
     def _c_text(self, where: str, value: object) -> str:

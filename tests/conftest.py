@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests import emulators
+from tests import emulators, faulty
 from tests.processes import Agent, Token, adopt_orphans, end_leftovers, new_token
 from tests.timing import Measured
 
@@ -109,6 +109,18 @@ def make_token(tmp_path: Path) -> Callable[..., Token]:
 def token(make_token: Callable[..., Token]) -> Token:
     """A new PKCS#11 token."""
     return make_token()
+
+
+@pytest.fixture(scope="session")
+def faulty_module(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shared object of faulty.c."""
+    return faulty.module(tmp_path_factory.mktemp("faulty"))
+
+
+@pytest.fixture
+def faulty_token(token: Token, faulty_module: Path) -> faulty.Faulty:
+    """A new PKCS#11 token whose module has faults."""
+    return faulty.Faulty(token, faulty_module)
 
 
 @pytest.fixture(scope="session")

@@ -218,9 +218,9 @@ class _BackOff:
     def __bool__(self) -> bool:
         return self._failures > 0
 
-    def failed(self, now: float) -> None:
+    def failed(self, now: float, *, at_least_s: float = 0.0) -> None:
         """One more try came to nothing."""
-        wait_s = min(MAX_BACK_OFF_S, MIN_BACK_OFF_S * 2**self._failures)
+        wait_s = max(at_least_s, min(MAX_BACK_OFF_S, MIN_BACK_OFF_S * 2**self._failures))
         self._failures = min(self._failures + 1, 16)
         self._until = now + wait_s
 
@@ -362,10 +362,14 @@ class Signer:
         self._work.drop(owner)
 
     def start(self) -> None:
-        """Start the process, unless one runs or starts; also after a refused PIN, not if locked."""
+        """Start the process, unless one runs or starts; not if locked, nor after a refused PIN."""
+        if not isinstance(self.error, PinRefused):
+            self._start(attended=False)
+
+    def _start(self, *, attended: bool) -> None:
         if self._state is State.DOWN and self._process is None:
             self._become(Event.START)
-            self._opening = self._loop.create_task(self._open(None))
+            self._opening = self._loop.create_task(self._open(None, attended=attended))
 
     async def unlock(self, folder: str) -> PinEntry:
         """Open a store that is locked, or say what somebody has to do for that.
@@ -397,7 +401,7 @@ class Signer:
                 if entry.socket is not None:
                     return entry
             else:
-                self.start()
+                self._start(attended=True)
             await self.started()
             if self.error is not None:
                 raise self.error
@@ -407,7 +411,7 @@ class Signer:
         self.error = self.error or self._wants_pin()
         unlocking = _Unlocking(folder, self._loop.create_future())
         self._become(Event.UNLOCK)
-        self._opening = self._loop.create_task(self._open(unlocking))
+        self._opening = self._loop.create_task(self._open(unlocking, attended=True))
         # Of a task that is cancelled before its first step nothing runs.
         self._opening.add_done_callback(lambda _: unlocking.interrupt())
         return await unlocking.entry
@@ -504,9 +508,9 @@ class Signer:
 
     # Start and end of the process
 
-    async def _open(self, unlocking: _Unlocking | None) -> None:
+    async def _open(self, unlocking: _Unlocking | None, *, attended: bool) -> None:
         try:
-            place = await self._opened(unlocking)
+            place = await self._opened(unlocking, attended=attended)
         except OSError as e:
             error: DPoPAgentError = SignerFailed(
                 f"no signer process could be started ({e.strerror})"
@@ -537,7 +541,8 @@ class Signer:
         named = [repr(place[name]) for name in ("label", "serial") if place.get(name)]
         log.info("store %s is open: %s", self.config.name, ", serial ".join(named))
 
-    async def _opened(self, unlocking: _Unlocking | None) -> dict[str, Any]:
+    async def _opened(self, unlocking: _Unlocking | None, *, attended: bool) -> dict[str, Any]:
+        open_frame = self._open_frame(attended=attended)
         listen = {} if unlocking is None else {"op": "listen", "folder": unlocking.folder}
         async with _at_most(APART_S, self._starting):
             self._process = await process.start(
@@ -547,7 +552,7 @@ class Signer:
                 on_frame=self._answered,
                 on_end=self._died,
             )
-            first = self._begin(START_TIMEOUT_S, self._open_frame() | listen)
+            first = self._begin(START_TIMEOUT_S, open_frame | listen)
             await asyncio.wait([first], timeout=APART_S)
         found = _result(await first)
         if unlocking is None:
@@ -555,9 +560,9 @@ class Signer:
         self._pin_path = found["path"]
         unlocking.entry.set_result(PinEntry(found["path"], found["pad"]))
         if self._pin_path is None:
-            return _result(await self._begin(START_TIMEOUT_S, self._open_frame()))
+            return _result(await self._begin(START_TIMEOUT_S, open_frame))
         try:
-            return _result(await self._begin(UNLOCK_TIMEOUT_S, self._open_frame()))
+            return _result(await self._begin(UNLOCK_TIMEOUT_S, open_frame))
         finally:
             self._unlink_pin_socket()
 
@@ -570,7 +575,7 @@ class Signer:
             except FileNotFoundError:
                 pass
 
-    def _open_frame(self) -> dict[str, Any]:
+    def _open_frame(self, *, attended: bool) -> dict[str, Any]:
         pin = self.config.pin_source
         settings = {
             "name": self.config.name,
@@ -582,9 +587,15 @@ class Signer:
             "uri": str(self.config.uri),
             "pin_kind": pin and pin.kind,
             "pin_argument": pin and pin.argument,
-            "refused_file": self._lock_file + ".refused",
+            "login_retries": self.config.login_retries,
         }
-        return {"op": "open", "version": __version__, "lock": self._lock_file, "store": settings}
+        return {
+            "op": "open",
+            "attended": attended,
+            "version": __version__,
+            "lock": self._lock_file,
+            "store": settings,
+        }
 
     def _begin(
         self, limit_s: float, members: dict[str, Any]
@@ -615,7 +626,7 @@ class Signer:
                 f"the store {self.config.name} wants its PIN, and {error.message}",
                 hint=f"{error.hint}; then: dpop-agent unlock {self.config.name}",
             )
-        self._back_off.failed(self._loop.time())
+        self._back_off.failed(self._loop.time(), at_least_s=(error.retry_after_ms or 0) / 1000)
         self._work.fail_waiting(error)
         if self._process is not None:
             self._process.close()

@@ -68,7 +68,10 @@ def _settings(store: config.StoreConfig) -> dict[str, str]:
     """What the store's type has beyond name and environment."""
     return {
         name: str(value)
-        for name in ("module", "module_args", "uri", "pin_source", "verify", "backend")
+        for name in (
+            *("module", "module_args", "uri", "pin_source", "login_retries", "verify"),
+            "backend",
+        )
         if (value := getattr(store, name))
     }
 

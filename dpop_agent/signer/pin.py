@@ -5,11 +5,11 @@ It lives in the signer alone and is never shown, logged or passed on.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import socket
 import stat
 from abc import ABC, abstractmethod
+from contextlib import suppress
 
 from dpop_agent import paths
 from dpop_agent.config import default_backend
@@ -17,7 +17,6 @@ from dpop_agent.errors import (
     ConfigurationError,
     DPoPAgentError,
     Locked,
-    PinRefused,
     StoreUnusable,
     UnsafeSocket,
 )
@@ -29,34 +28,30 @@ from dpop_agent.signer.secret_socket import MAX_SECRET
 
 KEYCHAIN_SERVICE = "dpop-agent/pin"
 
-_IN_KEYCHAIN = "the one in the keychain"
-_UNDER_WAY = "tried: "
-
 _CORRECT = "correct that, then: dpop-agent unlock"
 
 
 class UserPin(ABC):
     """One store's PIN.
 
-    A stored PIN that was refused once is not tried again while it is what it was, by this process
-    or a later one: three tries lock a card. Of a try that was cut short nobody knows whether it was
-    refused: it counts as refused where the PKCS#11 token says that its tries are low.
+    Attributes:
+        after_refusal: what to do once it was wrong.
+        typed: somebody types it now, and answers for it.
+        attended: somebody asked for the next login, which has one try.
     """
 
-    after_refusal = "dpop-agent unlock"
     typed = False
-    """Somebody types it now, and answers for it."""
+    attended = False
+
+    def __init__(self, store: str) -> None:
+        self.after_refusal = f"dpop-agent unlock {store}"
 
     @abstractmethod
-    def get(self, *, tries_low: bool) -> str:
-        """The PIN; asked once.
-
-        Args:
-            tries_low: a wrong PIN was tried since the last right one (CKF_USER_PIN_COUNT_LOW).
+    def get(self) -> str:
+        """The PIN.
 
         Raises:
             Locked: there is none now.
-            PinRefused: it was refused before.
         """
 
     def at_pad(self) -> None:
@@ -83,58 +78,38 @@ class PinFile(UserPin):
     """A file of mode 0600.
 
     Args:
+        store: the store's name.
         path: the file.
-        memory: where it is remembered which file was refused.
     """
 
-    after_refusal = "correct the PIN in its file, then: dpop-agent reload"
-    _again = "write the right one to the file, then: dpop-agent reload"
-
-    def __init__(self, path: str, *, memory: str) -> None:
+    def __init__(self, store: str, path: str) -> None:
+        super().__init__(store)
+        self.after_refusal = f"correct the PIN in {path}, then: {self.after_refusal}"
         self._path = path
-        self._last_try = _LastTry(memory)
-        self._identity = ""
 
-    def get(self, *, tries_low: bool) -> str:
-        pin, self._identity = self._find()
-        if self._last_try.was_refused(self._identity, tries_low=tries_low):
-            raise PinRefused(
-                f"the PIN in {self._path} was refused before, and isn't tried again",
-                hint=self._again,
-            )
-        self._last_try.begins(self._identity)
-        return pin
+    def get(self) -> str:
+        return _read_pin(self._path)
 
-    def accepted(self, pin: str) -> None:  # noqa: ARG002
-        self._last_try.forget()
+    def accepted(self, pin: str) -> None:
+        """Nothing changes: it is in its file."""
 
     def refused(self) -> None:
-        self._last_try.refused(self._identity)
-
-    def _find(self) -> tuple[str, str]:
-        """The PIN, and what tells it from a later one."""
-        pin, info = _read_pin(self._path)
-        return pin, f"{info.st_ino}:{info.st_mtime_ns}:{info.st_size}"
+        """Nothing changes: the brake knows."""
 
 
 class PinCredential(PinFile):
-    """A systemd credential: a new file at each start of the agent, whatever is in it.
+    """A systemd credential, which systemd reads when it starts the unit.
 
     Args:
+        store: the store's name.
         name: its name (LoadCredential=).
-        memory: where it is remembered which PIN was refused.
     """
 
-    after_refusal = "correct the credential, then start the agent's unit anew"
-
-    def __init__(self, name: str, *, memory: str) -> None:
-        super().__init__(credential(name), memory=memory)
-        self._again = f"{self.after_refusal}; if it is right now, remove {memory}"
-
-    def _find(self) -> tuple[str, str]:
-        pin, _ = _read_pin(self._path)
-        # One byte: enough to know it again mostly, and too little to find it by.
-        return pin, hashlib.sha256(pin.encode()).hexdigest()[:2]
+    def __init__(self, store: str, name: str) -> None:
+        super().__init__(store, credential(name))
+        self.after_refusal = (
+            f"correct the credential, start the agent's unit anew, then: dpop-agent unlock {store}"
+        )
 
 
 class PinPrompt(UserPin):
@@ -145,17 +120,20 @@ class PinPrompt(UserPin):
     nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, store: str) -> None:
         """Nobody is asked yet."""
+        super().__init__(store)
         self._path = ""
         self._listener: socket.socket | None = None
         self._connection: socket.socket | None = None
 
-    def listen(self, folder: str, *, pad: bool) -> str | None:  # noqa: ARG002
+    def listen(self, folder: str, *, pad: bool, anew: bool) -> str | None:  # noqa: ARG002
         """The path of a socket for whoever types the PIN, None if nobody has to.
 
-        `folder` is the user's alone. With a `pad` the PIN is typed at the PKCS#11 token itself, and
-        the socket tells the outcome alone.
+        Args:
+            folder: the user's alone.
+            pad: the PIN is typed at the PKCS#11 token itself; the socket tells the outcome alone.
+            anew: one that is stored isn't to be tried again.
         """
         self.typed = True
         self._listener, self._path = secret_socket.listen(folder, "pin")
@@ -166,7 +144,7 @@ class PinPrompt(UserPin):
         if self._listener is not None:
             secret_socket.close(self._listener, self._path)
 
-    def get(self, *, tries_low: bool) -> str:  # noqa: ARG002
+    def get(self) -> str:
         connection = self._accepted_connection()
         line = bytearray()
         try:
@@ -227,44 +205,36 @@ class PinPrompt(UserPin):
 class PinKeychain(PinPrompt):
     """The OS keychain, by choice: any program of the same user can read it there.
 
-    Where it has none, or one that was refused, the PIN is typed, and stays there once it was
-    accepted.
+    Where it has none, or one that isn't to be tried again, the PIN is typed, and stays there once
+    it was accepted.
 
     Args:
         store: the store's name, for people.
         uri: the PKCS#11 token's, which the item has: not one card's PIN for another card.
-        memory: where it is remembered that the one there was refused, should it stay there.
     """
 
-    def __init__(self, store: str, uri: str, *, memory: str) -> None:
-        super().__init__()
+    def __init__(self, store: str, uri: str) -> None:
+        super().__init__(store)
         self._keychain = Keychain(default_backend())
         self._store, self._uri = store, uri
-        self._last_try = _LastTry(memory)
 
-    def listen(self, folder: str, *, pad: bool) -> str | None:
+    def listen(self, folder: str, *, pad: bool, anew: bool) -> str | None:
         if pad:
             return None  # `at_pad` says what is wrong
         # Read in any case: one that can't be read now can't be written either.
-        if self._stored() is not None and not self._last_try.was_refused(_IN_KEYCHAIN):
+        if self._stored() is not None and not anew:
             return None
-        return super().listen(folder, pad=pad)
+        return super().listen(folder, pad=pad, anew=anew)
 
-    def get(self, *, tries_low: bool) -> str:
+    def get(self) -> str:
         if self.typed:
-            return super().get(tries_low=tries_low)
-        if self._last_try.was_refused(_IN_KEYCHAIN, tries_low=tries_low):
-            raise PinRefused(
-                "the PIN in the keychain was refused before, and isn't tried again",
-                hint=f"dpop-agent unlock {self._store} asks for the right one",
-            )
+            return super().get()
         pin = self._stored()
         if pin is None:
             raise Locked(
                 f"the keychain has no PIN for the store {self._store} yet",
                 hint=f"dpop-agent unlock {self._store} puts it there",
             )
-        self._last_try.begins(_IN_KEYCHAIN)
         return pin
 
     def at_pad(self) -> None:
@@ -273,18 +243,13 @@ class PinKeychain(PinPrompt):
     def accepted(self, pin: str) -> None:
         if self.typed:
             self._keychain.put(KEYCHAIN_SERVICE, self._uri, pin)
-        self._last_try.forget()
         super().accepted(pin)
 
     def refused(self) -> None:
         if self.typed:
             return
-        self._last_try.refused(_IN_KEYCHAIN)
-        try:
+        with suppress(StoreUnusable):
             self._keychain.delete(KEYCHAIN_SERVICE, self._uri)
-        except StoreUnusable:
-            return
-        self._last_try.forget()
 
     def _stored(self) -> str | None:
         return self._keychain.get(KEYCHAIN_SERVICE, self._uri)
@@ -305,8 +270,8 @@ def credential(name: str) -> str:
     return os.path.join(folder, name)
 
 
-def _read_pin(path: str) -> tuple[str, os.stat_result]:
-    """The PIN in a file that nobody else can read, and what the system says of that file."""
+def _read_pin(path: str) -> str:
+    """The PIN in a file that nobody else can read."""
     try:
         descriptor = paths.open_only_ours(path, "the PIN file", instead="name another")
     except ConfigurationError as e:
@@ -326,8 +291,7 @@ def _read_pin(path: str) -> tuple[str, os.stat_result]:
                 f"{stat.S_IMODE(info.st_mode):04o})",
                 hint=f"chmod 600 {path}, then: dpop-agent unlock",
             )
-        pin = _pin_of(file.read(MAX_SECRET + 3), f"the PIN file {path}")
-    return pin, info
+        return _pin_of(file.read(MAX_SECRET + 3), f"the PIN file {path}")
 
 
 def _pin_of(line: bytes, where: str) -> str:
@@ -338,54 +302,3 @@ def _pin_of(line: bytes, where: str) -> str:
     if text is None:
         raise Locked(f"{where} isn't UTF-8", hint=_CORRECT)
     return text
-
-
-class _LastTry:
-    """What is remembered of the last try with a stored PIN, for later processes too.
-
-    `which` tells a PIN from the one that comes after it, and can't be used in its place.
-
-    Args:
-        path: the file that has it.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def was_refused(self, which: str, *, tries_low: bool = False) -> bool:
-        """Whether that PIN isn't tried again.
-
-        With `tries_low` a try that was cut short counts as refused, from now on.
-        """
-        remembered = self._remembered()
-        if tries_low and remembered == _UNDER_WAY + which:
-            self._remember(which)
-            return True
-        return remembered == which
-
-    def begins(self, which: str) -> None:
-        """It is tried now."""
-        self._remember(_UNDER_WAY + which)
-
-    def refused(self, which: str) -> None:
-        """It was wrong."""
-        self._remember(which)
-
-    def forget(self) -> None:
-        """It was right, or is there no more."""
-        if os.path.exists(self._path):
-            os.unlink(self._path)
-
-    def _remembered(self) -> str | None:
-        try:
-            with open(self._path, encoding="ascii") as file:
-                return file.read()
-        except FileNotFoundError:
-            return None
-
-    def _remember(self, text: str) -> None:
-        try:
-            with open(paths.create(self._path), "w", encoding="ascii") as file:
-                file.write(text)
-        except OSError:
-            pass  # the agent remembers it too, as long as it runs

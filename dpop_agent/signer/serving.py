@@ -33,13 +33,14 @@ LOCK_WAIT_S = 3.0
 """Seconds to wait for an earlier signer of the same store; more than its grace."""
 
 
-def _make_store(settings: dict[str, Any], user_pin: UserPin | None) -> Store:
+def _make_store(settings: dict[str, Any], user_pin: UserPin | None, lock: str) -> Store:
     if settings["type"] == "keychain":
         from dpop_agent.signer.keychain.store import KeychainStore
 
         return KeychainStore(backend=settings["backend"])
     assert user_pin is not None  # a PKCS#11 store's configuration has a source of PINs
     from dpop_agent.config import parse_token_uri
+    from dpop_agent.signer.brake import Brake
     from dpop_agent.signer.pkcs11 import discovery, vendors
     from dpop_agent.signer.pkcs11.module import Module
     from dpop_agent.signer.pkcs11.slots import CardStore
@@ -47,7 +48,13 @@ def _make_store(settings: dict[str, Any], user_pin: UserPin | None) -> Store:
     from dpop_agent.signer.pkcs11.token import Token
 
     module = Module(settings["module"], settings["module_args"])
-    token = Token(module=module, uri=parse_token_uri(settings["uri"]), pin=user_pin)
+    brake = Brake(
+        os.path.dirname(lock),
+        store=settings["name"],
+        retries=settings["login_retries"],
+        before=f"{lock}.refused",
+    )
+    token = Token(module=module, uri=parse_token_uri(settings["uri"]), pin=user_pin, brake=brake)
     slots = vendors.slots(discovery.manufacturer(module))
     if slots is not None:
         return CardStore(token, slots)
@@ -55,15 +62,14 @@ def _make_store(settings: dict[str, Any], user_pin: UserPin | None) -> Store:
 
 
 def _user_pin(settings: dict[str, Any]) -> UserPin | None:
-    kind, argument = settings["pin_kind"], settings["pin_argument"]
+    kind, argument, store = settings["pin_kind"], settings["pin_argument"], settings["name"]
     if kind is None:
         return None
     if kind == "prompt":
-        return PinPrompt()
+        return PinPrompt(store)
     if kind == "keychain":
-        return PinKeychain(settings["name"], settings["uri"], memory=settings["refused_file"])
-    made = PinCredential if kind == "credential" else PinFile
-    return made(argument, memory=settings["refused_file"])
+        return PinKeychain(store, settings["uri"])
+    return (PinCredential if kind == "credential" else PinFile)(store, argument)
 
 
 def _lock(path: str) -> int:
@@ -129,7 +135,10 @@ class _Signer:
         if op == "listen":
             return self._listen(self._made(request), request["folder"])
         if op == "open":
-            return self._open(self._made(request)) | {"pid": os.getpid()}
+            store = self._made(request)
+            if self._pin is not None:
+                self._pin.attended = request["attended"]
+            return self._open(store) | {"pid": os.getpid()}
         if op == "tell":
             self._tell(None)
             return {}
@@ -230,18 +239,20 @@ class _Signer:
                 )
             self._lock_descriptor = _lock(request["lock"])
             self._pin = _user_pin(request["store"])
-            self._store = _make_store(request["store"], self._pin)
+            self._store = _make_store(request["store"], self._pin, request["lock"])
         return self._store
 
     def _listen(self, store: Store, folder: str) -> dict[str, Any]:
         """Where somebody has to be to type the PIN, before anybody is asked for it."""
         try:
             pad = isinstance(store, PinStore) and store.has_pad()
-            typed = self._pin if isinstance(self._pin, PinPrompt) else None
-            return {"path": typed and typed.listen(folder, pad=pad), "pad": pad}
+            path = None
+            if isinstance(store, PinStore) and isinstance(self._pin, PinPrompt):
+                path = self._pin.listen(folder, pad=pad, anew=store.is_braked())
         except DPoPAgentError:
             store.broken = True
             raise
+        return {"path": path, "pad": pad}
 
     def _open(self, store: Store) -> dict[str, Any]:
         try:

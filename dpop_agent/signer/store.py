@@ -138,6 +138,10 @@ class PinStore(Store):
             StoreAbsent, PinRefused
         """
 
+    @abstractmethod
+    def is_braked(self) -> bool:
+        """Whether, at the place that `has_pad` found, only a person may have a login tried."""
+
 
 class TellsHalfMade(ABC):
     """A store that shows what a making left behind that was cut short."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from pkcs11 import TokenFlag
@@ -13,6 +14,7 @@ from pkcs11.exceptions import ArgumentsBad, PKCS11Error
 from dpop_agent import paths
 from dpop_agent.config import TokenUri
 from dpop_agent.errors import ConfigurationError, StoreAbsent, StoreInUse
+from dpop_agent.signer.brake import TokenName
 from dpop_agent.signer.pkcs11 import pcsc, vendors
 from dpop_agent.signer.pkcs11.module import Module, error_name
 
@@ -60,16 +62,17 @@ def has_pin(flags: TokenFlag) -> bool:
     return bool(flags & TokenFlag.USER_PIN_INITIALIZED and flags & TokenFlag.LOGIN_REQUIRED)
 
 
-def find(module: Module, uri: TokenUri) -> Any:
-    """Exactly the PKCS#11 token that `uri` names.
+def find(module: Module, uri: TokenUri) -> tuple[Any, TokenName]:
+    """Exactly the PKCS#11 token that `uri` names, and what tells it from others.
 
     Raises:
         StoreAbsent: there is none, or several.
         StoreInUse: another program holds the card.
     """
+    present = _present(module)
     found = [
         token
-        for token in _present(module)
+        for token in present
         if token.flags & TokenFlag.TOKEN_INITIALIZED  # SoftHSM always has one that isn't
         and uri.matches(
             label=unpadded(token.label),
@@ -91,7 +94,18 @@ def find(module: Module, uri: TokenUri) -> Any:
             hint="give the serial in uri",
             retry="no",
         )
-    return found[0]
+    name = _name(found[0])
+    alike = [token for token in present if replace(_name(token), label=name.label) == name]
+    return found[0], replace(name, shared=len(alike) > 1)
+
+
+def _name(token: Any) -> TokenName:
+    return TokenName(
+        manufacturer=unpadded(token.manufacturer_id),
+        model=unpadded(token.model),
+        serial=unpadded(token.serial),
+        label=unpadded(token.label),
+    )
 
 
 def _refuse_held(module: Module) -> None:

@@ -27,7 +27,7 @@ from dpop_agent.errors import (
 from dpop_agent.jose import ALGORITHMS, RSA_BITS, Algorithm
 from dpop_agent.signer.pkcs11 import attributes
 from dpop_agent.signer.pkcs11.attributes import UnexpectedObject
-from dpop_agent.signer.pkcs11.token import PIN_REFUSED, Token
+from dpop_agent.signer.pkcs11.token import Token
 from dpop_agent.signer.store import KeyInfo
 from dpop_agent.verify import check_signature
 
@@ -103,9 +103,9 @@ class Key:
     def _signed_with_pin(self, data: bytes, how: dict[str, Any]) -> Any:
         began = time.monotonic()
         try:
-            return self._private.sign(data, pin=self._token.accepted_pin, **how)
-        except PIN_REFUSED as e:
-            raise self._token.pin_refused() from e
+            # Which of C_SignInit, C_Login and C_Sign failed nobody knows, but for this error.
+            with self._token.logging_in(attended=False, stored=False, others=(UserNotLoggedIn,)):
+                return self._private.sign(data, pin=self._token.accepted_pin, **how)
         except UserNotLoggedIn as e:
             if time.monotonic() - began > TOUCH_S:
                 raise _untouched() from e

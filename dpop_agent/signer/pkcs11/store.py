@@ -53,6 +53,9 @@ class TokenStore(PinStore):
     def has_pad(self) -> bool:
         return self._token.has_pad()
 
+    def is_braked(self) -> bool:
+        return self._token.is_braked()
+
     def open(self) -> dict[str, Any]:
         return self._token.open()
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import pkcs11
 from pkcs11 import TokenFlag
 from pkcs11.constants import SlotFlag
 from pkcs11.exceptions import (
+    AnotherUserAlreadyLoggedIn,
     ArgumentsBad,
     DeviceError,
     DeviceRemoved,
@@ -18,17 +21,27 @@ from pkcs11.exceptions import (
     PinLenRange,
     PinLocked,
     PKCS11Error,
+    SessionCount,
+    SessionHandleInvalid,
+    SlotIDInvalid,
     TokenNotPresent,
+    TokenNotRecognised,
+    TokenWriteProtected,
+    UserAlreadyLoggedIn,
+    UserPinNotInitialized,
+    UserTooManyTypes,
 )
 
 from dpop_agent.config import TokenUri
 from dpop_agent.errors import (
     AuthorizationRefused,
     Cancelled,
+    DPoPAgentError,
     Locked,
     PinRefused,
     StoreAbsent,
 )
+from dpop_agent.signer.brake import REFUSED, Brake, TokenName
 from dpop_agent.signer.pin import UserPin
 from dpop_agent.signer.pkcs11 import discovery, vendors
 from dpop_agent.signer.pkcs11.module import Module, error_name
@@ -36,10 +49,6 @@ from dpop_agent.signer.pkcs11.module import Module, error_name
 FRESH_S = 5.0
 """Seconds after opening in which what is found, or isn't, counts as really so."""
 
-_UNBLOCK = (
-    "unblock it by its vendor's tool (a card by its PUK, a TPM by tpm2_dictionarylockout), then: "
-    "dpop-agent unlock"
-)
 _TRIES = {
     None: "",
     0: ", and is locked now",
@@ -47,9 +56,26 @@ _TRIES = {
     2: ", two tries are left",
 }
 
-PIN_REFUSED = (PinIncorrect, PinInvalid, PinLenRange)
-_LOGIN_REFUSED = (*PIN_REFUSED, ArgumentsBad)  # ykcs11: a PIN that is too short or too long
+# ykcs11 says ARGUMENTS_BAD for a PIN that is too short or too long.
+_LOGIN_REFUSED = (PinIncorrect, PinInvalid, PinLenRange, ArgumentsBad)
 _GONE = (DeviceError, DeviceRemoved, TokenNotPresent)
+
+# What C_OpenSession and C_Login say before anything looks at the PIN (PKCS#11 3.0 sections 5.1 and
+# 5.6). All else may have cost a try: DEVICE_REMOVED and SESSION_CLOSED come "during the execution",
+# DEVICE_ERROR, FUNCTION_FAILED and GENERAL_ERROR say nothing of when, ARGUMENTS_BAD is a PIN's
+# length on some modules, and what is unknown is unknown.
+_NOT_JUDGED = (
+    SessionCount,  # no session, so no login
+    SessionHandleInvalid,  # "at the time that the function was invoked"
+    SlotIDInvalid,  # no such slot
+    TokenNotPresent,  # "at the time that the function was invoked"
+    TokenNotRecognised,  # no session with it
+    TokenWriteProtected,  # no session that writes
+    UserAlreadyLoggedIn,  # refused whatever the PIN is
+    AnotherUserAlreadyLoggedIn,  # refused whatever the PIN is
+    UserTooManyTypes,  # refused whatever the PIN is
+    UserPinNotInitialized,  # there is no PIN to compare with
+)
 
 
 class Token:
@@ -61,6 +87,7 @@ class Token:
         module: the vendor's.
         uri: names it (RFC 7512).
         pin: where the user PIN comes from; asked once, and an accepted one is kept.
+        brake: whether a login that nobody asked for is tried.
 
     Attributes:
         session: as who is logged in now; None while nothing is held open.
@@ -70,7 +97,7 @@ class Token:
         protection: where it keeps its keys, for people.
     """
 
-    def __init__(self, *, module: Module, uri: TokenUri, pin: UserPin) -> None:
+    def __init__(self, *, module: Module, uri: TokenUri, pin: UserPin, brake: Brake) -> None:
         self.uri = uri
         self.session: Any = None
         self.accepted_pin: str | None = None
@@ -79,8 +106,10 @@ class Token:
         self.protection = ""
         self._module = module
         self._pin = pin
+        self._brake = brake
         self._accepted_by: str | None = None
         self._found: Any = None
+        self._name: TokenName
         self._opened = 0.0
 
     @property
@@ -94,9 +123,14 @@ class Token:
         Raises:
             StoreAbsent, StoreInUse, PinRefused
         """
-        flags = self._find().flags
+        self._find()
+        flags = self._found.flags
         self._require_pin(flags)
         return bool(flags & TokenFlag.PROTECTED_AUTHENTICATION_PATH)
+
+    def is_braked(self) -> bool:
+        """Whether a person has to ask for the next login to the one that was found last."""
+        return self._brake.stands(self._name)
 
     def open(self) -> dict[str, Any]:
         """Find it and log in, with a PIN that is tried once.
@@ -106,7 +140,7 @@ class Token:
         Raises:
             StoreAbsent, StoreInUse, Locked, PinRefused, Cancelled
         """
-        self._found = self._find()
+        self._find()
         library = self._module.library
         self.faulty = vendors.faulty_algorithms(library.manufacturer_id, library.library_version)
         self.protection = vendors.protection(
@@ -133,7 +167,8 @@ class Token:
             AuthorizationRefused, StoreAbsent
         """
         try:
-            self.session = self._find().open(rw=True, so_pin=key)
+            self._find()
+            self.session = self._found.open(rw=True, so_pin=key)
         except _LOGIN_REFUSED as e:
             raise AuthorizationRefused(
                 f"the PKCS#11 token {self.uri} refused its management key", hint="try again"
@@ -146,19 +181,87 @@ class Token:
             session.close()
         self._module.unload()
 
-    def pin_refused(self) -> PinRefused:
-        """What to raise for a wrong PIN, which is never tried again."""
-        self.accepted_pin = None
-        self._pin.refused()
-        left = self._tries_left()
-        return PinRefused(
-            f"the PKCS#11 token {self.uri} refused its PIN{_TRIES[left]}",
-            hint=_UNBLOCK if left == 0 else self._pin.after_refusal,
-            details={} if left is None else {"tries_left": left},
+    @contextmanager
+    def logging_in(
+        self,
+        *,
+        attended: bool,
+        stored: bool,
+        others: tuple[type[PKCS11Error], ...] = (),
+    ) -> Iterator[None]:
+        """One C_Login: the brake around it, and its errors as ours.
+
+        Args:
+            attended: a person asked for it.
+            stored: its PIN was read from somewhere, and not accepted from this process before.
+            others: errors that are another call's, before it or after it was accepted.
+
+        Raises:
+            PinRefused, StoreAbsent, Locked, Cancelled; and `others`, as they are
+        """
+        hint = self._pin.after_refusal
+        try:
+            with self._brake.login(self._name, attended=attended, stored=stored, hint=hint) as it:
+                try:
+                    yield
+                except PKCS11Error as e:
+                    it.judged = not isinstance(e, _NOT_JUDGED + others)
+                    it.how = REFUSED if isinstance(e, _LOGIN_REFUSED) else error_name(e)
+                    raise
+                it.accepted = True
+        except others:
+            raise
+        except PKCS11Error as e:
+            if not isinstance(e, _NOT_JUDGED):
+                self.accepted_pin = None
+            raise self._login_failed(e, attended=attended) from e
+
+    def _login_failed(self, error: PKCS11Error, *, attended: bool) -> DPoPAgentError:
+        """What to tell of a login, which the brake knows of already."""
+        if isinstance(error, PinLocked):
+            return _pin_locked(self._brake.unlock)
+        if isinstance(error, _LOGIN_REFUSED):
+            self._pin.refused()
+            left = self._tries_left()
+            return self._refused(
+                f"the PKCS#11 token {self.uri} refused its PIN{_TRIES[left]}",
+                hint=_unblock(self._brake.unlock) if left == 0 else self._pin.after_refusal,
+                details={} if left is None else {"tries_left": left},
+            )
+        if isinstance(error, TokenNotPresent) or (attended and isinstance(error, _GONE)):
+            return StoreAbsent(f"the PKCS#11 token {self.uri} went away", hint="plug it in again")
+        if isinstance(error, UserPinNotInitialized):
+            return self._has_no_pin()
+        if isinstance(error, FunctionCancelled) and attended:
+            return Cancelled(
+                "no PIN was typed at the PKCS#11 token's pad", hint=self._pin.after_refusal
+            )
+        failed = f"logging in to the PKCS#11 token {self.uri} failed ({error_name(error)})"
+        if attended or isinstance(error, _NOT_JUDGED):
+            return Locked(failed, hint=self._brake.unlock)
+        return self._refused(f"{failed}, which may have cost a PIN try", hint=self._brake.unlock)
+
+    def _refused(self, message: str, *, hint: str, details: dict[str, Any] | None = None) -> Locked:
+        """What to raise for a PIN that isn't tried again, or by `login_retries` alone."""
+        pause_s = self._brake.next_try_s(self._name)
+        if pause_s is None:
+            return PinRefused(message, hint=hint, details=details)
+        return Locked(
+            f"{message}; it is tried again after a pause",
+            hint=f"wait, or {hint}",
+            retry_after_ms=int(pause_s * 1000) + 1,
+            details=details,
         )
 
-    def _find(self) -> Any:
-        return discovery.find(self._module, self.uri)
+    def _has_no_pin(self) -> StoreAbsent:
+        return StoreAbsent(
+            f"the PKCS#11 token {self.uri} has no user PIN",
+            hint="set one with the tool that came with its module, then: dpop-agent reload",
+            retry="no",
+        )
+
+    def _find(self) -> None:
+        self._found, self._name = discovery.find(self._module, self.uri)
 
     def _require_pin(self, flags: TokenFlag) -> None:
         """Let pass a PKCS#11 token that takes a PIN now.
@@ -167,13 +270,9 @@ class Token:
             StoreAbsent, PinRefused
         """
         if not discovery.has_pin(flags):
-            raise StoreAbsent(
-                f"the PKCS#11 token {self.uri} has no user PIN",
-                hint="set one with the tool that came with its module, then: dpop-agent reload",
-                retry="no",
-            )
+            raise self._has_no_pin()
         if flags & TokenFlag.USER_PIN_LOCKED:
-            raise _pin_locked()
+            raise _pin_locked(self._brake.unlock)
 
     def _login(self) -> Any:
         flags = self._found.flags
@@ -181,18 +280,19 @@ class Token:
         if flags & TokenFlag.USER_PIN_FINAL_TRY and not self._pin.typed:
             raise PinRefused(
                 "the PKCS#11 token has one PIN try left, which isn't spent on a stored PIN",
-                hint="log in once with its vendor's tool, then: dpop-agent unlock",
+                hint=f"log in once with its vendor's tool, then: {self._brake.unlock}",
             )
+        attended, self._pin.attended = self._pin.attended, False
         if flags & TokenFlag.PROTECTED_AUTHENTICATION_PATH:
             self._pin.at_pad()
-            return self._login_with(pkcs11.PROTECTED_AUTH)  # PKCS#11 3.0 section 5.6.8
+            return self._login_with(pkcs11.PROTECTED_AUTH, attended=True, stored=False)
         serial = self.serial
-        pin = self.accepted_pin
+        pin, stored = self.accepted_pin, False
         if pin is None or serial != self._accepted_by:  # not one card's PIN for another card
-            pin = self._pin.get(tries_low=bool(flags & TokenFlag.USER_PIN_COUNT_LOW))
+            pin, stored = self._pin.get(), not self._pin.typed
             if self._pin.typed:
                 self._require_still_there(serial)
-        session = self._login_with(pin)
+        session = self._login_with(pin, attended=attended, stored=stored)
         self.accepted_pin, self._accepted_by = pin, serial
         self._pin.accepted(pin)
         return session
@@ -203,30 +303,24 @@ class Token:
         Raises:
             StoreAbsent
         """
-        self._found = self._find()
+        self._find()
         if self.serial != serial:
             raise StoreAbsent(
                 f"another PKCS#11 token came in place of {self.uri} while its PIN was being typed",
                 hint="dpop-agent unlock",
             )
 
-    def _login_with(self, pin: Any) -> Any:
+    def _login_with(self, pin: Any, *, attended: bool, stored: bool) -> Any:
         try:
-            return self._found.open(rw=True, user_pin=pin)
-        except _LOGIN_REFUSED as e:
-            raise self.pin_refused() from e
-        except PinLocked as e:
-            raise _pin_locked() from e
-        except _GONE as e:
-            raise StoreAbsent(
-                f"the PKCS#11 token {self.uri} went away", hint="plug it in again"
-            ) from e
-        except FunctionCancelled as e:
-            raise Cancelled(
-                "no PIN was typed at the PKCS#11 token's pad", hint=self._pin.after_refusal
-            ) from e
+            self._found.open(rw=True).close()  # what refuses a session judges no PIN
         except PKCS11Error as e:
-            raise Locked(f"logging in to the PKCS#11 token failed ({error_name(e)})") from e
+            raise StoreAbsent(
+                f"the PKCS#11 token {self.uri} can't be used now ({error_name(e)})",
+                hint="check that it is plugged in, and that no other program holds it",
+            ) from e
+        with self.logging_in(attended=attended, stored=stored):
+            # PKCS#11 3.0 section 5.6.8, for a pad too
+            return self._found.open(rw=True, user_pin=pin)
 
     def _tries_left(self) -> Literal[0, 1, 2] | None:
         """How many wrong PINs the PKCS#11 token takes still, where its module tells."""
@@ -243,5 +337,14 @@ class Token:
         return None
 
 
-def _pin_locked() -> PinRefused:
-    return PinRefused("the PKCS#11 token's PIN is locked: too many wrong ones came", hint=_UNBLOCK)
+def _pin_locked(unlock: str) -> PinRefused:
+    return PinRefused(
+        "the PKCS#11 token's PIN is locked: too many wrong ones came", hint=_unblock(unlock)
+    )
+
+
+def _unblock(unlock: str) -> str:
+    return (
+        "unblock it by its vendor's tool (a card by its PUK, a TPM by tpm2_dictionarylockout), "
+        f"then: {unlock}"
+    )
