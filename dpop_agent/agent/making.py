@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,18 +25,24 @@ from dpop_agent.agent.signers import GENERATE_TIMEOUT_S, START_TIMEOUT_S, Signer
 from dpop_agent.agent.slots import to_overwrite, ways_to_a_slot
 from dpop_agent.errors import (
     AuthorizationRequired,
+    Busy,
     DPoPAgentError,
     IllegalTransition,
     KeyCompromised,
     KeyMissing,
     KeyPending,
+    Locked,
     NoSlot,
     ObjectLeft,
     SlotTaken,
+    StoreAbsent,
 )
 from dpop_agent.protocol import TOUCH_TIMEOUT_S
 
 log = logging.getLogger("dpop_agent.making")
+
+FIRST_DELETE_PAUSE_S, LONGEST_DELETE_PAUSE_S = 60.0, 24 * 3600.0
+"""Seconds between the tries to delete a key that its store failed to delete, doubled each time."""
 
 
 class Making:
@@ -50,7 +57,7 @@ class Making:
         self._background = background
         self._by_name: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._overwriting: set[str] = set()
-        self._undeletable: set[str] = set()  # by jkt: asked for anew when the store is opened
+        self._deleting: dict[str, _Deleting] = {}  # by jkt: what isn't deleted yet
 
     def alone(self, name: str) -> asyncio.Lock:
         """Whoever changes a key holds its lock."""
@@ -58,7 +65,9 @@ class Making:
 
     def try_again_to_delete(self, key: Key) -> None:
         """Its store was opened anew, and may be able to delete by now what it couldn't."""
-        self._undeletable.difference_update(g.jkt for g in key.generations)
+        for generation in key.generations:
+            if (deleting := self._deleting.get(generation.jkt)) is not None:
+                deleting.impossible = False
 
     async def generate(self, key: Key, *, command: Command, stage: bool = False) -> None:
         """A new generation: active, the old one draining, or staged."""
@@ -199,9 +208,12 @@ class Making:
             await self._signers.named(key.store).ask(
                 "destroy", ref=generation.ref, jkt=generation.jkt
             )
-        except ObjectLeft:
-            self._undeletable.add(generation.jkt)
+        except DPoPAgentError as e:
+            if not isinstance(e, (Locked, StoreAbsent, Busy)):  # those are the store's
+                deleting = self._deleting.setdefault(generation.jkt, _Deleting())
+                deleting.failed(impossible=isinstance(e, ObjectLeft))
             raise
+        self._deleting.pop(generation.jkt, None)
 
         def deleted(keys: Keys) -> Keys:
             key = keys.named(name)
@@ -285,11 +297,39 @@ class Making:
             elif (
                 generation.object_left
                 and generation.slot is None
-                and generation.jkt not in self._undeletable
+                and self._deleting.get(generation.jkt, _DUE).is_due
             ):
                 await self._background.quietly(
                     name, self._delete_object(name, generation.generation)
                 )
+
+
+class _Deleting:
+    """The tries to delete one key's object.
+
+    Attributes:
+        impossible: its store can't; it is asked again when it was opened anew.
+    """
+
+    def __init__(self) -> None:
+        self.impossible = False
+        self._pause_s = FIRST_DELETE_PAUSE_S
+        self._not_before = 0.0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the next try may be made."""
+        return not self.impossible and time.monotonic() >= self._not_before
+
+    def failed(self, *, impossible: bool) -> None:
+        """One more came to nothing."""
+        self.impossible = impossible
+        if not impossible:
+            self._not_before = time.monotonic() + self._pause_s
+            self._pause_s = min(2 * self._pause_s, LONGEST_DELETE_PAUSE_S)
+
+
+_DUE = _Deleting()
 
 
 def as_pending(key: Key, ref: str, slot: str | None) -> Generation:

@@ -40,6 +40,11 @@ def make_stranger(
     _run(token, "make", key_id, label, *["was extractable"] * was_extractable)
 
 
+def make_others(token: Token, *, label: str) -> None:
+    """Objects that are no key pairs: data, a secret key and a certificate that is none."""
+    _run(token, "others", label)
+
+
 def delete(
     token: Token, key_id: str, *, label: str | None = None, public_alone: bool = False
 ) -> None:
@@ -66,7 +71,7 @@ def _main(
 ) -> None:
     import pkcs11
     from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass
-    from pkcs11.constants import DEFAULT
+    from pkcs11.constants import DEFAULT, CertificateType
     from pkcs11.util.ec import encode_named_curve_parameters
 
     from dpop_agent.signer.pkcs11.module import Module
@@ -114,6 +119,21 @@ def _main(
             )
             if was_extractable:
                 private[Attribute.EXTRACTABLE] = False
+        elif what == "others":
+            common = {Attribute.LABEL: words[0], Attribute.TOKEN: True}
+            session.create_object(
+                common | {Attribute.CLASS: ObjectClass.DATA, Attribute.VALUE: b"data"}
+            )
+            session.generate_key(KeyType.AES, 128, label=words[0], store=True)
+            session.create_object(
+                common
+                | {
+                    Attribute.CLASS: ObjectClass.CERTIFICATE,
+                    Attribute.CERTIFICATE_TYPE: CertificateType.X_509,
+                    Attribute.SUBJECT: b"nobody",
+                    Attribute.VALUE: b"none",
+                }
+            )
         else:
             wanted: dict[Any, Any] = {Attribute.ID: bytes.fromhex(words[0])}
             if what == "delete public":

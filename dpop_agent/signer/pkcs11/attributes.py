@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container
+from struct import error as StructError  # noqa: N812  (an exception's name)
 from typing import Any
 
 import pkcs11
@@ -91,8 +92,17 @@ def signing_mechanism(alg: str, offered: Container[Mechanism]) -> Mechanism:
     return _SIGNING_MECHANISMS[alg]
 
 
+UNREADABLE = (PKCS11Error, ValueError, StructError, KeyError, NotImplementedError, MemoryError)
+"""What python-pkcs11 raises for an attribute that its module can't tell, or tells in a wrong
+form."""
+
+
 class UnexpectedObject(SignerFailed):
     """The object isn't what the agent put there. Another process would see the same."""
+
+
+class Unreadable(UnexpectedObject):
+    """It can't be read; what it is, nobody knows. The store goes on."""
 
 
 def read(key: Any, attribute: Attribute) -> Any:
@@ -103,9 +113,16 @@ def read(key: Any, attribute: Attribute) -> Any:
         return None
 
 
-def label(key: Any) -> str:
-    """An object's label, for people."""
-    return str(read(key, Attribute.LABEL) or "")[:MAX_LABEL]
+def shown(key: Any) -> dict[str, str]:
+    """An object's `ref` and `label` for people, as far as they can be read; it may be anybody's."""
+    found = {}
+    for name, attribute in (("ref", Attribute.ID), ("label", Attribute.LABEL)):
+        try:
+            value = key[attribute]
+        except UNREADABLE:
+            value = ""
+        found[name] = value.hex() if isinstance(value, bytes) else value[:MAX_LABEL]
+    return found
 
 
 def ref(key: Any) -> str:
@@ -131,10 +148,9 @@ def public_jwk(public: Any) -> dict[str, str]:
     """
     try:
         return _read_jwk(public)
-    except PKCS11Error as e:  # such as an object that its module was killed over
-        raise UnexpectedObject(
-            f"a public key on the PKCS#11 token can't be read ({error_name(e)})"
-        ) from e
+    except UNREADABLE as e:  # such as an object that its module was killed over
+        name = error_name(e) if isinstance(e, PKCS11Error) else type(e).__name__
+        raise UnexpectedObject(f"a public key on the PKCS#11 token can't be read ({name})") from e
 
 
 def _read_jwk(public: Any) -> dict[str, str]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass
+from pkcs11._pkcs11 import SearchIter  # type: ignore[attr-defined]  # its stub leaves it out
 from pkcs11.exceptions import (
     MechanismInvalid,
     PKCS11Error,
@@ -135,9 +136,19 @@ def require_algorithm(token: Token, alg: str) -> None:
         )
 
 
-def objects_of(token: Token, kind: ObjectClass) -> list[Any]:
-    """Every object of a kind."""
-    return list(token.session.get_objects({Attribute.CLASS: kind}))
+def objects_of(token: Token, kind: ObjectClass) -> tuple[list[Any], int]:
+    """The objects of a kind that can be looked at, and how many can't; they may be anybody's.
+
+    `get_objects` would end at the first that can't.
+    """
+    found, unreadable = [], 0
+    with SearchIter(token.session, {Attribute.CLASS: kind}, 1) as search:
+        for batch in search:
+            try:
+                found += batch
+            except attributes.UNREADABLE:
+                unreadable += 1
+    return found, unreadable
 
 
 def objects_with(token: Token, ref: str, kind: ObjectClass) -> list[Any]:
@@ -161,7 +172,7 @@ def pair(token: Token, ref: str) -> tuple[Any, Any] | None:
         raise UnexpectedObject(
             f"the PKCS#11 token has {len(private)} private and {len(public)} public keys with "
             f"the id {ref}, where one of each belongs",
-            hint="delete what isn't the agent's with the vendor's tool",
+            hint="look with the vendor's tool whose they are; the agent needs one of each",
         )
     return private[0], public[0]
 

@@ -96,7 +96,13 @@ class Module:
         return found.contents
 
 
+_NAMES = {
+    "Unmapped error code 0x1b": "ActionProhibited",
+    "User type invalid. Should never see this.": "UserTypeInvalid",
+}
+
+
 def error_name(error: PKCS11Error) -> str:
-    """What a module's error is called, for people; python-pkcs11 knows not every CKR_."""
+    """What a module's error is called, for people; python-pkcs11 has no class for every CKR_."""
     name = type(error).__name__
-    return f"{name}: {error}" if name == "PKCS11Error" else name
+    return _NAMES.get(str(error), f"{name}: {error}") if name == "PKCS11Error" else name

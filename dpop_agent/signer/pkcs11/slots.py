@@ -22,7 +22,7 @@ from dpop_agent.errors import (
 from dpop_agent.jose import ALGORITHMS, Algorithm, thumbprint
 from dpop_agent.signer.authority import Authority
 from dpop_agent.signer.pkcs11 import attributes, keys, vendors
-from dpop_agent.signer.pkcs11.attributes import UnexpectedObject
+from dpop_agent.signer.pkcs11.attributes import UnexpectedObject, Unreadable
 from dpop_agent.signer.pkcs11.keys import Key
 from dpop_agent.signer.pkcs11.store import OtherAlgorithm, TokenStore
 from dpop_agent.signer.pkcs11.token import Token
@@ -144,8 +144,9 @@ class CardStore(TokenStore, SlotStore, Attests):
 
     def slots(self) -> dict[str, int]:
         with self._guard("counting free slots"):
-            free = set(self._slots.refs.values()) - self._occupied()
-            return {"total": len(self._slots.refs), "free": len(free)}
+            occupied, unreadable = self._seen()
+            free = len(set(self._slots.refs.values()) - occupied) - unreadable
+            return {"total": len(self._slots.refs), "free": max(0, free)}
 
     def attestation(self, ref: str, jkt: str) -> list[str]:
         with self._guard("reading an attestation"):
@@ -162,11 +163,32 @@ class CardStore(TokenStore, SlotStore, Attests):
             return [_pem(der) for der in (own, bytes(above[0][Attribute.VALUE]))]
 
     def _occupied(self) -> set[str]:
-        """The ids of whatever is there; an attestation is there only with its key."""
-        kinds = (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY, ObjectClass.CERTIFICATE)
-        return {
-            attributes.ref(found) for kind in kinds for found in keys.objects_of(self._token, kind)
-        }
+        """The ids of whatever is there; an attestation is there only with its key.
+
+        Raises:
+            Unreadable: of something nobody knows where it is.
+        """
+        occupied, unreadable = self._seen()
+        if unreadable:
+            raise Unreadable(
+                f"{unreadable} objects on the PKCS#11 token {self._token.uri} can't be read: any "
+                "slot may be theirs, and none is overwritten",
+                hint="see what its vendor's tool says of them",
+            )
+        return occupied
+
+    def _seen(self) -> tuple[set[str], int]:
+        """The ids of what is there, and of how many objects nobody knows."""
+        occupied, unknown = set(), 0
+        for kind in (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY, ObjectClass.CERTIFICATE):
+            found, unreadable = keys.objects_of(self._token, kind)
+            unknown += unreadable
+            for item in found:
+                try:
+                    occupied.add(attributes.ref(item))
+                except attributes.UNREADABLE:
+                    unknown += 1
+        return occupied, unknown
 
     def _require_overwritable(self, name: str, jkt: str | None) -> None:
         """Let pass a slot whose key has that thumbprint.
@@ -194,10 +216,10 @@ class CardStore(TokenStore, SlotStore, Attests):
             self.broken = True
 
     def _jkt_of(self, ref: str) -> str | None:
-        public = keys.objects_with(self._token, ref, ObjectClass.PUBLIC_KEY)
         try:
+            public = keys.objects_with(self._token, ref, ObjectClass.PUBLIC_KEY)
             return thumbprint(attributes.public_jwk(public[0])) if len(public) == 1 else None
-        except UnexpectedObject:  # one that the agent can't have made
+        except (UnexpectedObject, *attributes.UNREADABLE):  # one that the agent can't have made
             return None
 
     def _load(self, ref: str, alg: Algorithm | None) -> Key | None:

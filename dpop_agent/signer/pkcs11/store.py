@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pkcs11 import Attribute, ObjectClass
-from pkcs11.exceptions import FunctionNotSupported, PKCS11Error
+from pkcs11.exceptions import PKCS11Error
 
 from dpop_agent.errors import (
     DPoPAgentError,
@@ -23,7 +23,7 @@ from dpop_agent.errors import (
 )
 from dpop_agent.jose import ALGORITHMS, Algorithm, thumbprint
 from dpop_agent.signer.pkcs11 import attributes, keys
-from dpop_agent.signer.pkcs11.attributes import UnexpectedObject
+from dpop_agent.signer.pkcs11.attributes import UnexpectedObject, Unreadable
 from dpop_agent.signer.pkcs11.keys import Key
 from dpop_agent.signer.pkcs11.module import error_name
 from dpop_agent.signer.pkcs11.token import Token
@@ -31,6 +31,22 @@ from dpop_agent.signer.store import KeyInfo, PinStore, TellsHalfMade
 
 ID_BYTES = 16
 """Random bytes of a CKA_ID: no two agents on one HSM partition meet."""
+
+
+# What no other try changes: the module can't, the token may not, or this login may not.
+_CANT_DELETE = (
+    "FunctionNotSupported",  # such as OpenSC's for PIV
+    "ActionProhibited",
+    "UserTypeInvalid",
+    "TokenWriteProtected",
+    "SessionReadOnly",
+    "AttributeReadOnly",
+    "FunctionRejected",
+)
+
+
+class NotDeleted(SignerFailed):
+    """The module failed to delete one key. Another try may succeed."""
 
 
 class OtherAlgorithm(UnexpectedObject):
@@ -81,29 +97,36 @@ class TokenStore(PinStore):
         with self._guard("destroying a key"):
             private = keys.objects_with(self._token, ref, ObjectClass.PRIVATE_KEY)
             public = keys.objects_with(self._token, ref, ObjectClass.PUBLIC_KEY)
-            if any(thumbprint(attributes.public_jwk(key)) != jkt for key in public) or (
-                len(private) > min(1, len(public))
-            ):
+            try:
+                strange = any(thumbprint(attributes.public_jwk(key)) != jkt for key in public)
+            except UnexpectedObject as e:
+                raise Unreadable(e.message, hint=e.hint) from e
+            if strange or len(private) > min(1, len(public)):
                 raise KeyMissing(
                     f"what has the id {ref} on the PKCS#11 token isn't the agent's key any more",
-                    hint="delete it with the vendor's tool if nobody needs it",
+                    hint="it is left alone; see: dpop-agent status",
                 )
             # The private key first: as long as one is there, its public key tells whose it is.
             try:
                 for key in private + public:
                     key.destroy()
-            except FunctionNotSupported as e:  # such as OpenSC's for PIV
-                raise ObjectLeft(
-                    "the PKCS#11 module can't delete keys: this one stays, but no longer signs",
-                    hint="delete it with the vendor's tool",
+            except PKCS11Error as e:  # the key's trouble: whoever signs doesn't notice
+                if error_name(e) in _CANT_DELETE:
+                    raise ObjectLeft(
+                        f"the PKCS#11 token doesn't let this key be deleted ({error_name(e)}): "
+                        "it stays, but no longer signs",
+                        hint="delete it with the vendor's tool",
+                    ) from e
+                raise NotDeleted(
+                    f"the PKCS#11 module failed to delete this key ({error_name(e)}): it no longer "
+                    "signs",
+                    hint="nothing: deleting is tried again, with growing pauses",
                 ) from e
 
     def objects(self) -> list[dict[str, Any]]:
         with self._guard("listing keys"):
-            return [
-                {"ref": attributes.ref(key), "label": attributes.label(key)}
-                for key in keys.objects_of(self._token, ObjectClass.PRIVATE_KEY)
-            ]
+            found, _unreadable = keys.objects_of(self._token, ObjectClass.PRIVATE_KEY)
+            return [attributes.shown(key) for key in found]
 
     def _the_key(self, ref: str, jkt: str, alg: Algorithm) -> Key:
         """Exactly the key with that thumbprint.
@@ -170,6 +193,8 @@ class TokenStore(PinStore):
                 f"{doing} failed in the PKCS#11 module ({error_name(e)})",
                 hint="see: dpop-agent status",
             ) from e
+        except (Unreadable, NotDeleted):
+            raise
         except UnexpectedObject:
             self.broken = self._token.is_view_old()
             raise
