@@ -34,7 +34,7 @@ LOGIN_WAIT_S = 5.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 300.0
 """Seconds between the tries that `login_retries` allows, doubled each time."""
 
-REFUSED, CUT_SHORT = "refused", "cut short"
+REFUSED, LOCKED, CUT_SHORT = "refused", "locked", "cut short"
 
 _SIZE = 512  # bytes that are there from the first mark on
 _MAX_SIZE = 1024 * 1024
@@ -71,7 +71,7 @@ class _Mark:
     Attributes:
         tries: how many.
         at: when the last one began, seconds since the epoch.
-        how: it ended: REFUSED, CUT_SHORT or the name of an error.
+        how: it ended: REFUSED, LOCKED, CUT_SHORT or the name of an error.
         shared: others were there that its label alone told it from.
     """
 
@@ -208,11 +208,15 @@ class Brake:
         if self._refusing(mark):
             ended = {
                 REFUSED: "was refused before",
+                LOCKED: "found its PIN locked before",
                 CUT_SHORT: "was cut short before, and counts as refused",
             }.get(mark.how, f"failed before ({mark.how}), and counts as refused")
             raise PinRefused(
                 f"a login to {token} {ended}: none is tried again by itself",
-                hint=hint if mark.how == REFUSED else self.unlock,
+                hint={
+                    REFUSED: hint,
+                    LOCKED: f"unblock it by its vendor's tool, then: {self.unlock}",
+                }.get(mark.how, self.unlock),
             )
         left_s = mark.pause_left_s()
         if left_s > 0:

@@ -74,9 +74,14 @@ def _user_pin(settings: dict[str, Any]) -> UserPin | None:
 
 def _lock(path: str) -> int:
     """Hold the store's lock: a signer whose agent was killed may still finish what it did."""
-    descriptor = os.open(
-        path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600
-    )
+    flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        descriptor = os.open(path, flags, 0o600)
+    except OSError as e:
+        raise SignerFailed(
+            f"the store's lock {path} can't be opened ({e.strerror})",
+            hint="make its folder writable, or set DPOP_AGENT_STATE_DIR to another",
+        ) from e
     deadline = time.monotonic() + LOCK_WAIT_S
     while True:
         try:

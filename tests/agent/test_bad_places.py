@@ -169,15 +169,16 @@ def test_a_refused_pin_is_tried_once_and_again_only_by_command(
         for error in errors:
             assert (error["type"], error["retry"]) == ("pin_refused", "no")
             assert "refused its PIN" in error["message"]
-            assert "dpop-agent reload" in error["hint"]
+            assert "dpop-agent unlock softhsm" in error["hint"]
         assert admin.error("key.create", key="second")["type"] == "pin_refused"
         assert admin.error("key.destroy", key="default", generation=1)["type"] == "pin_refused"
         assert store(agent)["state"] == "locked"
         until(lambda: descendants(agent.pid) == set())
         assert agent.log.read_text().count("refused its PIN") == 1
 
-        (mended,) = admin.result("reload")["stores"]
-        assert mended["state"] == "ready"
+        (told,) = admin.result("reload")["stores"]
+        assert told["state"] == "locked"
+        assert admin.result("unlock", store="softhsm")["state"] == "ready"
         assert wire.result("proof", **TARGET)["jkt"] == _jkt(agent)
     assert "wrong-canary-71" not in agent.log.read_text()
 

@@ -76,7 +76,7 @@ def linked(faulty: Faulty) -> Path:
 def ask(agent: Agent, *, times: int = 5) -> list[str]:
     """The types of the errors that requests get."""
     with Wire(agent.admin_socket, timeout=30) as wire:
-        return [wire.error("key.create", key="shop")["type"] for _ in range(times)]
+        return [wire.error("key.create", key="none")["type"] for _ in range(times)]
 
 
 def refused(agent: Agent) -> None:
@@ -185,8 +185,9 @@ def test_a_hang_in_a_login_that_is_killed_is_the_last_one(
     faulty_token.rules("C_Login hang")
     preexec = hurried("signers.START_TIMEOUT_S=1")
     agent = make_agent(faulty_token.config(), preexec=preexec).start()
-    until(lambda: "didn't answer" in agent.log.read_text())
+    until_logged(agent, "didn't answer")
     faulty_token.rules()
+    until(lambda: ask(agent, times=1) == ["pin_refused"])
     tried_once(agent, faulty_token)
 
 
@@ -267,7 +268,7 @@ def _write_the_same(agent: Agent) -> None:
 
 
 def _another_file(agent: Agent) -> None:
-    other = _pin_file(agent).with_name("other-pin")
+    other = _pin_file(agent).with_name(f"{_pin_file(agent).name}-2")
     shutil.copy(_pin_file(agent), other)
     text = agent.config.read_text()
     agent.config.write_text(re.sub('file:[^"]*', f"file:{other}", text))
@@ -449,8 +450,10 @@ def _mounted(state: Path, commands: str) -> list[str]:
     return [*words, f'{commands} && exec "$@"', str(state)]
 
 
-READ_ONLY = (
-    'touch "$0/signer-softhsm.lock" && mount --bind "$0" "$0" && mount -o remount,bind,ro "$0"'
+NO_NEW_FILE = (  # but those that are there can be written
+    'mkdir -p "$0.rw" && mount --bind "$0" "$0.rw" && '
+    'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && '
+    'for file in "$0.rw"/*; do mount --bind "$file" "$0/${file##*/}" || exit; done'
 )
 FULL = (
     'mount -t tmpfs -o size=64k,mode=0700 tmpfs "$0" && '
@@ -459,11 +462,12 @@ FULL = (
 
 
 @pytest.mark.usefixtures("own_mounts")
-@pytest.mark.parametrize("commands", [READ_ONLY, FULL], ids=["read-only", "full"])
+@pytest.mark.parametrize("commands", [NO_NEW_FILE, FULL], ids=["read-only", "full"])
 def test_where_the_mark_cant_be_made_only_unlock_logs_in(
     faulty_token: Faulty, make_agent: MakeAgent, tmp_path: Path, right: str, commands: str
 ) -> None:
     state = tmp_path / "state"
+    make_agent(faulty_token.config(uri="pkcs11:token=another"), state=state).start().stop()
     agent = make_agent(
         faulty_token.config(), state=state, preexec=_mounted(state, commands)
     ).start()

@@ -216,8 +216,9 @@ class PinConformance:
             for _ in range(20):
                 error = again.error("proof", **TARGET, key="shop")
                 assert (error["type"], error["retry"]) == ("pin_refused", "no")
-            assert store(agent)["state"] == "locked"
             again.result("reload")
+            assert store(agent)["state"] == "locked"
+            again.result("unlock", store=store(agent)["store"])
             until_open(agent)
             result = again.result("proof", **TARGET, key="shop")
             assert result["jkt"] == key["generations"][0]["jkt"]

@@ -131,18 +131,24 @@ def test_a_tpm_that_locked_itself_says_so_and_works_again_once_it_is_reset(
 ) -> None:
     jkt = make(agent)
     agent.stop()
-    for count in range(1, 4):
+    with other_pin(tpm.token, "wrong 1"):
+        agent.start()
+        until_state(agent, "locked")
+    for count in (2, 3):
+        assert tpm.wrong_pins() == count - 1
         with other_pin(tpm.token, f"wrong {count}"):
-            agent.start()
-            until_state(agent, "locked")
-            agent.stop()
-        assert tpm.wrong_pins() == count
-    agent.start()
+            assert agent.run("unlock").returncode == 1
+    assert tpm.wrong_pins() == 3
     with Wire(agent.admin_socket, timeout=60) as wire:
         error = wire.error("proof", **TARGET, key="shop")
         assert error["type"] == "pin_refused"
-        assert "locked" in wire.ask("proof", **TARGET, key="shop")["error"]["message"]
+        name = store(agent)["store"]
+        assert "locked" in wire.error("unlock", store=name)["message"]
+        agent.stop()
+        agent.start()
+    with Wire(agent.admin_socket, timeout=60) as wire:
+        assert "locked" in wire.error("proof", **TARGET, key="shop")["message"]
         tpm.forget_wrong_pins()
-        wire.result("reload")
+        wire.result("unlock", store=name)
     until_open(agent)
     assert prove(agent) == jkt

@@ -531,7 +531,7 @@ def test_a_pin_that_was_changed_meanwhile_is_tried_once(
         assert (error["type"], error["retry"]) == ("pin_refused", "no")
     assert yubikey.card.tries == PIN_TRIES - 1
     yubikey.token.pin_file.write_text("94949494\n")
-    wire.result("reload")
+    wire.result("unlock", store=store(agent)["store"])
     until_open(agent)
     wire.result("proof", **TARGET, key="always")
 
@@ -822,7 +822,7 @@ def test_a_card_with_no_try_to_spare_is_left_alone_until_somebody_mended_it_and_
     agent = make_agent(yubikey.token.config).start()
     until(lambda: store(agent)["state"] == "locked")
     assert says in store(agent)["reason"]
-    assert store(agent)["hint"].endswith("then: dpop-agent unlock")
+    assert store(agent)["hint"].endswith(f"then: dpop-agent unlock {store(agent)['store']}")
     assert yubikey.card.tries == tries
     yubikey.card.tries = PIN_TRIES
     agent.run("unlock", check=True)

@@ -41,7 +41,7 @@ from dpop_agent.errors import (
     PinRefused,
     StoreAbsent,
 )
-from dpop_agent.signer.brake import REFUSED, Brake, TokenName
+from dpop_agent.signer.brake import LOCKED, REFUSED, Brake, TokenName
 from dpop_agent.signer.pin import UserPin
 from dpop_agent.signer.pkcs11 import discovery, vendors
 from dpop_agent.signer.pkcs11.module import Module, error_name
@@ -206,7 +206,7 @@ class Token:
                     yield
                 except PKCS11Error as e:
                     it.judged = not isinstance(e, _NOT_JUDGED + others)
-                    it.how = REFUSED if isinstance(e, _LOGIN_REFUSED) else error_name(e)
+                    it.how = _ended(e)
                     raise
                 it.accepted = True
         except others:
@@ -335,6 +335,13 @@ class Token:
         if flags & TokenFlag.USER_PIN_COUNT_LOW:
             return vendors.low_tries(self._module.library.manufacturer_id)
         return None
+
+
+def _ended(error: PKCS11Error) -> str:
+    """How the brake remembers a login that ended so."""
+    if isinstance(error, _LOGIN_REFUSED):
+        return REFUSED
+    return LOCKED if isinstance(error, PinLocked) else error_name(error)
 
 
 def _pin_locked(unlock: str) -> PinRefused:
