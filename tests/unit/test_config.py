@@ -74,6 +74,28 @@ def test_a_modules_arguments_are_read_as_they_are_written(tmp_path: Path) -> Non
     assert config.load(write(tmp_path, STORE)).stores["work"].module_args == ""
 
 
+def test_a_login_is_retried_only_where_the_configuration_says_so(tmp_path: Path) -> None:
+    assert config.load(write(tmp_path, STORE)).stores["work"].login_retries == 0
+    found = config.load(write(tmp_path, f"{STORE}login_retries = 3\n"))
+    assert found.stores["work"].login_retries == 3
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("-1", "use a number from 0 to 1000"),
+        ("1001", "use a number from 0 to 1000"),
+        ('"3"', "has to be a number, not text"),
+        ("true", "has to be a number, not true or false"),
+        ("1.5", "has to be a number"),
+    ],
+)
+def test_retries_that_are_no_number_of_them_are_refused(
+    tmp_path: Path, value: str, said: str
+) -> None:
+    assert said in str(refusal(tmp_path, f"{STORE}login_retries = {value}\n"))
+
+
 def test_one_store_is_the_default_store(tmp_path: Path) -> None:
     assert config.load(write(tmp_path, STORE)).default_store == "work"
 

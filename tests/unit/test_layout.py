@@ -210,12 +210,13 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "keychain.store": {"store", "keychain.access"},
         "keychain.__main__": {"keychain.store"},
         "pin": {"secret_socket", "keychain.access"},
+        "brake": set(),
         "pkcs11.pcsc": set(),
         "pkcs11.vendors": set(),
         "pkcs11.module": set(),
         "pkcs11.attributes": {"pkcs11.module"},
-        "pkcs11.discovery": {"pkcs11.module", "pkcs11.pcsc", "pkcs11.vendors"},
-        "pkcs11.token": {"pin", "pkcs11.module", "pkcs11.vendors", "pkcs11.discovery"},
+        "pkcs11.discovery": {"brake", "pkcs11.module", "pkcs11.pcsc", "pkcs11.vendors"},
+        "pkcs11.token": {"pin", "brake", "pkcs11.module", "pkcs11.vendors", "pkcs11.discovery"},
         "pkcs11.keys": {"store", "pkcs11.attributes", "pkcs11.token"},
         "pkcs11.store": {
             "store",
@@ -230,7 +231,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         },
         # Which store it is, and where its PIN comes from, it alone knows.
         "serving": {
-            *("store", "authority", "pin", "keychain.store"),
+            *("store", "authority", "pin", "brake", "keychain.store"),
             *("pkcs11.module", "pkcs11.vendors", "pkcs11.discovery", "pkcs11.token"),
             *("pkcs11.store", "pkcs11.slots"),
         },
