@@ -388,7 +388,7 @@ class Shell:
         self.terminal, theirs = pty.openpty()
         name = os.ttyname(theirs)
         take: Callable[[], Any] = lambda: os.close(os.open(name, os.O_RDWR))  # noqa: E731
-        command = f"{words} {sys.executable} -m dpop_agent serve 2>>{agent.log} & {then}"
+        command = f"{words} {sys.executable} -m dpop_agent serve >>{agent.log} 2>&1 & {then}"
         self.process = subprocess.Popen(
             ["bash", "-c", command],
             stdin=theirs,

@@ -222,3 +222,14 @@ def test_a_pin_that_was_accepted_before_heeds_a_mark_too(make: Callable[..., Bra
     login(make("another"))
     with pytest.raises(PinRefused):
         login(make(), stored=False, how=None)
+
+
+def test_a_mark_is_written_through_no_link_and_without_it_nothing_is_tried(
+    make: Callable[..., Brake], tmp_path: Path
+) -> None:
+    diary = tmp_path / "diary"
+    diary.write_text("a diary")
+    Path(brake._path(str(tmp_path), CARD)).symlink_to(diary)
+    with pytest.raises(Locked, match="no login .* is tried by itself"):
+        login(make())
+    assert diary.read_text() == "a diary"
