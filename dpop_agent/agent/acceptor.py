@@ -33,10 +33,12 @@ class Acceptor:
 
     Args:
         listening: a socket that listens and doesn't block; it is closed with this.
-        connect: makes a connection, and counts it in; None where there is no room.
+        connect: makes a connection of a uid's, and counts it in; None where there is no room.
     """
 
-    def __init__(self, listening: socket.socket, connect: Callable[[], Connection | None]) -> None:
+    def __init__(
+        self, listening: socket.socket, connect: Callable[[int], Connection | None]
+    ) -> None:
         self._listening = listening
         self._connect = connect
         self._loop = asyncio.get_running_loop()
@@ -80,12 +82,13 @@ class Acceptor:
 
     def _take_in(self, sock: socket.socket) -> None:
         try:
-            require_own_uid(peer_of(sock), what="the program that connected")
+            peer = peer_of(sock)
+            require_own_uid(peer, what="the program that connected")
         except (UnsafeSocket, OSError) as e:
             log.warning("refused a connection: %s", e)
             sock.close()
             return
-        connection = self._connect()
+        connection = self._connect(peer.uid)
         if connection is None:
             _refuse(sock)
             return

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from dpop_agent.agent.keys import Generation, Key
+from dpop_agent.agent.queue import Flow
 from dpop_agent.errors import DPoPAgentError
 from dpop_agent.protocol import Request
 
@@ -15,8 +16,12 @@ log = logging.getLogger("dpop_agent.call")
 Respond = Callable[[dict[str, Any] | DPoPAgentError], None]
 
 
-class Peer(Hashable, Protocol):
+class Peer(Protocol):
     """The connection that a request came on."""
+
+    @property
+    def flow(self) -> Flow:
+        """Whose turns its requests take."""
 
     def subscribe(self, events: Iterable[str]) -> None:
         """Be told of these events, and of no others."""

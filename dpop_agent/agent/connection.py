@@ -5,24 +5,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import select
+import socket
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from dpop_agent import protocol
 from dpop_agent.agent.call import Call
+from dpop_agent.agent.intake import Intake
+from dpop_agent.agent.queue import Flow
 from dpop_agent.errors import (
-    Busy,
     DPoPAgentError,
     ParseError,
     ProtocolError,
     Timeout,
 )
-from dpop_agent.protocol import MAX_REQUESTS
 
 log = logging.getLogger("dpop_agent.connection")
 
 LINE_TIMEOUT_S = 5.0
 """Seconds for the rest of a line that has begun."""
+
+_read_into = memoryview(bytearray(protocol.MAX_LINE))  # copied before the next read, whoever's
 
 
 class Server(Protocol):
@@ -35,18 +39,39 @@ class Server(Protocol):
         """Answer a request, now or later."""
 
 
-class Connection(asyncio.Protocol):
-    """One client's connection."""
+class Connection(asyncio.BufferedProtocol):
+    """One client's connection.
 
-    def __init__(self, server: Server, methods: Mapping[str, Mapping[str, protocol.Param]]) -> None:
+    It is read from unless a line waits or the client leaves its answers unread, so that what it
+    has sent takes no more room here than one line may.
+
+    Attributes:
+        methods: what its socket answers.
+        flow: its peer's uid, its socket, its number.
+        under_way: how many of its requests are.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        methods: Mapping[str, Mapping[str, protocol.Param]],
+        intake: Intake,
+        flow: Flow,
+    ) -> None:
         self._server = server
         self.methods = methods
-        self._rest = b""
-        self._under_way = 0
+        self._intake = intake
+        self.flow = flow
+        self.under_way = 0
+        self._received = b""
+        self._begin = 0
+        self._end = -1
         self._no_more = False
         self._unread = False
+        self._lost = False
         self._events: frozenset[str] = frozenset()
         self._late: asyncio.TimerHandle | None = None
+        self._is_late = False
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -55,48 +80,81 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  (asyncio's signature)
         self._stop_clock()
+        self._lost = True
+        self._intake.leave(self)
         self._server.disconnected(self)
 
     def pause_writing(self) -> None:
         """The client doesn't read its answers: take no more requests until it does."""
         self._unread = True
+        self._stop_clock()
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         """The client reads again."""
         self._unread = False
-        self._transport.resume_reading()
-        self.data_received(b"")
+        self._intake.go_on(self)
+        self._read_on()
 
-    def data_received(self, data: bytes) -> None:
-        self._rest += data
-        begin = 0
-        while not (self._unread or self._transport.is_closing()):
-            end = self._rest.find(b"\n", begin)
-            if end < 0:
-                break
-            self._line(self._rest[begin:end])
-            begin = end + 1
-        self._rest = self._rest[begin:]
-        if self._unread or self._transport.is_closing():
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  (asyncio's signature)
+        return _read_into[: protocol.MAX_LINE - len(self._received)]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        new = bytes(_read_into[:nbytes])
+        if self._end < 0:
+            self._end = new.find(b"\n")
+            if self._end >= 0:
+                self._end += len(self._received)
+        self._received += new
+        if self._end >= 0:
             self._stop_clock()
-            return
-        if len(self._rest) >= protocol.MAX_LINE:
+            self._intake.offer(self)
+        self._read_on()
+
+    @property
+    def has_line(self) -> bool:
+        """Whether one waits that could be taken in."""
+        return self._end >= 0 and not (self._unread or self._transport.is_closing())
+
+    def take_in(self) -> None:
+        """Take in the next line."""
+        line = self._received[self._begin : self._end]
+        self._begin = self._end + 1
+        self._end = self._received.find(b"\n", self._begin)
+        if self._end < 0:
+            self._received, self._begin = self._received[self._begin :], 0
+        self._line(line)
+        self._read_on()
+
+    def _read_on(self) -> None:
+        """Read on, or not; a line that has begun has its time only while it could be read."""
+        if self._transport.is_closing():
+            self._stop_clock()
+        elif self._end >= 0:
+            self._transport.pause_reading()
+        elif len(self._received) >= protocol.MAX_LINE:
             self._fail(_too_long())
-        elif begin or not self._rest:
-            self._stop_clock()
-        if self._rest and self._late is None and not self._transport.is_closing():
-            self._late = asyncio.get_running_loop().call_later(LINE_TIMEOUT_S, self._too_slow)
+        elif self._is_late and self._received:
+            self._fail(_too_slow())
+        elif not self._unread:
+            self._transport.resume_reading()
+            if self._received and self._late is None:
+                self._late = asyncio.get_running_loop().call_later(LINE_TIMEOUT_S, self._look)
+
+    def _look(self) -> None:
+        self._is_late = True
+        if not self._polled(select.POLLIN):  # else it is judged by what comes
+            self._read_on()
 
     def eof_received(self) -> bool:
         """A client may close its sending half and still read the answers; one that went may not."""
-        self._no_more = self._under_way > 0 and not self._hung_up()
+        self._no_more = self.under_way > 0 and not self._polled(0) & select.POLLHUP
         return self._no_more
 
-    def _hung_up(self) -> bool:
+    def _polled(self, events: int) -> int:
         poll = select.poll()
-        poll.register(self._transport.get_extra_info("socket").fileno(), 0)
-        return any(events & select.POLLHUP for _, events in poll.poll(0))
+        poll.register(self._transport.get_extra_info("socket").fileno(), events)
+        return sum(found for _, found in poll.poll(0))
 
     def _line(self, line: bytes) -> None:
         if len(line) >= protocol.MAX_LINE:
@@ -107,21 +165,22 @@ class Connection(asyncio.Protocol):
         except ProtocolError as e:
             self._write(protocol.encode_error(e.request_id, e))
             return
-        if self._under_way >= MAX_REQUESTS:
-            error = Busy(
-                f"{MAX_REQUESTS} requests are under way on this connection",
-                hint="read answers before sending more",
-            )
-            self._write(protocol.encode_error(request.id, error))
-            return
         log.debug("%s", request.method)
-        self._under_way += 1
+        self.under_way += 1
+        if self.under_way == 1:
+            self._intake.busy()
 
         def respond(what: dict[str, Any] | DPoPAgentError) -> None:
-            self._under_way -= 1
+            if self._lost:
+                return
             self._write(_encoded(request.id, what))
-            if self._no_more and not self._under_way:
-                self.close()
+            self.under_way -= 1
+            if not self.under_way:
+                self._intake.idle()
+                if self._no_more:
+                    self.close()
+            if self._end >= 0:
+                self._intake.go_on(self)
 
         self._server.handle(Call(request, self, respond))
 
@@ -141,20 +200,27 @@ class Connection(asyncio.Protocol):
     def _fail(self, error: DPoPAgentError) -> None:
         """Say why, and close."""
         self._write(protocol.encode_error(None, error))
-        self._rest = b""
+        self._received, self._end = b"", -1
         self.close()
 
     def close(self) -> None:
         """Close after what was written went out."""
         self._transport.close()
 
-    def _too_slow(self) -> None:
-        self._late = None
-        self._fail(
-            Timeout(f"a line wasn't complete after {LINE_TIMEOUT_S:g} s", hint="send whole lines")
-        )
+    def end(self) -> None:
+        """Let nothing more be sent; close once what was sent is answered."""
+        if sys.platform == "linux" and not self._transport.is_closing():
+            # Linux alone keeps what is there already, so that it is read and answered before EOF.
+            self._transport.get_extra_info("socket").shutdown(socket.SHUT_RD)
+        else:
+            self.close()
+
+    def abort(self) -> None:
+        """Close, whatever is unread."""
+        self._transport.abort()
 
     def _stop_clock(self) -> None:
+        self._is_late = False
         if self._late is not None:
             self._late.cancel()
             self._late = None
@@ -165,6 +231,10 @@ def _too_long() -> ParseError:
         f"a line has more than {protocol.MAX_LINE} bytes, and the connection is closed",
         hint="shorten the request",
     )
+
+
+def _too_slow() -> Timeout:
+    return Timeout(f"a line wasn't complete after {LINE_TIMEOUT_S:g} s", hint="send whole lines")
 
 
 def _encoded(request_id: str | int, what: dict[str, Any] | DPoPAgentError) -> bytes:

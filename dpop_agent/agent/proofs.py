@@ -200,7 +200,7 @@ class _Signing(ABC):
         """
         self._proofs.signer(self._key).submit(
             Job(
-                self._call.owner,
+                self._call.owner.flow,
                 self._frame,
                 self._done,
                 deadline=self._deadline,

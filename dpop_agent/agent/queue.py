@@ -1,10 +1,10 @@
-"""What waits for a signer, fair between connections. Pure: knows no clock and no process."""
+"""What waits for a signer, fair between clients. Pure: knows no clock and no process."""
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from dpop_agent.agent.frames import Form
 from dpop_agent.errors import DPoPAgentError, Timeout
@@ -22,8 +22,14 @@ WINDOW = 4
 FAST_S = 0.02
 """Seconds a signature: a slower store gets one frame at a time, for the age of their `iat`."""
 
-MAX_QUEUE = 4096
-"""Requests waiting for one signer: seconds of work for a fast store."""
+Flow = tuple[Hashable, ...]
+"""Whose work something is, from the widest to the narrowest: uid, socket, connection."""
+
+MAX_ROUNDS = 2
+"""Rounds of everybody's that one may wait for its turn while those go before it where nothing
+waited: they get about as much as all others together, and starve nobody."""
+
+Item = TypeVar("Item")
 
 Done = Callable[[dict[str, Any] | DPoPAgentError], None]
 
@@ -32,7 +38,7 @@ class Job:
     """One frame to be sent and answered.
 
     Attributes:
-        owner: the connection that waits for it; when it goes, what isn't sent yet is dropped.
+        owner: who waits for it; when that connection goes, what isn't sent yet is dropped.
         make: builds the frame's members, right before it is sent.
         done: called once, with the signer's result or the error.
         deadline: when nobody waits any more, in the event loop's time.
@@ -59,7 +65,7 @@ class Job:
 
     def __init__(
         self,
-        owner: Hashable,
+        owner: Flow,
         make: Callable[[], dict[str, Any]],
         done: Done,
         *,
@@ -87,57 +93,138 @@ class Job:
             done(what)
 
 
-class FairQueue:
-    """Jobs by owner; owners take turns."""
+class _Turns:
+    """Whose turn it is among flows that begin alike."""
+
+    __slots__ = ("_below", "_count", "_fresh", "_served")
 
     def __init__(self) -> None:
-        self._by_owner: OrderedDict[Hashable, deque[Job]] = OrderedDict()
+        self._below: dict[Hashable, _Turns] = {}  # uids and sockets are few, and stay
+        self._fresh: deque[Hashable] = deque()
+        self._served: deque[tuple[Hashable, int]] = deque()  # and the number of their last turn
+        self._count = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._fresh or self._served)
+
+    def enter(self, flow: Flow, depth: int, *, fresh: bool) -> None:
+        """Something waits in a flow where nothing did."""
+        part = flow[depth]
+        if depth < len(flow) - 1:
+            below = self._below.get(part)
+            if below is None:
+                below = self._below[part] = _Turns()
+            waited = bool(below)
+            below.enter(flow, depth + 1, fresh=fresh)
+            if waited:
+                return
+        if fresh:
+            self._fresh.append(part)
+        else:
+            self._served.append((part, self._count))
+
+    def next(self) -> Flow:
+        """Whose turn it is."""
+        part = self._fresh[0] if self._is_for_fresh else self._served[0][0]
+        below = self._below.get(part)
+        return (part,) if below is None else (part, *below.next())
+
+    def had_turn(self, *, waits: bool) -> None:
+        """Who was next goes behind the others, if something waits there still."""
+        part = self._fresh.popleft() if self._is_for_fresh else self._served.popleft()[0]
+        self._count += 1
+        below = self._below.get(part)
+        if below is not None:
+            below.had_turn(waits=waits)
+            waits = bool(below)
+        if waits:
+            self._served.append((part, self._count))
+
+    def leave(self, flow: Flow, depth: int) -> None:
+        """Nothing waits in it any more, though it had no turn."""
+        part = flow[depth]
+        below = self._below.get(part)
+        if below is not None:
+            below.leave(flow, depth + 1)
+            if below:
+                return
+        if part in self._fresh:
+            self._fresh.remove(part)
+        else:
+            self._served = deque(served for served in self._served if served[0] != part)
+
+    @property
+    def _is_for_fresh(self) -> bool:
+        if not self._fresh or not self._served:
+            return bool(self._fresh)
+        rounds = (self._count - self._served[0][1]) / (len(self._fresh) + len(self._served))
+        return rounds < MAX_ROUNDS
+
+
+class FairQueue(Generic[Item]):
+    """What waits, by flow; flows take turns.
+
+    uids do among themselves, then the sockets of each, then the connections of each of those. One
+    where nothing waited goes first, as fq_codel's new flows do (RFC 8290 section 4.2), unless
+    others have waited MAX_ROUNDS for it.
+    """
+
+    def __init__(self) -> None:
+        self._by_flow: dict[Flow, deque[Item]] = {}
+        self._turns = _Turns()
         self._size = 0
 
     def __len__(self) -> int:
         return self._size
 
-    def push(self, job: Job) -> None:
-        self._by_owner.setdefault(job.owner, deque()).append(job)
+    def __contains__(self, flow: Flow) -> bool:
+        return flow in self._by_flow
+
+    def push(self, flow: Flow, item: Item, *, fresh: bool = True) -> None:
+        """It waits; where nothing else of its flow does, before the others if it is `fresh`."""
+        items = self._by_flow.get(flow)
+        if items is None:
+            items = self._by_flow[flow] = deque()
+            self._turns.enter(flow, 0, fresh=fresh)
+        items.append(item)
         self._size += 1
 
-    def push_front(self, job: Job) -> None:
-        self._by_owner.setdefault(job.owner, deque()).appendleft(job)
-        self._by_owner.move_to_end(job.owner, last=False)
-        self._size += 1
-
-    def pop(self) -> Job:
-        owner, jobs = next(iter(self._by_owner.items()))
-        job = jobs.popleft()
+    def pop(self) -> Item:
+        """What is next."""
+        flow = self._turns.next()
+        items = self._by_flow[flow]
+        item = items.popleft()
         self._size -= 1
-        if jobs:
-            self._by_owner.move_to_end(owner)
+        if not items:
+            del self._by_flow[flow]
+        self._turns.had_turn(waits=bool(items))
+        return item
+
+    def drop(self, flow: Flow) -> None:
+        """Forget what waits in it."""
+        self._keep(flow, lambda _: False)
+
+    def take(self, chosen: Callable[[Item], bool]) -> list[Item]:
+        """Take out what is chosen, in whichever flow it waits."""
+        taken = []
+        for flow, items in list(self._by_flow.items()):
+            of_it = [item for item in items if chosen(item)]
+            if of_it:
+                taken += of_it
+                self._keep(flow, lambda item: not chosen(item))
+        return taken
+
+    def _keep(self, flow: Flow, wanted: Callable[[Item], bool]) -> None:
+        items = self._by_flow.get(flow)
+        if items is None:
+            return
+        kept = deque(item for item in items if wanted(item))
+        self._size -= len(items) - len(kept)
+        if kept:
+            self._by_flow[flow] = kept
         else:
-            del self._by_owner[owner]
-        return job
-
-    def drop(self, owner: Hashable) -> None:
-        self._size -= len(self._by_owner.pop(owner, ()))
-
-    def take_all(self) -> list[Job]:
-        jobs = [job for waiting in self._by_owner.values() for job in waiting]
-        self._by_owner.clear()
-        self._size = 0
-        return jobs
-
-    def take_late(self, now: float) -> list[Job]:
-        late = []
-        for owner, jobs in list(self._by_owner.items()):
-            if not any(job.deadline <= now for job in jobs):
-                continue
-            late += [job for job in jobs if job.deadline <= now]
-            kept = deque(job for job in jobs if job.deadline > now)
-            self._size -= len(jobs) - len(kept)
-            if kept:
-                self._by_owner[owner] = kept
-            else:
-                del self._by_owner[owner]
-        return late
+            del self._by_flow[flow]
+            self._turns.leave(flow, 0)
 
 
 class Work:
@@ -152,42 +239,39 @@ class Work:
 
     def __init__(self, store: str) -> None:
         self._store = store
-        self._waiting = FairQueue()
+        self._again: deque[Job] = deque()
+        self._waiting: FairQueue[Job] = FairQueue()
         self._in_hand: OrderedDict[int, Job] = OrderedDict()
         self._next_id = 1
         self._sign_s = 0.0
 
     def __bool__(self) -> bool:
-        return bool(self._waiting or self._in_hand)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether no more may wait."""
-        return len(self._waiting) >= MAX_QUEUE
+        return bool(self._again or self._waiting or self._in_hand)
 
     def push(self, job: Job) -> None:
         """It waits for its turn."""
-        self._waiting.push(job)
+        self._waiting.push(job.owner, job)
 
     def again(self, job: Job) -> bool:
         """Whether it is repeated: once, before the others, and only if somebody waits for it."""
         if not job.again or job.done is None:
             return False
         job.again = False
-        self._waiting.push_front(job)
+        self._again.appendleft(job)
         return True
 
-    def drop(self, owner: Hashable) -> None:
+    def drop(self, owner: Flow) -> None:
         """Forget what a vanished connection waits for; what is signed for it is nobody's."""
         self._waiting.drop(owner)
+        self._again = deque(job for job in self._again if job.owner != owner)
         for job in self._in_hand.values():
-            if job.owner is owner:
+            if job.owner == owner:
                 job.done = None
 
     def next_job(self, now: float) -> Job | None:
         """Whose turn it is, if the signer may have another frame; the late ones are told."""
-        while self._waiting and len(self._in_hand) < self._window():
-            job = self._waiting.pop()
+        while (self._again or self._waiting) and len(self._in_hand) < self._window():
+            job = self._again.popleft() if self._again else self._waiting.pop()
             if job.deadline > now:
                 return job
             job.finish(self._late(job))
@@ -226,7 +310,7 @@ class Work:
         self._in_hand = OrderedDict(
             (number, job) for number, job in self._in_hand.items() if job not in jobs
         )
-        return jobs + self._waiting.take_all()
+        return jobs + self._take_waiting(lambda _: True)
 
     def fail_all(self, error: DPoPAgentError) -> None:
         """Nobody waits any more, neither for what is in the signer's hands."""
@@ -237,7 +321,7 @@ class Work:
 
     def fail_waiting(self, error: DPoPAgentError) -> None:
         """Nothing waits any more."""
-        for job in self._waiting.take_all():
+        for job in self._take_waiting(lambda _: True):
             job.finish(error)
 
     def look(self, now: float) -> Job | None:
@@ -245,7 +329,7 @@ class Work:
         first = next(iter(self._in_hand.values()), None)
         if first is not None:
             _look_for_a_touch(first, now)
-        for job in self._waiting.take_late(now):
+        for job in self._take_waiting(lambda job: job.deadline <= now):
             job.finish(self._late(job))
         for job in self._in_hand.values():
             if job.deadline <= now:
@@ -255,6 +339,18 @@ class Work:
         first.again = False
         first.finish(self._late(first))
         return first
+
+    def blocked(self, seconds: float, now: float) -> None:
+        """So long the agent heard nobody: that isn't counted against what the signer has."""
+        for job in self._in_hand.values():
+            job.sent = min(now, job.sent + seconds)
+            job.deadline += seconds
+
+    def _take_waiting(self, chosen: Callable[[Job], bool]) -> list[Job]:
+        taken = [job for job in self._again if chosen(job)]
+        if taken:
+            self._again = deque(job for job in self._again if not chosen(job))
+        return taken + self._waiting.take(chosen)
 
     def _window(self) -> int:
         # Behind a touch a frame may wait until nobody wants it any more, and ask for another touch.

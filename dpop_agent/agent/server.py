@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import signal
@@ -10,6 +11,7 @@ import socket
 import stat
 from collections import defaultdict
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from dpop_agent import paths, protocol
@@ -20,6 +22,7 @@ from dpop_agent.agent.call import Call
 from dpop_agent.agent.connection import Connection
 from dpop_agent.agent.forker import Forker
 from dpop_agent.agent.handler import Handler
+from dpop_agent.agent.intake import Intake
 from dpop_agent.agent.inventory import Inventory
 from dpop_agent.agent.ledger import Ledger
 from dpop_agent.agent.lifecycle import Lifecycle
@@ -87,6 +90,9 @@ class Agent:
         self._acceptors: dict[Listener, Acceptor] = {}
         self._has_terminal = terminal.ends_us()
         self._failure: DPoPAgentError | None = None
+        loop = asyncio.get_running_loop()
+        self._admin_intake, self._intake = Intake(loop), Intake(loop)
+        self._numbers = itertools.count(1)
         self._records = Records(ledger)
         background = self._background = Background()
         inventory = Inventory(self._records, self.signers)
@@ -120,13 +126,15 @@ class Agent:
             **({} if self._forker is None else {"forking_pid": self._forker.pid}),
         }
 
-    def _connect(self, methods: Methods) -> Connection | None:
+    def _connect(self, listener: Listener, methods: Methods, uid: int) -> Connection | None:
         """A connection that is counted in, if there is room on its socket."""
         is_admin = methods is protocol.ADMIN_METHODS
         others = self._admins if is_admin else len(self._connections) - self._admins
         if others >= (self._room.admin if is_admin else self._room.agent):
             return None
-        connection = Connection(self, methods)
+        intake = self._admin_intake if is_admin else self._intake
+        flow = (uid, listener.path, next(self._numbers))
+        connection = Connection(self, methods, intake, flow)
         self._connections.add(connection)
         self._admins += is_admin
         return connection
@@ -137,7 +145,7 @@ class Agent:
             self._connections.discard(connection)
             self._admins -= connection.methods is protocol.ADMIN_METHODS
             for signer in self.signers.values():
-                signer.drop(connection)
+                signer.drop(connection.flow)
 
     def handle(self, call: Call) -> None:
         """Answer a request, now or later."""
@@ -177,7 +185,7 @@ class Agent:
             raise self._failure
 
     def _acceptor(self, listener: Listener, methods: Methods) -> Acceptor:
-        return Acceptor(listener.socket, lambda: self._connect(methods))
+        return Acceptor(listener.socket, partial(self._connect, listener, methods))
 
     async def _watch_places(self, listeners: Mapping[Listener, Methods]) -> None:
         """Listen anew where a socket was removed; end where that can't be done, or where the
@@ -289,7 +297,7 @@ class Agent:
                 # There at once, so that requests wait for it; started once the old one has ended.
                 self.signers[name] = successor = self._new_signer(store)
                 async with self._starting[store.module]:
-                    await signer.close(successor)
+                    await signer.close(successor=successor)
         self._open_stores()
         for name, signer in list(self.signers.items()):
             was_open = signer.state == "ready"  # one that is opened now is looked into by itself

@@ -28,7 +28,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Hashable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from enum import Enum, auto
 from typing import Any, NamedTuple
@@ -37,7 +37,7 @@ from dpop_agent import __version__
 from dpop_agent.agent import process
 from dpop_agent.agent.frames import FORMS, outcome
 from dpop_agent.agent.process import SignerProcess, Spawn
-from dpop_agent.agent.queue import MAX_QUEUE, SIGN_TIMEOUT_S, Job, Work
+from dpop_agent.agent.queue import SIGN_TIMEOUT_S, Flow, Job, Work
 from dpop_agent.channel import Malformed
 from dpop_agent.config import StoreConfig
 from dpop_agent.errors import (
@@ -159,6 +159,8 @@ TRANSITIONS: Mapping[State, Mapping[Event, State]] = {
     },
     State.CLOSED: {Event.LOCK: State.CLOSED, Event.CLOSE: State.CLOSED},
 }
+
+_AGENTS_OWN: Flow = ("agent",)
 
 _OPEN = frozenset({State.READY, State.RELEASED})
 _REFUSING = frozenset({State.DOWN, State.LOCKED, State.UNLOCKING})
@@ -308,9 +310,6 @@ class Signer:
         if self._state is State.CLOSED:
             job.finish(self._was_closed())
             return
-        if self._work.is_full and job.owner is not self:
-            job.finish(Busy(f"{MAX_QUEUE} requests wait for the store {self.config.name}"))
-            return
         if self._state in _REFUSING:
             refusal = self._refusal()
             if refusal is not None:
@@ -346,7 +345,7 @@ class Signer:
 
         self.submit(
             Job(
-                self,
+                _AGENTS_OWN,
                 lambda: {"op": op, **members},
                 done,
                 deadline=self._loop.time() + START_TIMEOUT_S + limit_s,
@@ -357,7 +356,7 @@ class Signer:
         )
         return await future
 
-    def drop(self, owner: Hashable) -> None:
+    def drop(self, owner: Flow) -> None:
         """Forget what a vanished connection waits for; what the store signs for it is nobody's."""
         self._work.drop(owner)
 
@@ -450,19 +449,20 @@ class Signer:
         if self._opening is not None:
             await asyncio.wait([self._opening])
 
-    async def close(self, successor: Signer | None = None) -> None:
-        """End the process after what it is doing; the rest is the successor's, or fails."""
+    async def close(
+        self, why: DPoPAgentError | None = None, *, successor: Signer | None = None
+    ) -> None:
+        """End the process after what it is doing; the rest is the successor's, or fails.
+
+        `why` is the error of what fails, if the store isn't closed by itself.
+        """
         self._become(Event.CLOSE)
         if self._tick is not None:
             self._tick.cancel()
         if successor is not None:
             for job in self._work.hand_over():
                 successor.submit(job)
-        self._work.fail_all(
-            SignerFailed("the agent is ending", hint="start it again")
-            if successor is None
-            else self._was_closed()
-        )
+        self._work.fail_all(why or self._was_closed())
         await self._end_process()
 
     # Its state
@@ -605,7 +605,7 @@ class Signer:
             raise SignerFailed(f"the signer of the store {self.config.name} ended at its start")
         answered: asyncio.Future[dict[str, Any] | DPoPAgentError] = self._loop.create_future()
         job = Job(
-            self,
+            _AGENTS_OWN,
             dict,
             lambda what: None if answered.done() else answered.set_result(what),
             deadline=self._loop.time() + limit_s,
@@ -710,7 +710,8 @@ class Signer:
     def _in_passing(self, op: str) -> None:
         """An operation whose outcome nobody waits for."""
         deadline = self._loop.time() + SIGN_TIMEOUT_S
-        self._send(Job(self, dict, lambda _: None, deadline=deadline, again=False), {"op": op})
+        job = Job(_AGENTS_OWN, dict, lambda _: None, deadline=deadline, again=False)
+        self._send(job, {"op": op})
 
     def _send(self, job: Job, members: dict[str, Any]) -> None:
         assert self._process is not None
@@ -761,8 +762,15 @@ class Signer:
             self._tick = self._loop.call_later(TICK_S, self._look)
 
     def _look(self) -> None:
+        assert self._tick is not None
+        now = self._loop.time()
+        self._work.blocked(now - self._tick.when(), now)
+        # In each turn of the loop reads come before timers: what it has said by now is heard first.
+        self._tick = self._loop.call_later(0, self._judge, now)
+
+    def _judge(self, now: float) -> None:
         self._tick = None
-        hangs = self._work.look(self._loop.time())
+        hangs = self._work.look(now)
         if hangs is not None and self._process is not None:
             log.warning(
                 "signer of store %s didn't answer for %g s and is replaced",

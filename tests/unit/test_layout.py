@@ -181,7 +181,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "upkeep": {"keys", "drains", "records", "background", "inventory", "making"},
         "lifecycle": {"keys", "records", "signers", "background", "inventory", "making"},
         # What the wire asks for.
-        "call": {"keys"},
+        "call": {"keys", "queue"},
         "views": {"keys", "drains", "nonces", "records", "signers", "inventory"},
         "proofs": {
             *("call", "frames", "inventory", "keys", "nonces", "policy", "queue", "records"),
@@ -189,7 +189,8 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         },
         "stores": {"records", "signers", "views"},
         "handler": {"background", "call", "keys", "lifecycle", "proofs", "stores", "views"},
-        "connection": {"call"},
+        "intake": {"queue"},
+        "connection": {"call", "intake", "queue"},
         "lock": set(),
         "listener": {"lock"},
         "acceptor": {"connection"},
@@ -198,7 +199,16 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         # All of them put together.
         "server": {
             *("acceptor", "background", "call", "connection", "descriptors", "forker", "handler"),
-            *("inventory", "ledger", "lifecycle", "listener", "making", "nonces", "process"),
+            *(
+                "intake",
+                "inventory",
+                "ledger",
+                "lifecycle",
+                "listener",
+                "making",
+                "nonces",
+                "process",
+            ),
             *("proofs", "records", "signers", "stores", "terminal", "upkeep", "views"),
         },
     },

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from typing import Any
 
-import pytest
-
-from dpop_agent.agent.queue import FAST_S, MAX_QUEUE, TOUCH_AFTER_S, WINDOW, Job, Work
+from dpop_agent.agent.queue import (
+    FAST_S,
+    MAX_ROUNDS,
+    TOUCH_AFTER_S,
+    WINDOW,
+    FairQueue,
+    Flow,
+    Job,
+    Work,
+)
 from dpop_agent.errors import Busy, DPoPAgentError, Timeout
 
 Told = list[dict[str, Any] | DPoPAgentError | str]
@@ -15,14 +21,14 @@ Told = list[dict[str, Any] | DPoPAgentError | str]
 
 def job(
     told: Told,
-    owner: Hashable = "one",
+    owner: str = "one",
     *,
     deadline: float = 10.0,
     limit_s: float = 10.0,
     touch: bool = False,
 ) -> Job:
     return Job(
-        owner,
+        (owner,),
         dict,
         told.append,
         deadline=deadline,
@@ -32,11 +38,11 @@ def job(
     )
 
 
-def taken(work: Work, now: float = 0.0) -> list[Hashable]:
+def taken(work: Work, now: float = 0.0) -> list[object]:
     """Whose turn it is, one after the other, each answered at once."""
-    owners = []
+    owners: list[object] = []
     while (found := work.next_job(now)) is not None:
-        owners.append(found.owner)
+        owners.extend(found.owner)
         work.answered(work.sent(found, now), now)
     return owners
 
@@ -159,7 +165,7 @@ def test_what_a_vanished_connection_waits_for_is_dropped_and_its_signature_is_no
     assert found is not None
     frame_id = work.sent(found, 0)
     work.push(job(told))
-    work.drop("one")
+    work.drop(("one",))
     assert work.next_job(0) is None
     answered = work.answered(frame_id, 0)
     assert answered is not None
@@ -182,10 +188,88 @@ def test_everybody_is_told_once_when_there_is_no_store_any_more() -> None:
     assert told == [[error], [error], [error]]
 
 
-@pytest.mark.parametrize("owners", [1, 64])
-def test_a_queue_is_bounded(owners: int) -> None:
+def test_time_in_which_the_agent_heard_nobody_isnt_the_signers() -> None:
     work = Work("work")
-    for n in range(MAX_QUEUE):
-        assert not work.is_full
-        work.push(job([], n % owners))
-    assert work.is_full
+    told: Told = []
+    work.push(job(told, deadline=10, limit_s=10))
+    found = work.next_job(0)
+    assert found is not None
+    work.sent(found, 0)
+    work.blocked(45, 46)
+    assert work.look(46) is None
+    assert told == []
+    assert work.look(54.9) is None
+    assert work.look(55.1) is found
+    assert [type(one) for one in told] == [Timeout]
+
+
+def test_a_touch_isnt_announced_for_time_in_which_the_agent_heard_nobody() -> None:
+    work = Work("work")
+    told: Told = []
+    work.push(job(told, touch=True))
+    found = work.next_job(0)
+    assert found is not None
+    work.sent(found, 0)
+    work.blocked(5, 5.1)
+    work.look(5.1)
+    assert told == []
+    work.look(5.1 + TOUCH_AFTER_S)
+    assert told == ["touch"]
+
+
+def order(queue: FairQueue[str]) -> str:
+    """Whose turn it is, one after the other, until nothing waits."""
+    return "".join(queue.pop() for _ in range(len(queue)))
+
+
+def flow(name: str) -> Flow:
+    """As in `a1x`: the uid a, its socket 1, there the connection x."""
+    return tuple(name)
+
+
+def queued(*names: str) -> FairQueue[str]:
+    queue: FairQueue[str] = FairQueue()
+    for name in names:
+        queue.push(flow(name), name[-1])
+    return queue
+
+
+def test_uids_take_turns_then_sockets_then_connections() -> None:
+    queue = queued(*["a1x"] * 4, *["a1y"] * 2, *["a2z"] * 2, *["b1v"] * 2)
+    assert order(queue) == "xvzvyzxyxx"
+
+
+def test_one_where_nothing_waited_goes_before_those_that_had_their_turn() -> None:
+    queue = queued(*["a1x"] * 3, *["a1y"] * 3)
+    assert [queue.pop(), queue.pop()] == ["x", "y"]
+    queue.push(flow("a1z"), "z")
+    assert order(queue) == "zxyxy"
+
+
+def test_nobody_waits_more_than_some_rounds_for_those_where_nothing_waited() -> None:
+    queue = queued(*(f"a1{name}" for name in "uvwx" * 200), "a1z")
+    taken = ""
+    while len(taken) < 400:
+        taken += queue.pop()
+        if taken[-1] == "z":  # which is there again at once, each time
+            queue.push(flow("a1z"), "z")
+    assert taken.count("z") > 100
+    for name in "uvwx":
+        assert max(len(between) for between in taken.split(name)) < (MAX_ROUNDS + 1) * 5
+
+
+def test_connections_by_the_hundred_dont_take_another_uids_turns() -> None:
+    queue = queued(*["b1h"] * 3, *(f"a1{chr(0x100 + n)}" for n in range(300)))
+    assert [n for n in range(8) if queue.pop() == "h"] == [0, 2, 4]
+
+
+def test_what_is_dropped_or_taken_out_leaves_the_others_their_turns() -> None:
+    queue = queued("a1x", "a1y", "a2z", "b1v", "a1x", "b1v")
+    queue.drop(flow("a1x"))
+    queue.drop(flow("a1x"))
+    assert queue.take(lambda name: name == "z") == ["z"]
+    assert len(queue) == 3
+    assert flow("a1x") not in queue
+    assert order(queue) == "yvv"
+    queue.push(flow("a1x"), "x")
+    assert order(queue) == "x"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -84,7 +87,7 @@ class Card:
         """What becomes of a job."""
         told: list[dict[str, Any] | DPoPAgentError | str] = []
         job = Job(
-            owner,
+            (owner,),
             lambda: {"op": "sign", "n": n},
             told.append,
             deadline=asyncio.get_running_loop().time() + within_s,
@@ -171,7 +174,7 @@ def test_a_connection_that_is_gone_is_told_of_no_touch_and_gets_no_signature(
 
     async def story(card: Card) -> None:
         sent, queued = card.submit(1, within_s=5), card.submit(2, within_s=5)
-        card.signer.drop("one")
+        card.signer.drop(("one",))
         other = card.submit(3, within_s=1, touch=False, owner="other")
         await card.until(lambda: other)
         assert isinstance(other[0], Timeout)
@@ -180,6 +183,53 @@ def test_a_connection_that_is_gone_is_told_of_no_touch_and_gets_no_signature(
         assert (sent, queued, card.frames) == ([], [], [])
 
     with_card(tmp_path, story)
+
+
+def test_what_a_signer_said_while_the_agent_was_busy_is_heard_before_it_is_judged(
+    tmp_path: Path,
+) -> None:
+    class Child:
+        killed = False
+
+        def kill(self) -> None:
+            self.killed = True
+
+        def wait(self) -> None:
+            pass
+
+    async def story() -> None:
+        loop, store, child = asyncio.get_running_loop(), signer(tmp_path, "keychain"), Child()
+        ours, theirs = socket.socketpair()
+        process = SignerProcess("work", child, on_frame=store._answered, on_end=store._died)
+        await loop.create_unix_connection(lambda: process, sock=ours)
+        store._process, store._state = process, State.READY
+        told: list[dict[str, Any] | DPoPAgentError] = []
+        deadline = loop.time() + 10 * signers.TICK_S
+        limit_s = 5 * signers.TICK_S
+        store.submit(
+            Job(("one",), dict, told.append, deadline=deadline, again=True, limit_s=limit_s)
+        )
+
+        def be_busy_until_the_signer_is_looked_at() -> None:
+            time.sleep(2 * signers.TICK_S)
+            loop.call_soon(be_busy_while_the_signer_answers)
+
+        def be_busy_while_the_signer_answers() -> None:
+            frame = json.loads(theirs.recv(65536))
+            theirs.sendall(json.dumps({"id": frame["id"], "ok": {"signed": 1}}).encode() + b"\n")
+            time.sleep(20 * signers.TICK_S)
+
+        loop.call_soon(be_busy_until_the_signer_is_looked_at)
+        async with asyncio.timeout(30):
+            while not told:
+                await asyncio.sleep(0)
+        assert told == [{"signed": 1}]
+        assert not child.killed
+        theirs.close()
+        process.close()
+        await asyncio.sleep(0.1)
+
+    asyncio.run(story())
 
 
 def test_a_store_is_idle_from_its_last_answer_on(tmp_path: Path) -> None:

@@ -1,0 +1,117 @@
+"""Whose line is taken in next. Knows no socket.
+
+A turn of the event loop reads and writes what can be, hears signers and looks at deadlines. Lines
+have a budget in each, so that none of that ever waits for them for long, whoever sends how many.
+Clients take turns with their lines, as their requests do with a signer (`queue`).
+
+How many requests a client may have under way follows from how many clients have any. Lines beyond
+that wait, and a client whose lines wait isn't read from: its own socket makes it wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from dpop_agent.agent.queue import FairQueue, Flow
+from dpop_agent.protocol import MAX_REQUESTS
+
+TURN_S = 0.002
+"""Seconds for lines in a turn of the event loop: some twenty to a hundred."""
+
+MAX_UNDER_WAY = 4096
+"""Requests that all clients together have under way: a second or two of a fast store's work, so
+that they are answered long before their deadlines."""
+
+
+class Client(Protocol):
+    """What is asked of a connection."""
+
+    @property
+    def flow(self) -> Flow:
+        """Whose turns its lines take."""
+
+    @property
+    def under_way(self) -> int:
+        """How many of its requests are."""
+
+    @property
+    def has_line(self) -> bool:
+        """Whether one waits that could be taken in."""
+
+    def take_in(self) -> None:
+        """Take in the next line."""
+
+
+class Intake:
+    """Takes in lines, for clients that share its budget."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: FairQueue[Client] = FairQueue()
+        self._spent_s = 0.0
+        self._turn: asyncio.Handle | None = None
+        self._busy = 0
+        self._settled: asyncio.Future[None] | None = None
+
+    def offer(self, client: Client) -> None:
+        """It has sent lines. If nobody is before it, one is taken in at once."""
+        if self._waiting or self._spent_s >= TURN_S:
+            self._wait(client, fresh=not client.under_way)
+        elif self._may_take_in(client):
+            self._take_in(client)
+
+    def go_on(self, client: Client) -> None:
+        """It may have a line that can be taken in now; that isn't done before this returns."""
+        if self._may_take_in(client):
+            self._wait(client, fresh=False)
+
+    def leave(self, client: Client) -> None:
+        """It has gone."""
+        self._waiting.drop(client.flow)
+        if client.under_way:
+            self.idle()
+
+    def busy(self) -> None:
+        """A client that had nothing under way has something now."""
+        self._busy += 1
+
+    def idle(self) -> None:
+        """A client has nothing under way any more."""
+        self._busy -= 1
+        if not self._busy and self._settled is not None and not self._settled.done():
+            self._settled.set_result(None)
+
+    async def settled(self) -> None:
+        """Wait until nothing is under way."""
+        if self._busy:
+            self._settled = self._loop.create_future()
+            await self._settled
+
+    def _may_take_in(self, client: Client) -> bool:
+        if not client.has_line:
+            return False
+        at_most = min(MAX_REQUESTS, MAX_UNDER_WAY // (self._busy or 1))
+        return not client.under_way or client.under_way < at_most
+
+    def _wait(self, client: Client, *, fresh: bool) -> None:
+        if client.flow not in self._waiting:
+            self._waiting.push(client.flow, client, fresh=fresh)
+        if self._turn is None:
+            self._turn = self._loop.call_soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._spent_s = 0.0
+        try:
+            while self._waiting and self._spent_s < TURN_S:
+                client = self._waiting.pop()
+                if self._may_take_in(client):
+                    self._take_in(client)
+        finally:
+            self._turn = self._loop.call_soon(self._take_turn) if self._waiting else None
+
+    def _take_in(self, client: Client) -> None:
+        began = self._loop.time()
+        client.take_in()
+        self._spent_s += self._loop.time() - began
+        self.go_on(client)
