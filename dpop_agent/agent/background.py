@@ -42,8 +42,17 @@ class Background:
         except Exception:
             log.exception("unexpected error while looking after keys")
 
-    def start(self, work: Coroutine[Any, Any, None]) -> None:
+    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Do it in a task, which is held until it ends."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def cancel(self, *, within_s: float) -> None:
+        """Break off all of it, and wait until it has come to its end, so long at the most."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=within_s)

@@ -100,12 +100,9 @@ class Connection(asyncio.BufferedProtocol):
         return _read_into[: protocol.MAX_LINE - len(self._received)]
 
     def buffer_updated(self, nbytes: int) -> None:
-        new = bytes(_read_into[:nbytes])
-        if self._end < 0:
-            self._end = new.find(b"\n")
-            if self._end >= 0:
-                self._end += len(self._received)
-        self._received += new
+        had = len(self._received)
+        self._received += bytes(_read_into[:nbytes])
+        self._end = self._received.find(b"\n", had)
         if self._end >= 0:
             self._stop_clock()
             self._intake.offer(self)

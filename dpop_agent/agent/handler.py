@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
@@ -13,7 +14,7 @@ from dpop_agent.agent.lifecycle import Lifecycle
 from dpop_agent.agent.proofs import Proofs
 from dpop_agent.agent.stores import Stores
 from dpop_agent.agent.views import Views, hello
-from dpop_agent.errors import DPoPAgentError, ProtocolError
+from dpop_agent.errors import AgentUnavailable, DPoPAgentError, ProtocolError
 
 log = logging.getLogger("dpop_agent.handler")
 
@@ -55,6 +56,7 @@ class Handler:
         self._lifecycle = lifecycle
         self._views = views
         self._background = background
+        self._takes_no_more = False
         self._methods: dict[str, _Method] = {
             "hello": _at_once(lambda _: hello()),
             "proof": proofs.proof,
@@ -81,10 +83,17 @@ class Handler:
 
     def handle(self, call: Call) -> None:
         """Answer a request, now or later."""
+        if self._takes_no_more:
+            call.respond(ending())
+            return
         try:
             self._methods[call.request.method](call)
         except Exception as e:
             call.respond(_error(e))
+
+    def take_no_more(self) -> None:
+        """Refuse what comes from now on: the agent is ending."""
+        self._takes_no_more = True
 
     def _later(self, answer: _Answer) -> _Method:
         async def run(call: Call) -> None:
@@ -93,7 +102,15 @@ class Handler:
             except Exception as e:
                 call.respond(_error(e))
 
-        return lambda call: self._background.start(run(call))
+        def start(call: Call) -> None:
+            def ended(task: asyncio.Task[None]) -> None:
+                if task.cancelled():
+                    call.respond(_unfinished())
+
+            # Of a task that is cancelled before its first step nothing runs.
+            self._background.start(run(call)).add_done_callback(ended)
+
+        return start
 
     def _showing(self, verb: Callable[[_Params], Awaitable[Key]]) -> _Answer:
         async def answer(call: Call) -> _Result:
@@ -134,6 +151,19 @@ def _of_params(answer: Callable[[_Params], Awaitable[_Result]]) -> _Answer:
 def _subscribe(call: Call) -> None:
     call.owner.subscribe(call.params["events"])
     call.respond({})
+
+
+def ending() -> AgentUnavailable:
+    """The refusal of whoever asks an agent that is ending."""
+    return AgentUnavailable("the agent is ending")
+
+
+def _unfinished() -> AgentUnavailable:
+    return AgentUnavailable(
+        "the agent is ending, and this wasn't finished",
+        hint="start it again, then see: dpop-agent key list; what is half made by now is finished "
+        "or undone at the start",
+    )
 
 
 def _error(e: Exception) -> DPoPAgentError:

@@ -89,10 +89,9 @@ class Intake:
             await self._settled
 
     def _may_take_in(self, client: Client) -> bool:
-        if not client.has_line:
-            return False
-        at_most = min(MAX_REQUESTS, MAX_UNDER_WAY // (self._busy or 1))
-        return not client.under_way or client.under_way < at_most
+        if not client.under_way or not client.has_line:
+            return client.has_line
+        return client.under_way < min(MAX_REQUESTS, MAX_UNDER_WAY // self._busy)
 
     def _wait(self, client: Client, *, fresh: bool) -> None:
         if client.flow not in self._waiting:

@@ -76,7 +76,10 @@ async def spawn_program(channel: socket.socket, env: Mapping[str, str]) -> Child
     )
 
 
-class SignerProcess(asyncio.Protocol):
+_read_into = memoryview(bytearray(64 * 1024))  # copied before the next read, whoever's
+
+
+class SignerProcess(asyncio.BufferedProtocol):
     """One signer process and its channel."""
 
     def __init__(
@@ -107,9 +110,12 @@ class SignerProcess(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  (asyncio's signature)
+        return _read_into
+
+    def buffer_updated(self, nbytes: int) -> None:
         try:
-            for answer in self._frames.feed(data):
+            for answer in self._frames.feed(bytes(_read_into[:nbytes])):
                 self._on_frame(self, answer)
         except Malformed as e:
             log.warning("signer of store %s: %s", self._store, e)

@@ -248,6 +248,13 @@ class Work:
     def __bool__(self) -> bool:
         return bool(self._again or self._waiting or self._in_hand)
 
+    @property
+    def is_next(self) -> bool:
+        """Whether whoever comes now needn't wait for a turn."""
+        if self._again or self._waiting:
+            return False
+        return len(self._in_hand) < self._window()
+
     def push(self, job: Job) -> None:
         """It waits for its turn."""
         self._waiting.push(job.owner, job)

@@ -21,7 +21,7 @@ from dpop_agent.agent.background import Background
 from dpop_agent.agent.call import Call
 from dpop_agent.agent.connection import Connection
 from dpop_agent.agent.forker import Forker
-from dpop_agent.agent.handler import Handler
+from dpop_agent.agent.handler import Handler, ending
 from dpop_agent.agent.intake import Intake
 from dpop_agent.agent.inventory import Inventory
 from dpop_agent.agent.ledger import Ledger
@@ -48,6 +48,12 @@ log = logging.getLogger("dpop_agent.server")
 
 IDLE_LOOK_S = 1.0
 """Seconds between looks for stores to lock or release."""
+
+FINISH_S = 3.0
+"""Seconds at the end for what is under way; then it is refused."""
+
+PART_S = 1.0
+"""Seconds at the end for clients to read their answers."""
 
 PLACE_LOOK_S = 0.5
 """Seconds between looks whether sockets and terminal are still there."""
@@ -90,6 +96,7 @@ class Agent:
         self._acceptors: dict[Listener, Acceptor] = {}
         self._has_terminal = terminal.ends_us()
         self._failure: DPoPAgentError | None = None
+        self._parted = asyncio.Event()
         loop = asyncio.get_running_loop()
         self._admin_intake, self._intake = Intake(loop), Intake(loop)
         self._numbers = itertools.count(1)
@@ -146,6 +153,8 @@ class Agent:
             self._admins -= connection.methods is protocol.ADMIN_METHODS
             for signer in self.signers.values():
                 signer.drop(connection.flow)
+            if not self._connections:
+                self._parted.set()
 
     def handle(self, call: Call) -> None:
         """Answer a request, now or later."""
@@ -160,7 +169,7 @@ class Agent:
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._ended.set)
+            loop.add_signal_handler(number, self._end)
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         admin_socket = paths.admin_socket(self._agent_socket)
         with Listener(self._agent_socket) as agent_sock, Listener(admin_socket) as admin_sock:
@@ -171,15 +180,12 @@ class Agent:
             for listener, methods in listeners.items():
                 self._acceptors[listener] = self._acceptor(listener, methods)
             log.info("serving %s and %s", self._agent_socket, admin_socket)
-            watching = [
-                loop.create_task(self._upkeep.watch_time()),
-                loop.create_task(self._watch_idle()),
-                loop.create_task(self._watch_places(listeners)),
-            ]
+            self._background.start(self._upkeep.watch_time())
+            self._background.start(self._watch_idle())
+            places = self._background.start(self._watch_places(listeners))
             await self._ended.wait()
-            for task in watching:
-                task.cancel()
-            await asyncio.wait(watching)
+            places.cancel()  # no socket comes back from now on
+            await asyncio.wait([places])
             await self._close()
         if self._failure is not None:
             raise self._failure
@@ -339,18 +345,49 @@ class Agent:
         except NotDurable as e:
             log.warning("%s", e)
 
+    def _end(self) -> None:
+        """Begin to end; a second signal ends the process as if there were no handler."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+        self._ended.set()
+
     async def _close(self) -> None:
+        """Whatever came is answered, by what it asked for or by a refusal, before we part."""
         for listener, acceptor in self._acceptors.items():
             listener.hide()
             await acceptor.close()
-        for connection in list(self._connections):
-            connection.close()
+        self._handler.take_no_more()
+        under_way = [
+            asyncio.ensure_future(intake.settled()) for intake in (self._admin_intake, self._intake)
+        ]
+        _, late = await asyncio.wait(under_way, timeout=FINISH_S)
+        for waiting in late:
+            waiting.cancel()
+        await self._background.cancel(within_s=PART_S)
         async with self._reloading:
-            for signer in self.signers.values():
-                await signer.close()
+            closing = [
+                asyncio.ensure_future(signer.close(ending())) for signer in self.signers.values()
+            ]
+            await self._part()
+            await asyncio.gather(*closing)
         if self._forker is not None:
             await self._forker.close()
         await self._save(clean=True)
+
+    async def _part(self) -> None:
+        """Close connections once everybody has read his answers, or had the time to."""
+        await asyncio.sleep(0)  # until signers have refused what is under way there
+        if not self._connections:
+            return
+        self._parted.clear()
+        for connection in list(self._connections):
+            connection.end()
+        try:
+            await asyncio.wait_for(self._parted.wait(), PART_S)
+        except TimeoutError:
+            for connection in list(self._connections):
+                connection.abort()
 
 
 def run(

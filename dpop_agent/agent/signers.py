@@ -316,6 +316,9 @@ class Signer:
                 job.finish(refusal)
                 return
             self.start()
+        if self._state in _OPEN and self._work.is_next:
+            self._give(job)
+            return
         self._work.push(job)
         self._pump()
 
@@ -699,13 +702,16 @@ class Signer:
             job = self._work.next_job(self._loop.time())
             if job is None:
                 break
-            try:
-                members = job.make()
-            except DPoPAgentError as e:
-                job.finish(e)
-                continue
-            self._send(job, members)
+            self._give(job)
         self._watch_deadlines()
+
+    def _give(self, job: Job) -> None:
+        try:
+            members = job.make()
+        except DPoPAgentError as e:
+            job.finish(e)
+        else:
+            self._send(job, members)
 
     def _in_passing(self, op: str) -> None:
         """An operation whose outcome nobody waits for."""

@@ -230,6 +230,6 @@ def test_a_mark_is_written_through_no_link_and_without_it_nothing_is_tried(
     diary = tmp_path / "diary"
     diary.write_text("a diary")
     Path(brake._path(str(tmp_path), CARD)).symlink_to(diary)
-    with pytest.raises(Locked, match="no login .* is tried by itself"):
+    with pytest.raises(Locked, match=r"no login .* is tried by itself"):
         login(make())
     assert diary.read_text() == "a diary"

@@ -232,7 +232,7 @@ async def mad_signers(folder: Path, *, count: int) -> tuple[int, int]:
         for one in told:
             signer.submit(
                 Job(
-                    "one",
+                    ("one",),
                     lambda: {"op": "sign"},
                     one.append,
                     deadline=loop.time() + 60,

@@ -225,9 +225,9 @@ def test_what_a_signer_said_while_the_agent_was_busy_is_heard_before_it_is_judge
                 await asyncio.sleep(0)
         assert told == [{"signed": 1}]
         assert not child.killed
+        await store.close()
         theirs.close()
-        process.close()
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0)
 
     asyncio.run(story())
 
