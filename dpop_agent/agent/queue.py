@@ -16,8 +16,9 @@ SIGN_TIMEOUT_S = 10.0
 TOUCH_AFTER_S = 0.3
 """Seconds after which a signature that may wait for a touch is taken for one that does."""
 
-WINDOW = 4
-"""Frames in a signer's hands at once, so that it never waits for the agent."""
+WINDOW = 2
+"""Frames in a signer's hands at once: while it signs one the next is there, and more would only
+keep those waiting who come first in the queue."""
 
 FAST_S = 0.02
 """Seconds a signature: a slower store gets one frame at a time, for the age of their `iat`."""
