@@ -332,8 +332,12 @@ class Agent:
     async def _watch_idle(self) -> None:
         if self._lock_after_s is None and self._release_after_s is None:
             return
+        loop = asyncio.get_running_loop()
         while True:
+            began = loop.time()
             await asyncio.sleep(IDLE_LOOK_S)
+            if loop.time() - began > 2 * IDLE_LOOK_S:
+                continue  # the agent stood still: what was sent meanwhile comes first
             for signer in list(self.signers.values()):
                 signer.look_idle(
                     lock_after_s=self._lock_after_s, release_after_s=self._release_after_s
