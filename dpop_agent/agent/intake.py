@@ -16,8 +16,8 @@ from typing import Protocol
 from dpop_agent.agent.queue import FairQueue, Flow
 from dpop_agent.protocol import MAX_REQUESTS
 
-TURN_S = 0.002
-"""Seconds for lines in a turn of the event loop: some twenty to a hundred."""
+TURN_S = 0.001
+"""Seconds for lines in a turn of the event loop: some ten to thirty."""
 
 MAX_UNDER_WAY = 4096
 """Requests that all clients together have under way: a second or two of a fast store's work, so

@@ -20,7 +20,6 @@ NEVER_SENT = {
     errors.KeyUnusable,
     errors.StoreUnusable,
     # raised where a client or a command finds out by itself
-    errors.AgentUnavailable,
     errors.Cancelled,
     errors.InvalidProof,
     errors.NonceRequired,
