@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,11 @@ def test_the_forking_process_and_its_signers_hold_no_descriptor_of_the_agents(
     until_open(agent)
 
     def held(pid: int) -> list[str]:
-        return sorted(os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir())
+        found = []
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed since
+                found.append(os.readlink(entry))
+        return sorted(found)
 
     agents = set(held(agent.pid))
     log = str(agent.log)

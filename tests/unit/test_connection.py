@@ -68,7 +68,7 @@ def with_peer(monkeypatch: pytest.MonkeyPatch, story: Callable[[Peer], Awaitable
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         with theirs:
-            made = Connection(server, AGENT_METHODS, Intake(loop))
+            made = Connection(server, AGENT_METHODS, Intake(loop), (0, "agent.sock", 1))
             await loop.create_unix_connection(lambda: made, sock=ours)
             await story(Peer(theirs, server))
             made.abort()

@@ -207,7 +207,14 @@ def test_what_a_signer_said_while_the_agent_was_busy_is_heard_before_it_is_judge
         deadline = loop.time() + 10 * signers.TICK_S
         limit_s = 5 * signers.TICK_S
         store.submit(
-            Job(("one",), dict, told.append, deadline=deadline, again=True, limit_s=limit_s)
+            Job(
+                ("one",),
+                lambda: {"op": "tell"},
+                told.append,
+                deadline=deadline,
+                again=True,
+                limit_s=limit_s,
+            )
         )
 
         def be_busy_until_the_signer_is_looked_at() -> None:
