@@ -214,6 +214,7 @@ def test_what_a_signer_said_while_the_agent_was_busy_is_heard_before_it_is_judge
                 deadline=deadline,
                 again=True,
                 limit_s=limit_s,
+                form=lambda _: True,
             )
         )
 
