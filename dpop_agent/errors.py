@@ -19,7 +19,7 @@
     ├── AuthorizationRequired
     │   └── AuthorizationRefused
     ├── SlotTaken, NoSlot
-    └── KeyExists, StoreUnknown, Timeout, Cancelled, Busy, TooManyConnections, ...
+    └── KeyExists, StoreUnknown, Timeout, Cancelled, Busy, TooManyConnections, LimitReached, ...
 
 An error says what happened and why (its message) and what to do next (its hint). What crosses the
 socket is `wire_type`, message and hint; see PROTOCOL.md.
@@ -200,7 +200,7 @@ class KeyMismatch(KeyUnusable):
 
 
 class KeyUnknown(KeyUnusable):
-    """No key of that name, or no generation of that jkt, was ever in the ledger."""
+    """No key of that name, or no generation of that jkt, is in the ledger."""
 
     wire_type = "key_unknown"
     default_hint = "see: dpop-agent key list"
@@ -391,6 +391,12 @@ class NotDurable(DPoPAgentError):
 
     wire_type = "not_durable"
     default_retry = "later"
+
+
+class LimitReached(DPoPAgentError):
+    """As many keys, generations or request ids as the ledger keeps; none is forgotten for more."""
+
+    wire_type = "limit_reached"
 
 
 class Timeout(DPoPAgentError):

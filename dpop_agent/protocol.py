@@ -49,7 +49,7 @@ EVENTS = ("touch",)
 """What a connection can subscribe to."""
 
 KEY_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{8,64}")
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{8,64}")
 _RFC3339_UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?Z", re.ASCII)
 
 
@@ -124,7 +124,7 @@ _SIGNING_INPUT = Param(
 _GENERATION = Param("a generation's number", _is_count(1, 2**31))
 _REQUEST = Param(
     "8 to 64 letters, digits or .:_-",
-    lambda v: isinstance(v, str) and _REQUEST_ID.fullmatch(v) is not None,
+    lambda v: isinstance(v, str) and REQUEST_ID.fullmatch(v) is not None,
 )
 _ALG = Param("an algorithm, such as ES256", lambda v: isinstance(v, str) and len(v) <= 16)
 _ORIGINS = Param("a list of at most 64 origins, such as https://api.example.com", _is_origins)

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Coroutine
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable
+from typing import Any, TypeVar
 
 from dpop_agent.errors import DPoPAgentError
 
 log = logging.getLogger("dpop_agent.background")
+
+T = TypeVar("T")
+
+AT_ONCE = 128
+"""Keys looked at between two turns of the event loop: some tenths of a millisecond."""
+
+
+async def gently(items: Iterable[T]) -> AsyncIterator[T]:
+    """These items, whatever else waits for the event loop being served in between."""
+    for number, item in enumerate(items, 1):
+        yield item
+        if number % AT_ONCE == 0:
+            await asyncio.sleep(0)
 
 
 class Background:

@@ -6,53 +6,44 @@ wall clock that jumps would destroy a key whose access tokens live.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable
 from datetime import datetime
 
 from dpop_agent.agent.keys import RETIRED_S, Generation, Key, Keys, State
-
-_COUNTED = frozenset({State.ACTIVE, State.DRAINING, State.RETIRED})
-
-
-def observe(keys: Keys, seconds: int) -> Keys:
-    """These keys after that much observed time."""
-    for key in keys.values():
-        counted = [
-            replace(g, observed_s=g.observed_s + seconds, idle_s=g.idle_s + seconds)
-            for g in key.generations
-            if g.state in _COUNTED
-        ]
-        keys = keys.with_(key.with_(*counted))
-    return keys
+from dpop_agent.agent.uses import Seen
 
 
-def after_unclean_stop(keys: Keys) -> Keys:
-    """Its last minute wasn't saved: for all that is known, every draining generation was used."""
-    for key in keys.values():
-        draining = [replace(g, idle_s=0) for g in key.generations if g.state is State.DRAINING]
-        keys = keys.with_(key.with_(*draining))
-    return keys
+def drain_left_s(key: Key, generation: Generation, seen: Seen) -> int:
+    """Observed seconds until a draining generation is retired, if it isn't used meanwhile."""
+    drain_s = key.drain_s if generation.drain_s is None else generation.drain_s
+    until_idle = drain_s - seen.idle_s(generation)
+    return max(0, min(until_idle, key.max_drain_s - seen.in_state_s(generation)))
 
 
-def retire(keys: Keys, now: str) -> Keys:
-    """These keys, the generations retired whose drain is over."""
-    for key in keys.values():
-        over = [
-            g.become(State.RETIRED, now)
-            for g in key.generations
-            if g.state is State.DRAINING and key.drain_left_s(g) == 0
-        ]
-        keys = keys.with_(key.with_(*over))
-    return keys
+def _drained(key: Key, seen: Seen) -> list[Generation]:
+    return [
+        g for g in key.generations if g.state is State.DRAINING and drain_left_s(key, g, seen) == 0
+    ]
 
 
-def to_destroy(keys: Keys) -> Iterator[tuple[Key, Generation]]:
+def is_drain_over(key: Key, seen: Seen) -> bool:
+    """Whether a generation of a key has to be retired."""
+    return bool(_drained(key, seen))
+
+
+def retire(keys: Keys, names: Iterable[str], seen: Seen, now: str) -> Keys:
+    """These keys, the generations of those named retired whose drain is over."""
+    changed = []
+    for name in names:
+        key = keys.named(name)
+        over = [g.become(State.RETIRED, now) for g in _drained(key, seen)]
+        changed.append(key.with_(*over))
+    return keys.with_(*changed)
+
+
+def to_destroy(key: Key, seen: Seen) -> list[Generation]:
     """The retired generations whose time is over; that of shared ones, and in slots, never is."""
-    for key in keys.values():
-        for g in key.generations:
-            if _ends(g) and g.observed_s >= RETIRED_S:
-                yield key, g
+    return [g for g in key.generations if _ends(g) and seen.in_state_s(g) >= RETIRED_S]
 
 
 def _ends(g: Generation) -> bool:
@@ -64,12 +55,12 @@ def is_rotation_by_hand(key: Key) -> bool:
     return key.active is not None and key.active.slot is not None and key.staged is None
 
 
-def is_rotation_due(key: Key, now: datetime) -> bool:
+def is_rotation_due(key: Key, seen: Seen, now: datetime) -> bool:
     """Whether a key's schedule asks for a new generation."""
-    return _rotation_left_s(key, now) == 0
+    return _rotation_left_s(key, seen, now) == 0
 
 
-def _rotation_left_s(key: Key, now: datetime) -> float | None:
+def _rotation_left_s(key: Key, seen: Seen, now: datetime) -> float | None:
     """Seconds until a key's rotation is due; None if it has no schedule or nothing to rotate.
 
     By the wall clock, so that it is caught up after the agent was off, or by observed time, so that
@@ -78,19 +69,18 @@ def _rotation_left_s(key: Key, now: datetime) -> float | None:
     if key.rotate_every_s is None or key.active is None:
         return None
     since_s = (now - datetime.fromisoformat(key.active.changed)).total_seconds()
-    return max(0.0, key.rotate_every_s - max(since_s, key.active.observed_s))
+    return max(0.0, key.rotate_every_s - max(since_s, seen.in_state_s(key.active)))
 
 
-def next_event_s(keys: Keys, now: datetime) -> float | None:
+def next_event_s(key: Key, seen: Seen, now: datetime) -> float | None:
     """Seconds until the next of all these; None if nothing is due ever."""
     left: list[float] = []
-    for key in keys.values():
-        due = _rotation_left_s(key, now)
-        if due is not None and (due or not is_rotation_by_hand(key)):
-            left.append(due)
-        for g in key.generations:
-            if g.state is State.DRAINING:
-                left.append(key.drain_left_s(g))
-            elif _ends(g):
-                left.append(max(0, RETIRED_S - g.observed_s))
+    due = _rotation_left_s(key, seen, now)
+    if due is not None and (due or not is_rotation_by_hand(key)):
+        left.append(due)
+    for g in key.generations:
+        if g.state is State.DRAINING:
+            left.append(drain_left_s(key, g, seen))
+        elif _ends(g):
+            left.append(max(0, RETIRED_S - seen.in_state_s(g)))
     return min(left, default=None)

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Collection
 from dataclasses import replace
 
+from dpop_agent.agent.background import gently
 from dpop_agent.agent.keys import Generation, Key, Keys, State
 from dpop_agent.agent.records import Records
 from dpop_agent.agent.signers import Signers
@@ -60,14 +61,14 @@ class Inventory:
         if answer["slots"] is not None:
             await self._see_empty_slots(store, [found["ref"] for found in listed])
             self.slots[store] = answer["slots"]
-        ours = {
-            g.ref: g.jkt
-            for key in self._records.keys.values()
-            if key.store == store
-            for g in key.generations
-        }
+        ours: dict[str, str] = {}
+        keys = self._records.keys
+        async for key in gently(keys.values()):
+            _add_refs(ours, store, key)
+        for key in self._records.keys.changed_from(keys):
+            _add_refs(ours, store, key)
         # Of the generations that had a slot the one that is there now.
-        ours |= {g.ref: g.jkt for _, g in self._records.keys.in_store(store)}
+        ours |= {g.ref: g.jkt for _, g in self._records.keys.in_slots(store)}
         self.unknown[store] = [
             found
             for found in listed
@@ -84,8 +85,8 @@ class Inventory:
         """Destroyed generations whose slots somebody emptied have left nothing any more."""
         gone = [
             (key, g)
-            for key, g in self._records.keys.in_store(store)
-            if g.slot is not None and g.state is State.DESTROYED and g.ref not in there
+            for key, g in self._records.keys.in_slots(store)
+            if g.state is State.DESTROYED and g.ref not in there
         ]
 
         def emptied(keys: Keys) -> Keys:
@@ -100,3 +101,10 @@ class Inventory:
 
     def forget_unknown(self, store: str, ref: str) -> None:
         self.unknown[store] = [f for f in self.unknown.get(store, []) if f["ref"] != ref]
+
+
+def _add_refs(ours: dict[str, str], store: str, key: Key) -> None:
+    """Note what a store has of a key, or had; the former goes before."""
+    if key.store == store:
+        for g in sorted(key.generations, key=lambda g: g.is_there):
+            ours[g.ref] = g.jkt

@@ -8,8 +8,16 @@ carries its key's thumbprint (`cnf.jkt`) until it dies, so a key outlives its su
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import (
+    ItemsView,
+    Iterable,
+    Iterator,
+    KeysView,
+    Mapping,
+    Sequence,
+    ValuesView,
+)
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import Any
@@ -27,6 +35,7 @@ from dpop_agent.errors import (
     KeySuspended,
     KeyUnknown,
     KeyUnusable,
+    LimitReached,
     NoActive,
 )
 
@@ -76,8 +85,15 @@ RETIRED_S = 7 * DAY_S
 MAX_CHOICES = 64
 """Thumbprints that an error lists, the newest."""
 
-MAX_ORIGINS_USED = 32
-"""Origins remembered of one generation: the ones used last."""
+MAX_KEYS = 65_536
+"""Keys of one agent. A name is taken for ever, so this bounds the names that were ever used."""
+
+MAX_GENERATIONS = 2048
+"""Generations of one key, the ones that are destroyed among them: what is written as one line."""
+
+MAX_TOMBSTONES = 256
+"""Destroyed generations that a key keeps, the newest; whoever asks for an older one is told that it
+is unknown. One that was compromised is kept for ever, so that it never comes back by adoption."""
 
 _REFUSALS: Mapping[State, tuple[type[KeyUnusable], str]] = {
     State.PENDING: (KeyPending, "is still being made"),
@@ -98,14 +114,12 @@ class Generation:
         ref: what its store finds the object by.
         jkt, jwk: known from `staged` on (RFC 7638, RFC 7517).
         created, changed: RFC 3339 UTC; `changed` is when it came into its state.
-        last_used: when it last signed, to about a minute; None for never.
-        origins_used: the origins that it signed for, and when last.
         shared: another agent may use it too: no schedule destroys it.
         object_left: destroyed here, but its object is still to be deleted from the store; or stays
             in its slot until another key is made there.
         compromised: it was, whatever became of it since; a pending one will be, once it is made.
-        observed_s: seconds in its state that the agent was there to see; no wall clock counts here.
-        idle_s: those since it last signed.
+        since_s: when it came into its state, in seconds that the agent was there to see; no wall
+            clock counts here.
         drain_s: what `rotate` was told instead of the key's own.
         slot: its place, where its store has places for keys; nothing but another key removes it.
         touch: `never`, `always` or `cached`, when it wants a touch; None if unknown.
@@ -121,15 +135,12 @@ class Generation:
     exportable: bool = True
     protection: str = ""
     local: bool | None = None
-    last_used: str | None = None
-    origins_used: Mapping[str, str] = field(default_factory=dict)
     shared: bool = False
     object_left: bool = False
     slot: str | None = None
     touch: str | None = None
     compromised: bool = False
-    observed_s: int = 0
-    idle_s: int = 0
+    since_s: int = 0
     drain_s: int | None = None
 
     def become(self, state: State, now: str, **changes: Any) -> Generation:
@@ -143,18 +154,21 @@ class Generation:
             raise IllegalTransition(f"generation {self.generation} is {self.state} {how}")
         if state is State.COMPROMISED:
             changes["compromised"] = True
-        return replace(self, state=state, changed=now, observed_s=0, idle_s=0, **changes)
-
-    def used(self, at: str, origins: Iterable[str]) -> Generation:
-        """This generation having signed for these origins; whatever drains begins again."""
-        recent = {o: t for o, t in self.origins_used.items() if o not in origins}
-        recent |= dict.fromkeys(origins, at)
-        kept = dict(list(recent.items())[-MAX_ORIGINS_USED:])
-        return replace(self, last_used=at, origins_used=kept, idle_s=0)
+        return replace(self, state=state, changed=now, **changes)
 
     def buried(self) -> Generation:
         """What stays of a destroyed generation: its jkt and dates."""
-        return replace(self, jwk={}, origins_used={})
+        return replace(self, jwk={})
+
+    @property
+    def is_tombstone(self) -> bool:
+        """Whether it is destroyed with nothing left of it that anybody has to know about."""
+        return self.state is State.DESTROYED and not (self.object_left or self.compromised)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether its object is in its store, as far as the ledger knows."""
+        return self.state is not State.DESTROYED or self.object_left
 
     def require_signing(self, key: str) -> None:
         """Let an active or draining generation pass; else raise what its state says."""
@@ -215,12 +229,6 @@ class Key:
         """The number of the next generation."""
         return self.generations[-1].generation + 1 if self.generations else 1
 
-    def drain_left_s(self, generation: Generation) -> int:
-        """Observed seconds until a draining generation is retired, if it isn't used meanwhile."""
-        drain_s = self.drain_s if generation.drain_s is None else generation.drain_s
-        until_idle = drain_s - generation.idle_s
-        return max(0, min(until_idle, self.max_drain_s - generation.observed_s))
-
     def activate(self, number: int, now: str, *, drain_s: int | None = None) -> Key:
         """One generation active, the one that was draining from now on: a single step.
 
@@ -247,7 +255,10 @@ class Key:
     def with_(self, *changed: Generation) -> Key:
         """This key with these generations replaced or added, all in one step."""
         by_number = {g.generation: g for g in self.generations} | {g.generation: g for g in changed}
-        return replace(self, generations=tuple(by_number[n] for n in sorted(by_number)))
+        ordered = [by_number[n] for n in sorted(by_number)]
+        graves = [g for g in ordered[:-1] if g.is_tombstone]
+        forgotten = {g.generation for g in graves[: max(0, len(graves) - MAX_TOMBSTONES)]}
+        return replace(self, generations=tuple(g for g in ordered if g.generation not in forgotten))
 
     def without(self, number: int) -> Key:
         """This key less a pending generation that came to nothing."""
@@ -257,10 +268,17 @@ class Key:
 
 
 class Keys(Mapping[str, Key]):
-    """Every key at one moment; never changed, replaced as a whole."""
+    """Every key at one moment; never changed, replaced as a whole.
+
+    What is looked up in it is indexed once and handed on to its successors: there may be thousands
+    of keys, and a change is about one.
+    """
 
     def __init__(self, keys: Iterable[Key] = ()) -> None:
         self._by_name = {key.name: key for key in keys}
+        # Keys whose thumbprints are indexed, and which names differ from theirs.
+        self._base: Keys | None = None
+        self._changed: set[str] = set()
 
     def __getitem__(self, name: str) -> Key:
         return self._by_name[name]
@@ -271,37 +289,90 @@ class Keys(Mapping[str, Key]):
     def __len__(self) -> int:
         return len(self._by_name)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
+    def keys(self) -> KeysView[str]:
+        return self._by_name.keys()
+
+    def values(self) -> ValuesView[Key]:
+        return self._by_name.values()
+
+    def items(self) -> ItemsView[str, Key]:
+        return self._by_name.items()
+
+    @cached_property
+    def names(self) -> Sequence[str]:
+        """All names, sorted."""
+        return sorted(self._by_name)
+
     @cached_property
     def by_jkt(self) -> Mapping[str, tuple[Key, Generation]]:
         """Where each thumbprint belongs."""
-        found: dict[str, tuple[Key, Generation]] = {}
-        for key in self._by_name.values():
-            for g in key.generations:
-                # An object that was adopted again is another generation than its tombstone.
-                if g.jkt and (g.jkt not in found or g.state is not State.DESTROYED):
-                    found[g.jkt] = (key, g)
+        if self._base is None:
+            found: dict[str, tuple[Key, Generation]] = {}
+            for key in self._by_name.values():
+                _index(found, key)
+            return found
+        base, self._base = self._base, None
+        return self._changed_index(base)
+
+    def _changed_index(self, base: Keys) -> dict[str, tuple[Key, Generation]]:
+        found, lost = dict(base.by_jkt), set[str]()
+        changed = [self._by_name[name] for name in self._changed]
+        for key in changed:
+            old = base._by_name.get(key.name)
+            for g in old.generations if old else ():
+                if g.jkt in found and found[g.jkt][0].name == key.name:
+                    del found[g.jkt]
+                    lost.add(g.jkt)
+            _index(found, key)
+        lost.difference_update(found)
+        if lost:  # a tombstone was forgotten; another key may have one of that object too
+            for key in self._by_name.values():
+                if any(g.jkt in lost for g in key.generations):
+                    _index(found, key)
         return found
 
-    def with_(self, key: Key) -> Keys:
-        """These keys with one replaced or added."""
-        return Keys((self._by_name | {key.name: key}).values())
+    @cached_property
+    def _with_slots(self) -> frozenset[str]:
+        return frozenset(name for name, key in self._by_name.items() if _has_slot(key))
+
+    def with_(self, *changed: Key) -> Keys:
+        """These keys with some replaced or added."""
+        if not changed:
+            return self
+        keys = Keys()
+        keys._by_name = self._by_name | {key.name: key for key in changed}
+        names = {key.name for key in changed}
+        if "by_jkt" in vars(self):
+            keys._base, keys._changed = self, names
+        elif self._base is not None:
+            keys._base, keys._changed = self._base, self._changed | names
+        added = [name for name in names if name not in self._by_name]
+        if "names" in vars(self):
+            keys.names = sorted([*self.names, *added]) if added else self.names
+        if "_with_slots" in vars(self):
+            keys._with_slots = self._with_slots | {k.name for k in changed if _has_slot(k)}
+        return keys
 
     def without(self, name: str) -> Keys:
         """These keys less one that was never made."""
         return Keys(key for key in self._by_name.values() if key.name != name)
 
-    def in_store(self, store: str) -> Iterator[tuple[Key, Generation]]:
-        """Every generation of a store whose object is there, as far as the ledger knows."""
-        for key in self._by_name.values():
+    def in_slots(self, store: str) -> Iterator[tuple[Key, Generation]]:
+        """Every generation that is in a slot of a store, as far as the ledger knows."""
+        for name in self._with_slots:
+            key = self._by_name[name]
             for g in key.generations:
-                if key.store == store and (g.state is not State.DESTROYED or g.object_left):
+                if key.store == store and g.slot is not None and g.is_there:
                     yield key, g
 
     def overwritten(self, store: str, ref: str, jkt: str, now: str) -> Keys:
         """These keys after one with that `jkt` was made in a slot: what it had before is gone."""
         keys = self
-        for key, g in self.in_store(store):
-            if g.slot is None or g.ref != ref or g.jkt == jkt:
+        for key, g in self.in_slots(store):
+            if g.ref != ref or g.jkt == jkt:
                 continue
             if g.state is State.RETIRED:
                 gone = g.become(State.DESTROYED, now).buried()
@@ -315,9 +386,15 @@ class Keys(Mapping[str, Key]):
         key = self._by_name.get(name)
         return key.generations if key else ()
 
-    def changed_from(self, old: Keys) -> bool:
-        """Whether any key differs."""
-        return self._by_name != old._by_name
+    def changed_from(self, old: Keys) -> list[Key]:
+        """The keys that were replaced or added since."""
+        before, now = old._by_name, self._by_name
+        names: Iterable[str] = now
+        if self._base is old:
+            names = self._changed
+        elif self._base is not None and self._base is old._base:
+            names = self._changed | old._changed
+        return [now[name] for name in names if before.get(name) is not now[name]]
 
     def named(self, name: str) -> Key:
         """The key of that name.
@@ -330,19 +407,24 @@ class Keys(Mapping[str, Key]):
             if not self._by_name:
                 hint = f"make it with: dpop-agent key create {name}"
             else:
-                hint = f"there are: {', '.join(sorted(self._by_name)[:8])}"
+                hint = f"there are: {', '.join(self.names[:8])}"
             raise KeyUnknown(f"there is no key {name}", hint=hint)
         return key
 
     def require_new(self, name: str) -> None:
-        """Refuse a name that is taken.
+        """Refuse a name that is taken, and one more than there may be.
 
         Raises:
-            KeyExists
+            KeyExists, LimitReached
         """
         if name in self._by_name:
             raise KeyExists(
                 f"there is a key {name} already", hint=f"see: dpop-agent key show {name}"
+            )
+        if len(self._by_name) >= MAX_KEYS:
+            raise LimitReached(
+                f"there are {MAX_KEYS} keys already, as many as one agent keeps",
+                hint="use a key that there is, or an agent with another state folder",
             )
 
     def signer(
@@ -361,7 +443,7 @@ class Keys(Mapping[str, Key]):
         """
         if jkt is not None:
             if jkt not in self.by_jkt:
-                raise KeyUnknown(f"no generation with the jkt {jkt} was ever here")
+                raise KeyUnknown(f"no generation here has the jkt {jkt}")
             owner, generation = self.by_jkt[jkt]
             if key is not None and owner.name != key:
                 raise KeyMismatch(f"the key {key} has no generation with the jkt {jkt}")
@@ -387,21 +469,18 @@ class Keys(Mapping[str, Key]):
         )
 
 
-def to_json(key: Key) -> dict[str, Any]:
-    """A key as the ledger has it."""
-    return {f.name: getattr(key, f.name) for f in fields(key)} | {
-        "origins": list(key.origins),
-        "generations": [{f.name: getattr(g, f.name) for f in fields(g)} for g in key.generations],
-    }
+def _index(found: dict[str, tuple[Key, Generation]], key: Key) -> None:
+    """Note where a key's thumbprints belong."""
+    own: dict[str, Generation] = {}
+    for g in key.generations:
+        # An object that was adopted again is another generation than its tombstone.
+        if g.jkt and (g.jkt not in own or g.state is not State.DESTROYED):
+            own[g.jkt] = g
+    for jkt, g in own.items():
+        there = found.get(jkt)
+        if there is None or g.state is not State.DESTROYED or there[1].state is State.DESTROYED:
+            found[jkt] = (key, g)
 
 
-def from_json(value: Mapping[str, Any]) -> Key:
-    """A key from the ledger.
-
-    Raises:
-        KeyError, TypeError, ValueError: it isn't one.
-    """
-    generations = tuple(
-        Generation(**{**g, "state": State(g["state"])}) for g in value["generations"]
-    )
-    return Key(**{**value, "origins": tuple(value["origins"]), "generations": generations})
+def _has_slot(key: Key) -> bool:
+    return any(g.slot is not None for g in key.generations)

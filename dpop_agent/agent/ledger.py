@@ -1,57 +1,96 @@
-"""The ledger: which keys there are, in which state. One file, one writer, replaced as a whole.
+"""The state folder: which keys there are, in which state; and what was seen of their use.
 
-    {"version": 1, "clean": true, "requests": {"ID": {…}},
-     "keys": [{"name": …, "generations": [{…}]}]}
+    ledger.json   the keys, and the requests that were carried out; written by verbs alone
+    uses.json     when keys signed and for whom, and the time observed; written about every minute
+    blocks        the reserve for what is compromised while the ledger can't be written
+    clean-stop    there, if the last agent ended in order, with nothing unsaved
+    ledger.lock   held by the one agent that writes all these
 
-The file is the truth about keys: an object in a store that it doesn't list is a stranger's. So it
+The ledger is the truth about keys: an object in a store that it doesn't list is a stranger's. So it
 is never started empty over a file that can't be read, and never changed in place.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from dpop_agent import paths
-from dpop_agent.agent import lock
-from dpop_agent.agent.keys import Key, Keys, from_json, to_json
-from dpop_agent.errors import ConfigurationError, DPoPAgentError, LedgerUnreadable, NotDurable
+from dpop_agent.agent import forms, lock
+from dpop_agent.agent.blocks import Blocks
+from dpop_agent.agent.forms import Remembered
+from dpop_agent.agent.keys import Key, Keys, State
+from dpop_agent.agent.lines import (
+    Sealed,
+    composed,
+    parsed,
+    read_file,
+    replace_file,
+    sync_folder,
+    version_of,
+)
+from dpop_agent.agent.uses import Use
+from dpop_agent.errors import ConfigurationError, LedgerUnreadable, NotDurable
+from dpop_agent.jose import json_object
 
-VERSION = 1
+VERSION = 2
+"""Of the files' form; version 1, without checksums and with all in one file, is read too."""
+
 FILE = "ledger.json"
+USES = "uses.json"
+BLOCKS = "blocks"
+CLEAN_STOP = "clean-stop"
 _LOCK = "ledger.lock"
+
+_SECTIONS = ("keys", "requests")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
     """All that the ledger says at one moment.
 
-    `requests` has, by request id, what was asked and when, for a caller that asks again. `clean`:
-    the agent that wrote it ended in order, with nothing unsaved.
+    `requests` has what was asked by request id, `observed_s` where the agent's own clock stood.
     """
 
     keys: Keys = field(default_factory=Keys)
-    requests: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    clean: bool = True
+    requests: Mapping[str, Remembered] = field(default_factory=dict)
+    observed_s: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """What was seen of the keys' use, as `Seen` has it."""
+
+    uses: Mapping[str, Use] = field(default_factory=dict)
+    observed_s: int = 0
+    unclean_s: int | None = None
 
 
 class Ledger:
-    """The open ledger; holding it means being its only writer."""
+    """The open state folder; holding it means being its only writer.
+
+    Attributes:
+        contents, times: what its files have.
+        blocks: the reserve.
+        clean: whether the agent that wrote them ended in order, with nothing unsaved.
+    """
 
     def __init__(self, folder: str, *, holder: str = "a process") -> None:
-        """Open the ledger in `folder`, which is made with mode 0700 where it isn't there.
+        """Open `folder`, which is made with mode 0700 where it isn't there.
 
         `holder` is what another agent is told that wants it too.
 
         Raises:
             ConfigurationError: another agent has it, or others can write to the folder.
-            LedgerUnreadable: there is one that can't be read.
+            LedgerUnreadable: it has a file that can't be read.
         """
         self.path = os.path.join(folder, FILE)
         self._folder = folder
+        self._keys, self._requests, self._uses = Sealed(), Sealed(), Sealed()
         try:
             paths.make_private_folder(
                 folder, "the state folder", instead=paths.ANOTHER_STATE_FOLDER
@@ -68,76 +107,213 @@ class Ledger:
                 f"the state folder {folder} can't be used ({e.strerror})",
                 hint="make it writable, or set DPOP_AGENT_STATE_DIR",
             ) from e
-        self.contents = _read(self.path)
+        try:
+            self._open()
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def _open(self) -> None:
+        self.contents, self.times, self.clean = Contents(), Times(), True
+        self._is_current = False  # there, and of this version
+        data = self._read(FILE, read_file)
+        if data is not None:
+            self.clean = os.path.lexists(self._place(CLEAN_STOP))
+            self._read(FILE, lambda _path: self._load(data))
+        self._read(USES, self._load_uses)
+        self.blocks: Blocks = self._read(BLOCKS, Blocks)
+
+    def _place(self, name: str) -> str:
+        return os.path.join(self._folder, name)
+
+    def _read(self, name: str, read: Callable[[str], T]) -> T:
+        path = self._place(name)
+        try:
+            return read(path)
+        except OSError as e:
+            raise _unreadable(name, path, e.strerror or type(e).__name__) from e
+        except ValueError as e:
+            raise _unreadable(name, path, str(e)) from e
+
+    def _load(self, data: bytes) -> None:
+        version = version_of(data)
+        if version == 1:
+            self._load_version_1(data)
+            return
+        _require_version(version)
+        header, sections = parsed(data, _SECTIONS)
+        forms.require(header, forms.LEDGER_HEADER, "line 1")
+        keys: dict[str, Key] = {}
+        for number, members, text in sections["keys"]:
+            key = _on_line(number, forms.key_from, members)
+            if key.name in keys:
+                raise ValueError(f"line {number}: the key {key.name} appears twice")
+            keys[key.name] = key
+            self._keys.learn(key.name, key, text)
+        requests: dict[str, Remembered] = {}
+        for number, members, text in sections["requests"]:
+            name, request = _on_line(number, forms.request_from, members)
+            if name in requests:
+                raise ValueError(f"line {number}: the request {name} appears twice")
+            requests[name] = request
+            self._requests.learn(name, request, text)
+        self.contents = Contents(Keys(keys.values()), requests, header["observed_s"])
+        self._is_current = True
+        _require_one_of_each(self.contents)
+
+    def _load_version_1(self, data: bytes) -> None:
+        document = json_object(data)
+        forms.require(document, forms.LEDGER_1, "the ledger")
+        keys: dict[str, Key] = {}
+        uses: dict[str, Use] = {}
+        for number, members in enumerate(document["keys"], 1):
+            key, times = _on_line(number, forms.key_from_version_1, members, "key number")
+            if key.name in keys:
+                raise ValueError(f"the key {key.name} appears twice")
+            keys[key.name] = key
+            uses |= {jkt: forms.use_from_version_1(old) for jkt, old in times.items() if jkt}
+        requests = {
+            name: forms.request_from_version_1(name, value)
+            for name, value in document["requests"].items()
+        }
+        self.contents = Contents(Keys(keys.values()), requests)
+        _require_one_of_each(self.contents)
+        self.times, self.clean = Times(uses), document["clean"]
+
+    def _load_uses(self, path: str) -> None:
+        data = read_file(path)
+        if data is None:
+            self.clean = self.clean and not (self._is_current and self.contents.keys)
+            return
+        _require_version(version_of(data))
+        header, sections = parsed(data, ("uses",))
+        forms.require(header, forms.USES_HEADER, "line 1")
+        uses: dict[str, Use] = {}
+        for number, members, text in sections["uses"]:
+            jkt, use = _on_line(number, forms.use_from, members)
+            if jkt in uses:
+                raise ValueError(f"line {number}: the jkt {jkt} appears twice")
+            if use.at_s > header["observed_s"]:
+                raise ValueError(f"line {number}: at_s is later than observed_s in line 1")
+            if jkt in self.contents.keys.by_jkt:
+                uses[jkt] = use
+                self._uses.learn(jkt, use, text)
+        self.clean = os.path.lexists(self._place(CLEAN_STOP))
+        self.times = Times(uses, header["observed_s"], header["unclean_s"])
 
     def write(self, contents: Contents) -> None:
-        """Replace the file, durably: the old contents or the new ones survive, whatever happens.
+        """Replace the ledger, durably: the old contents or the new ones survive, whatever happens.
 
         Blocks for an fsync of file and folder.
 
         Raises:
             NotDurable: the write failed; `contents` is what the file has.
         """
-        new = self.path + ".new"
+        sections = {
+            "keys": self._keys.lines(contents.keys, forms.key_members),
+            "requests": self._requests.lines(contents.requests, forms.request_members),
+        }
+        header = {"version": VERSION, "observed_s": contents.observed_s}
         try:
-            descriptor = paths.create(new)
-            with open(descriptor, "w", encoding="ascii") as file:
-                file.write(_text(contents))
-                file.flush()
-                os.fsync(descriptor)
-            os.replace(new, self.path)
+            replace_file(self.path, composed(header, sections))
             self.contents = contents  # as the file has it now, durable or not
-            _fsync_folder(self._folder)
+            self._is_current = True
+            sync_folder(self._folder)
         except OSError as e:
-            raise NotDurable(
-                f"the ledger {self.path} can't be written ({e.strerror})",
-                hint="free space or make the folder writable, then try again",
-            ) from e
+            raise _not_durable(self.path, e) from e
+
+    def save(self, times: Times, *, clean: bool) -> None:
+        """Replace what was seen of the keys' use; `clean`: nothing comes after it.
+
+        Blocks for several fsyncs.
+
+        Raises:
+            NotDurable: the write failed; that the next agent isn't told that all is saved may have
+                succeeded all the same.
+        """
+        path, clean_stop = self._place(USES), self._place(CLEAN_STOP)
+        header = {
+            "version": VERSION,
+            "observed_s": times.observed_s,
+            "unclean_s": times.unclean_s,
+        }
+        try:
+            if os.path.lexists(clean_stop):  # what needs no room comes first
+                os.unlink(clean_stop)
+                sync_folder(self._folder)
+            lines = self._uses.lines(times.uses, forms.use_members)
+            replace_file(path, composed(header, {"uses": lines}))
+            self.times = times
+            sync_folder(self._folder)
+        except OSError as e:
+            raise _not_durable(path, e) from e
+        if not self._is_current:
+            self.write(self.contents)
+        try:
+            if clean:
+                os.close(os.open(clean_stop, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+                sync_folder(self._folder)
+            else:
+                self.blocks.make()
+        except OSError as e:
+            raise _not_durable(clean_stop if clean else self._place(BLOCKS), e) from e
 
     def close(self) -> None:
         """Let another agent have it."""
         os.close(self._lock)
 
 
-def _fsync_folder(folder: str) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _on_line(
+    number: int, read: Callable[[dict[str, Any]], T], members: dict[str, Any], what: str = "line"
+) -> T:
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return read(members)
+    except ValueError as e:
+        raise ValueError(f"{what} {number}: {e}") from e
 
 
-def _text(contents: Contents) -> str:
-    """JSON, one key a line: quick to write, and a person can look at it."""
-    keys = ",\n  ".join(json.dumps(to_json(key)) for key in contents.keys.values())
-    rest = {"version": VERSION, "clean": contents.clean, "requests": contents.requests}
-    return f'{json.dumps(rest)[:-1]}, "keys": [\n  {keys}\n]}}\n'
+def _require_version(version: int) -> None:
+    if version != VERSION:
+        raise ValueError(f"it has version {version}, this agent reads 1 to {VERSION}")
 
 
-def _read(path: str) -> Contents:
-    try:
-        descriptor = paths.open_only_ours(path, "the ledger", instead="restore it from a backup")
-        with open(descriptor, encoding="utf-8") as file:
-            document = json.load(file)
-        version = document["version"]
-        if version != VERSION:
-            raise _unreadable(path, f"it has version {version}, this agent reads {VERSION}")
-        keys: list[Key] = [from_json(key) for key in document["keys"]]
-        return Contents(Keys(keys), dict(document["requests"]), bool(document["clean"]))
-    except FileNotFoundError:
-        return Contents()
-    except OSError as e:
-        raise _unreadable(path, e.strerror or type(e).__name__) from e
-    except ConfigurationError as e:
-        raise _unreadable(path, e.message) from None
-    except LedgerUnreadable:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, DPoPAgentError) as e:
-        raise _unreadable(path, f"{type(e).__name__} in its text") from e
+def _require_one_of_each(contents: Contents) -> None:
+    """No two generations are one key pair, and none is of a later time than the ledger."""
+    seen: dict[str, str] = {}
+    for key in contents.keys.values():
+        for g in key.generations:
+            which = f"{key.name}@{g.generation}"
+            if g.since_s > contents.observed_s:
+                raise ValueError(f"since_s of {which} is later than observed_s")
+            if g.jkt and g.state is not State.DESTROYED:
+                if g.jkt in seen:
+                    raise ValueError(f"{seen[g.jkt]} and {which} have the same jkt")
+                seen[g.jkt] = which
 
 
-def _unreadable(path: str, why: str) -> LedgerUnreadable:
+_HINTS = {
+    FILE: "restore it from a backup, or move it away to start with none",
+    USES: "restore it from a backup, or move it away: drains begin anew then, and for which "
+    "servers keys signed is forgotten",
+    BLOCKS: "if nothing was marked as compromised while the disk was full, move it away; else move "
+    "it away and mark those keys again, before anything else",
+}
+
+
+def _unreadable(name: str, path: str, why: str) -> LedgerUnreadable:
+    if name == FILE:
+        what = f"the ledger {path} can't be read ({why}), and starting without it would forget"
+        return LedgerUnreadable(f"{what} every key", hint=_HINTS[name])
+    what = "how keys were used" if name == USES else "which keys are compromised"
     return LedgerUnreadable(
-        f"the ledger {path} can't be read ({why}), and starting without it would forget every key",
-        hint="restore it from a backup, or move it away to start with none",
+        f"the ledger's file {path} can't be read ({why}), and starting without it would forget "
+        f"{what}",
+        hint=_HINTS[name],
+    )
+
+
+def _not_durable(path: str, error: OSError) -> NotDurable:
+    return NotDurable(
+        f"the ledger {path} can't be written ({error.strerror or error})",
+        hint="free space or make the folder writable, then try again",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Mapping
@@ -27,9 +26,6 @@ from dpop_agent.htu import origin_of
 from dpop_agent.jose import ALGORITHMS
 
 log = logging.getLogger("dpop_agent.lifecycle")
-
-BLOCK_AGAIN_S = 1.0
-"""Seconds between tries to write a block that couldn't be written."""
 
 _KEY_SETTINGS = ("allow_sign_proof", "rotate_every_s", "drain_s", "max_drain_s", "touch")
 
@@ -144,11 +140,10 @@ class Lifecycle:
         try:
             await self._records.write(lambda keys: keys, command=("key.compromise", params))
         except NotDurable as e:
-            self._background.start(self._write_blocks())
-            raise NotDurable(
-                f"{name} is blocked, but that isn't durable: {e.message}",
-                hint="it is tried again until it is; keep the agent running, and free space",
-            ) from e
+            self._background.start(
+                self._records.write_blocks(self._background.quietly, ("key.compromise", params))
+            )
+            raise await self._not_in_the_ledger(name, e) from e
         return self._records.keys.named(name)
 
     async def destroy(self, params: Mapping[str, Any]) -> Key:
@@ -193,6 +188,7 @@ class Lifecycle:
                 return self._records.keys.named(name)
             key = self._records.keys.get(name)
             if key is None:
+                self._records.keys.require_new(name)
                 key = self._new_key(params, default_store, alg=params.get("alg", "ES256"))
             elif (
                 params.get("alg", key.alg) != key.alg or params.get("store", key.store) != key.store
@@ -265,10 +261,23 @@ class Lifecycle:
         new = Key(name=params["key"], store=store, alg=alg, created=now_text())
         return replace(new, **_settings(params))
 
-    async def _write_blocks(self) -> None:
-        while not self._records.durable:
-            await asyncio.sleep(BLOCK_AGAIN_S)
-            await self._background.quietly("ledger", self._records.write(lambda keys: keys))
+    async def _not_in_the_ledger(self, name: str, error: NotDurable) -> NotDurable:
+        """What is said of a block that the ledger couldn't take."""
+        try:
+            await self._records.reserve_blocks()
+        except NotDurable as e:
+            return NotDurable(
+                f"{name} is blocked, but that isn't durable: {error.message}",
+                hint="a restart of the agent forgets it: keep it running, and free space; it is "
+                f"tried again until then. Nor can it be noted elsewhere: {e.message}",
+                details={"survives_restart": False},
+            )
+        return NotDurable(
+            f"{name} is blocked, and stays so if the agent is restarted; only the ledger doesn't "
+            f"have it yet: {error.message}",
+            hint="free space; it is tried again until then",
+            details={"survives_restart": True},
+        )
 
 
 def _require_nobodys(keys: Keys, store: str, adopted: Generation) -> None:

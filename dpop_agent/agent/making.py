@@ -12,14 +12,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
+from weakref import WeakValueDictionary
 
 from dpop_agent.agent.background import Background
 from dpop_agent.agent.inventory import Inventory
-from dpop_agent.agent.keys import Generation, Key, Keys, State
+from dpop_agent.agent.keys import MAX_GENERATIONS, Generation, Key, Keys, State
 from dpop_agent.agent.records import Command, Records, now_text
 from dpop_agent.agent.signers import GENERATE_TIMEOUT_S, START_TIMEOUT_S, Signers
 from dpop_agent.agent.slots import to_overwrite, ways_to_a_slot
@@ -31,6 +31,7 @@ from dpop_agent.errors import (
     KeyCompromised,
     KeyMissing,
     KeyPending,
+    LimitReached,
     Locked,
     NoSlot,
     ObjectLeft,
@@ -55,13 +56,14 @@ class Making:
         self._signers = signers
         self._inventory = inventory
         self._background = background
-        self._by_name: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        # A lock is there for as long as somebody has it or waits for it: names can be made up.
+        self._by_name: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._overwriting: set[str] = set()
         self._deleting: dict[str, _Deleting] = {}  # by jkt: what isn't deleted yet
 
     def alone(self, name: str) -> asyncio.Lock:
         """Whoever changes a key holds its lock."""
-        return self._by_name[name]
+        return self._by_name.setdefault(name, asyncio.Lock())
 
     def try_again_to_delete(self, key: Key) -> None:
         """Its store was opened anew, and may be able to delete by now what it couldn't."""
@@ -80,11 +82,7 @@ class Making:
                 alg=key.alg,
                 slot=command[1].get("slot"),
                 overwrites=overwrites,
-                taken=[
-                    g.ref
-                    for _, g in self._records.keys.in_store(key.store)
-                    if g.slot is not None and g is not old
-                ],
+                taken=[g.ref for _, g in self._records.keys.in_slots(key.store) if g is not old],
                 limit_s=START_TIMEOUT_S,
             )
         except AuthorizationRequired as e:
@@ -289,19 +287,20 @@ class Making:
         await self._records.write(bury)
         await self._delete_object(name, number)
 
+    def unfinished(self, key: Key | None) -> list[Generation]:
+        """What of a key is half done, and can be tried now."""
+        return [
+            g
+            for g in (key.generations if key else ())
+            if g.state is State.PENDING
+            or (g.object_left and g.slot is None and self._deleting.get(g.jkt, _DUE).is_due)
+        ]
+
     async def finish(self, name: str) -> None:
         """Whatever of a key is half done."""
-        for generation in self._records.keys.generations(name):
-            if generation.state is State.PENDING:
-                await self._background.quietly(name, self._settle(name, generation.generation))
-            elif (
-                generation.object_left
-                and generation.slot is None
-                and self._deleting.get(generation.jkt, _DUE).is_due
-            ):
-                await self._background.quietly(
-                    name, self._delete_object(name, generation.generation)
-                )
+        for generation in self.unfinished(self._records.keys.get(name)):
+            step = self._settle if generation.state is State.PENDING else self._delete_object
+            await self._background.quietly(name, step(name, generation.generation))
 
 
 class _Deleting:
@@ -333,6 +332,16 @@ _DUE = _Deleting()
 
 
 def as_pending(key: Key, ref: str, slot: str | None) -> Generation:
+    """A key's next generation, before it is made.
+
+    Raises:
+        LimitReached
+    """
+    if len(key.generations) >= MAX_GENERATIONS:
+        raise LimitReached(
+            f"the key {key.name} has {MAX_GENERATIONS} generations, as many as one key keeps",
+            hint="destroy those that aren't needed any more, or make another key",
+        )
     now = now_text()
     return Generation(key.next_number, State.PENDING, ref, created=now, changed=now, slot=slot)
 

@@ -63,5 +63,8 @@ class Nonces:
         behind = -server.clock_offset_s
         return behind if MIN_BACKDATING_S <= behind <= MAX_BACKDATING_S else 0.0
 
+    def __len__(self) -> int:
+        return len(self._servers)
+
     def __iter__(self) -> Iterator[tuple[str, Server]]:
         return iter(self._servers.items())

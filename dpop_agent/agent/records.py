@@ -1,25 +1,37 @@
 """The keys as the agent knows them now, and how that becomes durable.
 
-What is in memory can be ahead of the ledger in two ways only: uses and observed time, which are
-saved about every minute, and a block, which holds from the moment that somebody says `compromise`.
+What is in memory can be ahead of the state folder in two ways only: uses and observed time, which
+are saved about every minute, and a block, which holds from the moment that somebody says
+`compromise`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
-from dpop_agent.agent import drains
-from dpop_agent.agent.keys import MAX_ORIGINS_USED, Generation, Keys, State
-from dpop_agent.agent.ledger import Contents, Ledger
-from dpop_agent.errors import RequestIdReused
+from dpop_agent.agent.forms import Block, Remembered, digest_of
+from dpop_agent.agent.keys import Generation, Key, Keys, State
+from dpop_agent.agent.ledger import Contents, Ledger, Times
+from dpop_agent.agent.uses import Seen, Use
+from dpop_agent.errors import LimitReached, NotDurable, RequestIdReused
 
-REQUEST_LIFETIME = timedelta(hours=24)
-"""How long a request id is remembered."""
+log = logging.getLogger("dpop_agent.records")
+
+REQUEST_LIFETIME_S = 24 * 3600
+"""Seconds, of those that the agent was there to see, for which a request id is remembered."""
+
+MAX_REQUESTS = 32_768
+"""Request ids remembered. None is forgotten before its time, as what it asked for would be done
+twice; rather is a request with another one refused."""
+
+BLOCK_AGAIN_S = 1.0
+"""Seconds between tries to write a block that couldn't be written."""
 
 Change = Callable[[Keys], Keys]
 Command = tuple[str, Mapping[str, Any]]
@@ -28,11 +40,7 @@ Command = tuple[str, Mapping[str, Any]]
 
 def now_text() -> str:
     """RFC 3339 UTC, whole seconds."""
-    return _text(datetime.now(UTC))
-
-
-def _text(at: datetime) -> str:
-    return at.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def boottime() -> float:
@@ -43,18 +51,27 @@ def boottime() -> float:
 class Records:
     """The ledger's keys, in memory and durable.
 
-    `changed` is set with each change; whoever waits for it clears it.
+    Attributes:
+        keys: as they are now.
+        changed: set with each change; whoever waits for it clears it.
+        rotations_due: the keys whose rotation was due when somebody looked last.
     """
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._writing = asyncio.Lock()
-        self._blocked: set[tuple[str, str, str]] = set()  # pending ones have no jkt yet
-        self._uses: dict[str, tuple[str, dict[str, None]]] = {}
-        self._observed = boottime()
+        self._blocked: set[Block] = set(ledger.blocks.kept)
+        self._commands: list[Command] = []  # what blocked them, where that isn't written
+        self._trying = False
+        times = ledger.times
+        self._uses: dict[str, Use] = dict(times.uses)
+        self._started = boottime()
+        self._before_s = max(times.observed_s, ledger.contents.observed_s)
+        # Its last minute wasn't saved: for all that is known, every generation was used in it.
+        self._unclean_s = times.unclean_s if ledger.clean else self._before_s
         self.changed = asyncio.Event()
-        contents = ledger.contents
-        self.keys = contents.keys if contents.clean else drains.after_unclean_stop(contents.keys)
+        self.rotations_due: Sequence[str] = ()
+        self.keys = self._with_blocks(ledger.contents.keys)
 
     @property
     def path(self) -> str:
@@ -64,44 +81,53 @@ class Records:
     @property
     def durable(self) -> bool:
         """Whether every block is in the ledger."""
-        return all(_compromised(g) == g for _, g in self._blocked_in(self._ledger.contents.keys))
+        return not self._blocked
+
+    @property
+    def seen(self) -> Seen:
+        """What the agent was there to see, until now."""
+        return Seen(self._now_s, self._unclean_s, self._uses)
+
+    @property
+    def _now_s(self) -> int:
+        return self._before_s + int(boottime() - self._started)
 
     def block(self, name: str, generations: Iterable[Generation]) -> None:
         """Compromised from now on, a pending one once it is made, whether or not that can be
         written.
         """
-        self._blocked |= {(name, g.ref, g.created) for g in generations}
+        self._blocked |= {Block(name, g.ref, g.created) for g in generations}
         self.keys = self._with_blocks(self.keys)
 
     def used(self, jkt: str, origin: str) -> None:
         """Note that a generation signed for an origin."""
-        at, origins = now_text(), {}
-        if jkt in self._uses:
-            origins = self._uses[jkt][1]
-        origins.pop(origin, None)
-        origins[origin] = None
-        if len(origins) > MAX_ORIGINS_USED:
-            del origins[next(iter(origins))]
-        self._uses[jkt] = (at, origins)
-
-    def current(self, generation: Generation) -> Generation:
-        """A generation with the uses that aren't written yet."""
-        if generation.jkt not in self._uses:
-            return generation
-        at, origins = self._uses[generation.jkt]
-        return generation.used(at, list(origins))
+        now, now_s = now_text(), self._now_s
+        self._uses[jkt] = self._uses.get(jkt, Use(now, now_s)).signed(origin, now, now_s)
 
     def repeated(self, method: str, params: Mapping[str, Any]) -> bool:
         """Whether this very request was carried out before.
 
         Raises:
             RequestIdReused: its id was, with other parameters.
+            LimitReached: its id couldn't be remembered; it may be no such request that compromises.
         """
-        known = self._ledger.contents.requests.get(params.get("request_id", ""))
+        requests = self._requests()
+        known = requests.get(params.get("request_id", ""))
         if known is None:
+            if (
+                "request_id" in params
+                and len(requests) >= MAX_REQUESTS
+                and not _compromises(method)
+            ):
+                raise LimitReached(
+                    f"{MAX_REQUESTS} requests with a request_id were carried out within 24 hours, "
+                    "and no more are remembered",
+                    hint="send it without request_id, or later",
+                    retry="later",
+                )
             return False
-        if known["method"] != method or known["params"] != _without_id(params):
-            raise RequestIdReused(f"the request_id was used for another {known['method']}")
+        if known.method != method or known.params != digest_of(_without_id(params)):
+            raise RequestIdReused(f"the request_id was used for another {known.method}")
         return True
 
     async def write(self, change: Change, *, command: Command | None = None) -> None:
@@ -111,27 +137,55 @@ class Records:
             NotDurable: nothing was changed, but for what is blocked.
         """
         async with self._writing:
-            self._observe()
-            keys = self._with_blocks(change(self.keys))
-            requests = self._requests()
-            if command is not None and "request_id" in command[1]:
-                requests[command[1]["request_id"]] = {
-                    "method": command[0],
-                    "params": _without_id(command[1]),
-                    "at": now_text(),
-                }
-            contents = Contents(keys, requests, clean=False)
+            now_s, blocked = self._now_s, frozenset(self._blocked)
+            commands = [*self._commands, *([command] if command else [])]
+            keys = _stamped(self.keys, self._with_blocks(change(self.keys)), now_s)
+            contents = Contents(keys, self._requests(commands), now_s)
             try:
-                await self._write_file(contents)
+                await _in_thread(self._ledger.write, contents)
             finally:
                 if self._ledger.contents is contents:  # replaced, if perhaps not durably
+                    self._bury(keys.changed_from(self.keys))
                     self.keys = self._with_blocks(keys)
                     self.changed.set()
+            self._blocked -= blocked
+            self._commands = [c for c in self._commands if c not in commands]
+            if self._ledger.blocks.kept:
+                await self._clear_reserve()
 
-    async def observe(self) -> None:
-        """Count the time since the last look, and the uses in it; in memory."""
+    async def _clear_reserve(self) -> None:
+        try:
+            await _in_thread(self._ledger.blocks.clear)
+        except OSError as e:
+            log.debug("blocks that are in the ledger stay in the reserve too: %s", e)
+
+    async def write_blocks(
+        self, quietly: Callable[[str, Awaitable[object]], Awaitable[None]], command: Command | None
+    ) -> None:
+        """Try again until every block is in the ledger, and the commands with them."""
+        if command is not None:
+            self._commands.append(command)
+        if self._trying:
+            return
+        self._trying = True
+        try:
+            while not self.durable:
+                await asyncio.sleep(BLOCK_AGAIN_S)
+                await quietly("ledger", self.write(lambda keys: keys))
+        finally:
+            self._trying = False
+
+    async def reserve_blocks(self) -> None:
+        """Have blocks that the ledger can't take survive a restart.
+
+        Raises:
+            NotDurable: they won't.
+        """
         async with self._writing:
-            self._observe()
+            try:
+                await _in_thread(self._ledger.blocks.keep, frozenset(self._blocked))
+            except OSError as e:
+                raise NotDurable(e.strerror or str(e)) from e
 
     async def save(self, *, clean: bool) -> None:
         """Write what was observed; `clean` says that nothing will be missed after it.
@@ -140,56 +194,83 @@ class Records:
             NotDurable
         """
         async with self._writing:
-            self._observe()
-            contents = Contents(self.keys, self._requests(), clean=clean)
-            if contents != self._ledger.contents:
-                await self._write_file(contents)
+            times = Times(dict(self._uses), self._now_s, self._unclean_s)
+            await _in_thread(lambda: self._ledger.save(times, clean=clean))
 
-    async def _write_file(self, contents: Contents) -> None:
-        """Write in a thread, and be there until that has ended, cancelled or not."""
-        writing = asyncio.ensure_future(asyncio.to_thread(self._ledger.write, contents))
-        try:
-            await asyncio.shield(writing)
-        except asyncio.CancelledError:
-            await asyncio.wait([writing])
-            raise
-
-    def _observe(self) -> None:
-        now = boottime()
-        seconds = int(now - self._observed)
-        self._observed += seconds
-        keys = drains.observe(self.keys, seconds) if seconds > 0 else self.keys
-        uses, self._uses = self._uses, {}
-        for jkt, (at, origins) in uses.items():
-            key, generation = keys.by_jkt[jkt]
-            keys = keys.with_(key.with_(generation.used(at, list(origins))))
-        self.keys = keys
-
-    def _requests(self) -> dict[str, Mapping[str, Any]]:
-        oldest = _text(datetime.now(UTC) - REQUEST_LIFETIME)
+    def _requests(self, commands: Iterable[Command] = ()) -> Mapping[str, Remembered]:
+        """The requests that are remembered now, these among them."""
         known = self._ledger.contents.requests
-        return {i: asked for i, asked in known.items() if asked["at"] > oldest}
+        now_s = self._now_s
+        oldest_s = now_s - REQUEST_LIFETIME_S
+        if next((r.at_s <= oldest_s for r in known.values()), False):  # the oldest come first
+            known = {name: r for name, r in known.items() if r.at_s > oldest_s}
+        for method, params in commands:
+            if "request_id" in params and not (len(known) >= MAX_REQUESTS and _compromises(method)):
+                digest = digest_of(_without_id(params))
+                known = {
+                    **known,
+                    params["request_id"]: Remembered(method, digest, now_text(), now_s),
+                }
+        return known
+
+    def _bury(self, changed: Iterable[Key]) -> None:
+        """Of what is destroyed only the dates stay."""
+        for key in changed:
+            for g in key.generations:
+                use = self._uses.get(g.jkt)
+                if g.state is State.DESTROYED and use is not None and use.first:
+                    self._uses[g.jkt] = use.buried()
 
     def _with_blocks(self, keys: Keys) -> Keys:
-        for name, g in self._blocked_in(keys):
-            keys = keys.with_(keys.named(name).with_(_compromised(g)))
-        return keys
+        changed: list[Key] = []
+        for name in {block.key for block in self._blocked}:
+            key = keys.get(name)
+            blocked = [
+                _compromised(g)
+                for g in (key.generations if key else ())
+                if Block(name, g.ref, g.created) in self._blocked and _compromised(g) is not g
+            ]
+            if key is not None and blocked:
+                changed.append(key.with_(*blocked))
+        return keys.with_(*changed)
 
-    def _blocked_in(self, keys: Keys) -> list[tuple[str, Generation]]:
-        return [
-            (key.name, g)
-            for key in keys.values()
+
+async def _in_thread(work: Callable[..., None], *arguments: Any) -> None:
+    """Do it in a thread, and be there until that has ended, cancelled or not."""
+    working = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+    try:
+        await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait([working])
+        raise
+
+
+def _stamped(before: Keys, keys: Keys, now_s: int) -> Keys:
+    """These keys, each generation in another state than before having come into it now."""
+    changed = []
+    for key in keys.changed_from(before):
+        old = before.get(key.name)
+        states = {g.generation: g.state for g in old.generations} if old else {}
+        new = [
+            replace(g, since_s=now_s)
             for g in key.generations
-            if (key.name, g.ref, g.created) in self._blocked
+            if states.get(g.generation) is not g.state
         ]
+        changed.append(key.with_(*new))
+    return keys.with_(*changed)
 
 
 def _compromised(generation: Generation) -> Generation:
     if generation.state is State.PENDING:
-        return replace(generation, compromised=True)
+        return generation if generation.compromised else replace(generation, compromised=True)
     if generation.state in (State.COMPROMISED, State.DESTROYED):
         return generation
     return generation.become(State.COMPROMISED, now_text())
+
+
+def _compromises(method: str) -> bool:
+    """Whether a request is never refused for the sake of its id: it can be repeated at will."""
+    return method == "key.compromise"
 
 
 def _without_id(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def to_overwrite(keys: Keys, store: str, params: Mapping[str, Any]) -> Generatio
         raise InvalidParams(
             "which slot is to be reused isn't said", hint="name it, as in --slot 82"
         )
-    there = [(key, g) for key, g in keys.in_store(store) if g.slot == slot]
+    there = [(key, g) for key, g in keys.in_slots(store) if g.slot == slot]
     for key, g in there:
         if not may_be_overwritten(g):
             raise SlotTaken(
@@ -41,11 +41,7 @@ def to_overwrite(keys: Keys, store: str, params: Mapping[str, Any]) -> Generatio
 def ways_to_a_slot(keys: Keys, store: str, error: DPoPAgentError) -> str:
     """A hint for who got no slot: those that are free, those that may be used again."""
     free = error.details.get("free", [])
-    over = [
-        (owner, g)
-        for owner, g in keys.in_store(store)
-        if g.slot is not None and may_be_overwritten(g)
-    ]
+    over = [(owner, g) for owner, g in keys.in_slots(store) if may_be_overwritten(g)]
     error.details["reusable"] = [g.slot for _, g in over]
     ways = [f"free: --slot {' or '.join(free)}"] if free else []
     if over:

@@ -7,9 +7,9 @@ import logging
 from datetime import UTC, datetime
 
 from dpop_agent.agent import drains
-from dpop_agent.agent.background import Background
+from dpop_agent.agent.background import Background, gently
 from dpop_agent.agent.inventory import Inventory
-from dpop_agent.agent.keys import Generation, Key, Keys, State
+from dpop_agent.agent.keys import Key, State
 from dpop_agent.agent.making import Making
 from dpop_agent.agent.records import Records, now_text
 from dpop_agent.errors import AuthorizationRequired
@@ -36,7 +36,7 @@ class Upkeep:
 
     async def reconcile(self, store: str) -> None:
         """A store was opened: finish or undo what was half done, see what is missing or unknown."""
-        for name, key in list(self._records.keys.items()):
+        async for name, key in gently(self._records.keys.items()):
             if key.store != store:
                 continue
             self._making.try_again_to_delete(key)
@@ -50,15 +50,20 @@ class Upkeep:
 
     async def watch_time(self) -> None:
         """Rotate, retire and destroy what is due, for as long as the agent runs."""
+        if not self._records.durable:  # what was compromised before the last end
+            self._background.start(self._records.write_blocks(self._background.quietly, None))
         loop = asyncio.get_running_loop()
         save_at, tried = loop.time() + SAVE_S, False
         while True:
-            left = drains.next_event_s(self._records.keys, datetime.now(UTC))
+            self._records.changed.clear()
+            looked_at = loop.time()
+            left = await self.look()
             seconds = save_at - loop.time()
             if left is not None and not (left == 0 and tried):  # else again with the next save
                 seconds = min(seconds, max(MIN_TICK_S, left))
             if await self._changed_within(seconds) and loop.time() < save_at:
                 tried = False
+                await asyncio.sleep(looked_at + MIN_TICK_S - loop.time())
                 continue
             await self._background.whatever_comes(self.do_what_is_due())
             tried = True
@@ -66,8 +71,21 @@ class Upkeep:
                 save_at, tried = loop.time() + SAVE_S, False
                 await self._background.quietly("ledger", self._records.save(clean=False))
 
+    async def look(self) -> float | None:
+        """Seconds until something is due, if it ever is; and note for which keys a rotation is."""
+        seen, now = self._records.seen, datetime.now(UTC)
+        soonest: float | None = None
+        due: list[str] = []
+        async for key in gently(self._records.keys.values()):
+            left = drains.next_event_s(key, seen, now)
+            if left is not None and (soonest is None or left < soonest):
+                soonest = left
+            if drains.is_rotation_due(key, seen, now):
+                due.append(key.name)
+        self._records.rotations_due = due
+        return soonest
+
     async def _changed_within(self, seconds: float) -> bool:
-        self._records.changed.clear()
         try:
             await asyncio.wait_for(self._records.changed.wait(), seconds)
         except TimeoutError:
@@ -76,26 +94,51 @@ class Upkeep:
 
     async def do_what_is_due(self) -> None:
         """Finish what is half done, retire, rotate, destroy."""
-        await self._records.observe()
-        if drains.retire(self._records.keys, "").changed_from(self._records.keys):
-            await self._background.quietly(
-                "ledger", self._records.write(lambda keys: drains.retire(keys, now_text()))
-            )
-        for name in list(self._records.keys):
-            async with self._making.alone(name):
-                await self._making.finish(name)
-                key = self._records.keys.get(name)
-                if key is None or not drains.is_rotation_due(key, datetime.now(UTC)):
-                    self._background.over(f"rotation of {name}")
-                elif drains.is_rotation_by_hand(key):
+        await self._retire()
+        async for key in gently(self._records.keys.values()):
+            if self._making.unfinished(key):
+                async with self._making.alone(key.name):
+                    await self._making.finish(key.name)
+            await self._rotate_if_due(key.name)
+            for generation in drains.to_destroy(key, self._records.seen):
+                async with self._making.alone(key.name):
                     await self._background.quietly(
-                        f"rotation of {name}", self._rotation_is_due(key)
+                        key.name, self._destroy_if_there(key.name, generation.generation)
                     )
-                else:
-                    await self._background.quietly(name, self._rotate_now(name))
-        for key, generation in list(drains.to_destroy(self._records.keys)):
-            async with self._making.alone(key.name):
-                await self._background.quietly(key.name, self._destroy_if_there(key, generation))
+
+    async def _retire(self) -> None:
+        seen = self._records.seen
+        over = [
+            key.name
+            async for key in gently(self._records.keys.values())
+            if drains.is_drain_over(key, seen)
+        ]
+        if over:
+            await self._background.quietly(
+                "ledger",
+                self._records.write(
+                    lambda keys: drains.retire(keys, over, self._records.seen, now_text())
+                ),
+            )
+
+    async def _rotate_if_due(self, name: str) -> None:
+        if not self._is_rotation_due(name):
+            self._background.over(f"rotation of {name}")
+            return
+        async with self._making.alone(name):
+            if not self._is_rotation_due(name):
+                return
+            key = self._records.keys.named(name)
+            if drains.is_rotation_by_hand(key):
+                await self._background.quietly(f"rotation of {name}", self._rotation_is_due(key))
+            else:
+                await self._background.quietly(name, self._rotate_now(name))
+
+    def _is_rotation_due(self, name: str) -> bool:
+        key = self._records.keys.get(name)
+        return key is not None and drains.is_rotation_due(
+            key, self._records.seen, datetime.now(UTC)
+        )
 
     @staticmethod
     async def _rotation_is_due(key: Key) -> None:
@@ -113,9 +156,8 @@ class Upkeep:
         else:
             await self._making.activate(name, key.staged.generation, None)
 
-    async def _destroy_if_there(self, key: Key, generation: Generation) -> None:
-        current = self._records.keys.named(key.name)
-        due = [g for _, g in drains.to_destroy(Keys([current]))]
-        for g in due:
-            if g.generation == generation.generation and await self._inventory.find(current, g):
-                await self._making.destroy(current, g)
+    async def _destroy_if_there(self, name: str, number: int) -> None:
+        key = self._records.keys.named(name)
+        for g in drains.to_destroy(key, self._records.seen):
+            if g.generation == number and await self._inventory.find(key, g):
+                await self._making.destroy(key, g)

@@ -6,9 +6,11 @@ import json
 import os
 import re
 import time
+from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 from dpop_agent import __version__
@@ -18,6 +20,7 @@ from dpop_agent.agent.keys import Generation, Key, Keys, State
 from dpop_agent.agent.nonces import Nonces
 from dpop_agent.agent.records import Records, now_text
 from dpop_agent.agent.signers import Signers
+from dpop_agent.agent.uses import Use
 from dpop_agent.errors import InvalidParams
 from dpop_agent.protocol import (
     ADMIN_METHODS,
@@ -38,9 +41,13 @@ MAX_UNKNOWN = 32
 MAX_DUE = 32
 """Keys whose rotation is due, as `status` lists them."""
 
+MAX_SERVERS = 32
+"""Origins heard of, as `status` lists them: the latest."""
+
 MAX_LISTINGS = 8
 """Listings under way: moments kept for their next pages."""
 
+_UNUSED = Use(None, 0)
 _CURSOR = re.compile(r"([0-9]{1,20}):([a-z0-9._-]{1,64})@([0-9]{1,10})")
 
 
@@ -82,7 +89,11 @@ class Views:
         keys = self._listings.get(moment)
         if keys is None:
             keys, moment = self._records.keys, 0
-        names = [keys.named(params["key"]).name] if "key" in params else sorted(keys)
+        names: Iterable[str]
+        if "key" in params:
+            names = [keys.named(params["key"]).name]
+        else:
+            names = islice(keys.names, bisect_left(keys.names, first[0]), None)
         page: list[dict[str, Any]] = []
         size = 0
         for name in names:
@@ -131,12 +142,13 @@ class Views:
             "rotate_every_s": key.rotate_every_s,
             "drain_s": key.drain_s,
             "max_drain_s": key.max_drain_s,
-            "rotation_due": drains.is_rotation_due(key, datetime.now(UTC)),
+            "rotation_due": drains.is_rotation_due(key, self._records.seen, datetime.now(UTC)),
             "touch": key.touch,
         }
 
     def _generation_members(self, key: Key, generation: Generation) -> dict[str, Any]:
-        generation = self._records.current(generation)
+        seen = self._records.seen
+        use = seen.uses.get(generation.jkt, _UNUSED)
         draining = generation.state is State.DRAINING
         return {
             "generation": generation.generation,
@@ -153,9 +165,10 @@ class Views:
             "touch": generation.touch,
             "created": generation.created,
             "changed": generation.changed,
-            "last_used": generation.last_used,
-            "origins_used": dict(generation.origins_used),
-            "drain_left_s": key.drain_left_s(generation) if draining else None,
+            "last_used": use.at,
+            "origins_used": use.origins,
+            "origins_left_out": use.left_out,
+            "drain_left_s": drains.drain_left_s(key, generation, seen) if draining else None,
         }
 
     def status(self, *, agent: Mapping[str, Any], proofs: int) -> dict[str, Any]:
@@ -169,11 +182,7 @@ class Views:
             "proofs": proofs,
             **agent,
             "stores": self.stores(),
-            "rotations_due": [
-                key.name
-                for key in self._records.keys.values()
-                if drains.is_rotation_due(key, datetime.now(UTC))
-            ][:MAX_DUE],
+            "rotations_due": list(self._records.rotations_due[:MAX_DUE]),
             "origins": [
                 {
                     "origin": origin,
@@ -182,8 +191,9 @@ class Views:
                         None if server.clock_offset_s is None else round(server.clock_offset_s)
                     ),
                 }
-                for origin, server in list(self._nonces)[-32:]
+                for origin, server in list(self._nonces)[-MAX_SERVERS:]
             ],
+            "origins_count": len(self._nonces),
         }
 
     def stores(self) -> list[dict[str, Any]]:

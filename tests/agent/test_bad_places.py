@@ -286,7 +286,7 @@ def test_a_second_agent_on_one_state_folder_is_refused_and_the_first_goes_on(
     [
         lambda text: "",
         lambda text: text[: len(text) // 2],
-        lambda text: text.replace('"version": 1', '"version": 99'),
+        lambda text: text.replace('"version": 2', '"version": 99'),
         lambda text: "[" * 100_000,
     ],
     ids=["empty", "cut off", "of a later version", "nested without end"],
@@ -308,8 +308,8 @@ def test_a_ledger_that_cant_be_read_stops_the_agent_and_stays_as_it_is(
 
 def test_a_later_ledger_is_told_by_its_version(once_fine: Agent) -> None:
     ledger = once_fine.state / "ledger.json"
-    ledger.write_text(ledger.read_text().replace('"version": 1', '"version": 2'))
-    assert "it has version 2, this agent reads 1" in refused_to_serve(once_fine)
+    ledger.write_text(ledger.read_text().replace('"version": 2', '"version": 3'))
+    assert "it has version 3, this agent reads 1 to 2" in refused_to_serve(once_fine)
 
 
 def test_a_state_folder_that_others_can_write_to_is_refused(make_agent: MakeAgent) -> None:

@@ -14,6 +14,7 @@ from tests.agent.places import store, until, until_open
 from tests.agent.wire import Wire, request
 from tests.bench.bars import RECOVERED
 from tests.processes import Agent, Token
+from tests.state_folder import changed
 from tests.stores import on_token
 from tests.timing import Measured
 
@@ -130,12 +131,11 @@ def test_what_the_ledger_has_no_jkt_for_is_never_deleted(
     agent.create_key("default")
     agent.kill()
     on_token.make_stranger(token, key_id=STRANGER_ID)
-    path = agent.state / "ledger.json"
-    document = json.loads(path.read_text())
-    (key,) = document["keys"]
-    intent = key["generations"][0] | {"state": "pending", "jkt": "", "jwk": {}, "ref": "ff" * 16}
-    document["keys"].append(key | {"name": "half", "generations": [intent]})
-    path.write_text(json.dumps(document))
+    with changed(agent.state / "ledger.json") as document:
+        (key,) = document["keys"]
+        intent = key["generations"][0] | {"state": "pending", "jkt": "", "jwk": {}}
+        intent["ref"] = "ff" * 16
+        document["keys"].append(key | {"name": "half", "generations": [intent]})
     agent.start()
     until(lambda: settled(agent, token, strangers=2))
     assert [g["name"] for g in ledger(agent)] == ["default"]

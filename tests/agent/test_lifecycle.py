@@ -18,6 +18,7 @@ from dpop_agent.jose import ALGORITHMS
 from tests.agent.places import store, until, until_open, write_config
 from tests.agent.wire import Wire, request
 from tests.processes import Agent, Token, running
+from tests.state_folder import changed, new_public_key
 from tests.stores import on_token
 
 TARGET = {"htm": "GET", "htu": "https://api.example.com/"}
@@ -466,13 +467,11 @@ def test_what_a_key_is_is_the_same_after_a_restart(agent: Agent, token: Token) -
 def test_key_list_comes_in_pages_that_fit_a_line(agent: Agent) -> None:
     template = agent.create_key("k-000")
     agent.stop()
-    ledger = agent.state / "ledger.json"
-    document = json.loads(ledger.read_text())
-    (key,) = document["keys"]
-    for n in range(1, 150):
-        other = dict(key["generations"][0], ref=secrets.token_hex(16), jkt=_random_jkt())
-        document["keys"].append(dict(key, name=f"k-{n:03}", generations=[other]))
-    ledger.write_text(json.dumps(document))
+    with changed(agent.state / "ledger.json") as document:
+        (key,) = document["keys"]
+        for n in range(1, 150):
+            other = key["generations"][0] | {"ref": secrets.token_hex(16)} | new_public_key()
+            document["keys"].append(dict(key, name=f"k-{n:03}", generations=[other]))
     agent.start()
     names: list[str] = []
     pages, cursor = 0, dict[str, str]()
@@ -488,12 +487,6 @@ def test_key_list_comes_in_pages_that_fit_a_line(agent: Agent) -> None:
     assert names == [f"k-{n:03}" for n in range(150)]
     assert len(agent.client().keys()) == 150
     assert agent.client().generation("k-000").jkt == template["jkt"]
-
-
-def _random_jkt() -> str:
-    from dpop_agent.jose import b64url
-
-    return b64url(secrets.token_bytes(32))
 
 
 def test_a_changed_store_keeps_its_keys(agent: Agent, token: Token) -> None:

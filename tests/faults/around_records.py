@@ -19,7 +19,7 @@ class AroundRecords:
     def __init__(self, records: Records, **stores: object) -> None:
         signers = Signers({name: cast("Signer", store) for name, store in stores.items()})
         background = Background()
-        inventory = Inventory(records, signers)
+        self.inventory = inventory = Inventory(records, signers)
         self.making = Making(records, signers, inventory, background)
         self.lifecycle = Lifecycle(records, signers, inventory, self.making, background)
         self.upkeep = Upkeep(records, self.making, inventory, background)

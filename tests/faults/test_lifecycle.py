@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from dpop_agent.agent import lifecycle, records
+from dpop_agent.agent import records
 from dpop_agent.agent.keys import State
-from dpop_agent.agent.ledger import Contents, Ledger
+from dpop_agent.agent.ledger import Contents, Ledger, Times
 from dpop_agent.agent.records import Records
 from dpop_agent.errors import KeyCompromised, KeyExists, NotDurable, ObjectLeft
 from tests.faults.around_records import AroundRecords
@@ -53,11 +53,12 @@ def test_a_setting_that_changes_takes_back_no_use(place: Place) -> None:
         _, old = await place.lifecycle.rotate({"key": "a"})
         assert old is not None
         place.boot += 7 * 24 * HOUR - 60
-        await place.records.observe()
         place.records.used(old.jkt, "https://api.example.com")
         await place.lifecycle.set({"key": "a", "allow_sign_proof": True})
         _, now = place.records.keys.by_jkt[old.jkt]
-        assert (now.idle_s, list(now.origins_used)) == (0, ["https://api.example.com"])
+        seen = place.records.seen
+        assert seen.idle_s(now) == 0
+        assert list(seen.uses[old.jkt].origins) == ["https://api.example.com"]
 
     place.run(story())
 
@@ -66,19 +67,19 @@ def test_a_save_that_is_cancelled_is_over_before_the_next_begins(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writing, go_on, at_once = 0, threading.Event(), []
-    real = Ledger.write
+    real = Ledger.save
 
-    def slow(ledger: Ledger, contents: Contents) -> None:
+    def slow(ledger: Ledger, times: Times, *, clean: bool) -> None:
         nonlocal writing
         writing += 1
         at_once.append(writing)
         go_on.wait(0.2)
-        real(ledger, contents)
+        real(ledger, times, clean=clean)
         writing -= 1
 
     async def story() -> None:
         await place.lifecycle.create({"key": "a"}, "dict")
-        monkeypatch.setattr(Ledger, "write", slow)
+        monkeypatch.setattr(Ledger, "save", slow)
         first = asyncio.ensure_future(place.records.save(clean=False))
         place.boot += HOUR
         await asyncio.sleep(0.05)
@@ -187,7 +188,7 @@ def test_compromising_a_key_means_the_generation_that_is_being_made_too(place: P
 def test_a_block_of_what_is_being_made_is_written_again_until_it_is_durable(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lifecycle, "BLOCK_AGAIN_S", 0.01)
+    monkeypatch.setattr(records, "BLOCK_AGAIN_S", 0.01)
 
     def full(_ledger: Ledger, _contents: Contents) -> None:
         raise NotDurable("no space is left")
@@ -205,6 +206,43 @@ def test_a_block_of_what_is_being_made_is_written_again_until_it_is_durable(
         async with asyncio.timeout(5):
             while not place.ledger.contents.keys["a"].generation(1).compromised:
                 await asyncio.sleep(0.01)
+
+    place.run(story())
+
+
+def test_blocks_that_cant_be_written_are_tried_again_together_and_their_requests_remembered(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "BLOCK_AGAIN_S", 0.01)
+    tried = 0
+
+    def full(_ledger: Ledger, _contents: Contents) -> None:
+        nonlocal tried
+        tried += 1
+        raise NotDurable("no space is left")
+
+    async def story() -> None:
+        names = [f"k{n}" for n in range(20)]
+        for name in names:
+            await place.lifecycle.create({"key": name}, "dict")
+        with monkeypatch.context() as patch:
+            patch.setattr(Ledger, "write", full)
+            for name in names:
+                with pytest.raises(NotDurable, match="stays so if the agent is restarted"):
+                    await place.lifecycle.compromise({"key": name, "request_id": f"mark-{name}"})
+            before, turns = tried, 0
+            while tried < before + 5:
+                await asyncio.sleep(0.01)
+                turns += 1
+            assert tried - before <= turns + 1  # one loop tries, not one for each
+            assert len(place.ledger.blocks.kept) == len(names)
+        while not place.records.durable:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        contents = place.ledger.contents
+        assert {contents.keys[n].generations[0].state for n in names} == {State.COMPROMISED}
+        assert set(contents.requests) == {f"mark-{name}" for name in names}
+        assert place.ledger.blocks.kept == set()
 
     place.run(story())
 

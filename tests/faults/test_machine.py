@@ -28,10 +28,10 @@ from hypothesis.stateful import (
 
 from dpop_agent.agent import records
 from dpop_agent.agent.keys import Generation, Key, Keys, State
-from dpop_agent.agent.ledger import Contents, Ledger
+from dpop_agent.agent.ledger import Contents, Ledger, Times
 from dpop_agent.agent.records import Records
 from dpop_agent.errors import DPoPAgentError, SignerFailed
-from dpop_agent.jose import b64url
+from dpop_agent.jose import ec_jwk, thumbprint
 from tests.faults.around_records import AroundRecords
 
 DAY = 24 * 3600
@@ -59,6 +59,12 @@ def no_touch(_key: Key, _generation: Generation) -> None:
     """A store that nobody touches."""
 
 
+def _public(ref: str) -> dict[str, str]:
+    """An ES256 key that nobody has, the same for the same ref."""
+    digest = hashlib.sha256(ref.encode()).digest()
+    return ec_jwk("P-256", digest, digest)
+
+
 class DictStore:
     """A store as the agent's side sees it: objects by ref."""
 
@@ -84,14 +90,14 @@ class DictStore:
 
     def _generate(self, ref: str, **_rest: Any) -> dict[str, Any]:
         assert ref not in self.objects
-        self.objects[ref] = b64url(hashlib.sha256(ref.encode()).digest())
+        self.objects[ref] = thumbprint(_public(ref))
         return self._info(ref)
 
     def _info(self, ref: str) -> dict[str, Any]:
         return {
             "ref": ref,
             "jkt": self.objects[ref],
-            "jwk": {"kty": "OKP", "crv": "Ed25519", "x": self.objects[ref]},
+            "jwk": _public(ref),
             "exportable": False,
             "protection": "software-token",
             "local": True,
@@ -130,6 +136,11 @@ class FatefulLedger(Ledger):
             finally:
                 self.path = path
         super().write(contents)
+        self.fate.step()
+
+    def save(self, times: Times, *, clean: bool) -> None:
+        self.fate.step()
+        super().save(times, clean=clean)
         self.fate.step()
 
 

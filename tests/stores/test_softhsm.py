@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from tests.agent.wire import Wire
 from tests.bench.bars import ABSENT
 from tests.emulators import built, need
 from tests.processes import Agent, Token, new_token
+from tests.state_folder import changed
 from tests.stores import on_token
 from tests.stores.conformance import (
     TARGET,
@@ -123,10 +123,8 @@ def test_a_private_key_that_somebody_put_beside_a_destroyed_one_is_not_deleted_w
     agent.create_key("shop")
     agent.stop()
     (ref,) = on_token.private_ids(token)
-    ledger = agent.state / "ledger.json"
-    contents = json.loads(ledger.read_text())
-    contents["keys"][0]["generations"][0] |= {"state": "destroyed", "object_left": True}
-    ledger.write_text(json.dumps(contents))  # as of an agent that was killed before it deleted
+    with changed(agent.state / "ledger.json") as contents:  # as of one killed before it deleted
+        contents["keys"][0]["generations"][0] |= {"state": "destroyed", "object_left": True}
     on_token.make_stranger(token, key_id=ref)
     on_token.delete(token, ref, label="somebody else's", public_alone=True)
     agent.start()

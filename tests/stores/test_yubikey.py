@@ -35,6 +35,7 @@ from tests.emulators import YUBIKEY, YubiKey, file_of, need
 from tests.emulators import yubikey as new_yubikey
 from tests.piv_card import NEVER, PIN_TRIES, WRONG_DATA, PinPolicy, Refused, TouchPolicy
 from tests.processes import Agent
+from tests.state_folder import changed
 from tests.stores import conformance
 from tests.stores.conformance import (
     HTM,
@@ -399,11 +400,9 @@ def test_a_slot_whose_reuse_was_cut_short_has_the_old_key_or_the_new_one(
     def killed_with_an_intent() -> list[str]:
         """The states after a start of an agent that wrote its intent and no more."""
         agent.stop()
-        ledger = agent.state / "ledger.json"
-        contents = json.loads(ledger.read_text())
-        intent = contents["keys"][0]["generations"][0] | {"generation": 3, "state": "pending"}
-        contents["keys"][0]["generations"].append(intent | {"jkt": "", "jwk": {}})
-        ledger.write_text(json.dumps(contents))
+        with changed(agent.state / "ledger.json") as contents:
+            intent = contents["keys"][0]["generations"][0] | {"generation": 3, "state": "pending"}
+            contents["keys"][0]["generations"].append(intent | {"jkt": "", "jwk": {}})
         agent.start()
         with Wire(agent.socket) as again:
             until(lambda: "pending" not in [g["state"] for g in listed(again, "shop")])

@@ -162,27 +162,31 @@ ROOMS: dict[str, dict[str, set[str]]] = {
     "agent": {
         # Pure: values in, values out.
         "keys": set(),
-        "drains": {"keys"},
+        "uses": {"keys"},
+        "drains": {"keys", "uses"},
         "policy": {"keys"},
         "slots": {"keys"},
         "nonces": set(),
         "frames": set(),
         "queue": {"frames"},
         # What is remembered, and what stores are.
-        "ledger": {"keys", "lock"},
-        "records": {"keys", "drains", "ledger"},
+        "lines": set(),
+        "forms": {"keys", "uses"},
+        "blocks": {"forms", "lines"},
+        "ledger": {"keys", "uses", "lines", "forms", "blocks", "lock"},
+        "records": {"keys", "uses", "forms", "ledger"},
         "process": set(),
         "forker": {"process"},
         "signers": {"frames", "queue", "process"},
         "background": set(),
         # What becomes of keys.
-        "inventory": {"keys", "records", "signers"},
+        "inventory": {"keys", "records", "signers", "background"},
         "making": {"keys", "slots", "records", "signers", "background", "inventory"},
         "upkeep": {"keys", "drains", "records", "background", "inventory", "making"},
         "lifecycle": {"keys", "records", "signers", "background", "inventory", "making"},
         # What the wire asks for.
         "call": {"keys", "queue"},
-        "views": {"keys", "drains", "nonces", "records", "signers", "inventory"},
+        "views": {"keys", "uses", "drains", "nonces", "records", "signers", "inventory"},
         "proofs": {
             *("call", "frames", "inventory", "keys", "nonces", "policy", "queue", "records"),
             "signers",

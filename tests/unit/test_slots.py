@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from dpop_agent.agent import drains
-from dpop_agent.agent.keys import RETIRED_S, Generation, Key, Keys, State, from_json, to_json
+from dpop_agent.agent.keys import RETIRED_S, Generation, Key, Keys, State
+from dpop_agent.agent.uses import Seen
 from dpop_agent.errors import AuthorizationRequired
 from dpop_agent.signer import authority as management
 from dpop_agent.signer import secret_socket
@@ -32,22 +33,20 @@ def key(*generations: Generation, every_s: int | None = None) -> Key:
 
 
 def test_a_retired_generation_in_a_slot_is_never_destroyed_by_the_clock() -> None:
-    old = replace(generation(1, State.RETIRED), observed_s=10 * RETIRED_S)
-    keys = Keys([key(old)])
-    assert list(drains.to_destroy(keys)) == []
-    assert drains.next_event_s(keys, datetime.now(UTC)) is None
-    elsewhere = Keys([key(replace(old, slot=None))])
-    assert len(list(drains.to_destroy(elsewhere))) == 1
+    old, seen = generation(1, State.RETIRED), Seen(10 * RETIRED_S)
+    assert drains.to_destroy(key(old), seen) == []
+    assert drains.next_event_s(key(old), seen, datetime.now(UTC)) is None
+    assert len(drains.to_destroy(key(replace(old, slot=None)), seen)) == 1
 
 
 def test_a_rotation_that_waits_for_a_person_keeps_nobody_busy() -> None:
     due = key(generation(1, State.ACTIVE), every_s=1)
-    assert drains.is_rotation_due(due, datetime.now(UTC))
+    assert drains.is_rotation_due(due, Seen(0), datetime.now(UTC))
     assert drains.is_rotation_by_hand(due)
-    assert drains.next_event_s(Keys([due]), datetime.now(UTC)) is None
+    assert drains.next_event_s(due, Seen(0), datetime.now(UTC)) is None
     staged = due.with_(generation(2, State.STAGED, slot="83", ref="06"))
     assert not drains.is_rotation_by_hand(staged)
-    assert drains.next_event_s(Keys([staged]), datetime.now(UTC)) == 0
+    assert drains.next_event_s(staged, Seen(0), datetime.now(UTC)) == 0
 
 
 def test_a_slot_that_was_used_again_has_destroyed_what_it_had_and_nothing_else() -> None:
@@ -69,12 +68,6 @@ def test_a_slot_that_was_used_again_has_destroyed_what_it_had_and_nothing_else()
         (State.ACTIVE, False),
     ]
     assert keys.overwritten("other", "05", "jkt-4", NOW) is keys
-
-
-def test_a_ledger_from_before_there_were_slots_is_read() -> None:
-    old = to_json(key(generation(1, State.ACTIVE)))
-    del old["touch"], old["generations"][0]["slot"], old["generations"][0]["touch"]
-    assert from_json(old).generations[0].slot is None
 
 
 def test_a_key_may_want_a_touch_unless_somebody_says_otherwise() -> None:
