@@ -95,9 +95,11 @@ def _compromise(args: Namespace) -> int:
     params = {"key": key_name} | ({} if number is None else {"generation": number})
     try:
         result = calls.admin("key.compromise", params)
-    except NotDurable:
+    except NotDurable as e:
         if not args.json:
-            _say_what_to_revoke(key_name, number)
+            _say_what_to_revoke(
+                key_name, number, survives_restart=e.details.get("survives_restart") is True
+            )
         raise
     key = whole(result)
     marked = _compromised(key, number)
@@ -106,14 +108,15 @@ def _compromise(args: Namespace) -> int:
     return calls.answer(args, result, lines + _nothing_active(key))
 
 
-def _say_what_to_revoke(key_name: str, number: int | None) -> None:
-    """Blocked, though not durably: what is to be revoked is the same."""
+def _say_what_to_revoke(key_name: str, number: int | None, *, survives_restart: bool) -> None:
+    """Blocked, though the ledger doesn't have it: what is to be revoked is the same."""
     try:
         key = calls.the_key(key_name)
     except DPoPAgentError:
         return
     marked = _compromised(key, number)
-    lines = [f"{name(key, g)} is blocked for as long as this agent runs" for g in marked]
+    how_long = "for ever" if survives_restart else "for as long as this agent runs"
+    lines = [f"{name(key, g)} is blocked {how_long}" for g in marked]
     print("\n".join(lines + _to_revoke(key, marked)), flush=True)
 
 

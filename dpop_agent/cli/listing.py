@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 _HEAD = ("KEY", "STATE", "NOTES", "LAST USED", "PROTECTION", "ALG", "STORE", "CREATED", "JKT")
 _DROP = ("CREATED", "STORE", "ALG", "PROTECTION", "LAST USED", "NOTES", "STATE")
 
-MAX_ORIGINS = 32
-"""As many as the agent remembers of what a generation signed for."""
-
 _DATE_FROM_S = 2 * 24 * 3600
 """A drain that ends sooner is shown with the minute."""
 
@@ -168,7 +165,12 @@ def used_for(generation: Generation) -> list[str]:
     rows = [(output.since(when), origin) for origin, when in _latest_first(generation)]
     if not rows:
         return []
-    more = ["and perhaps others before that"] if len(rows) >= MAX_ORIGINS else []
+    left_out = generation.get("origins_left_out") or 0
+    more = (
+        [f"and up to {left_out} more that weren't kept: the list isn't complete"]
+        if left_out
+        else []
+    )
     return output.table(("LAST USED", "ORIGIN"), rows) + more
 
 

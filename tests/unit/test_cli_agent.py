@@ -45,6 +45,7 @@ def generation(number: int = 1, **changes: Any) -> dict[str, Any]:
         "changed": "2026-11-20T19:05:00Z",
         "last_used": None,
         "origins_used": {},
+        "origins_left_out": 0,
         "drain_left_s": None,
     } | changes
 
@@ -789,6 +790,15 @@ class TestCompromise:
         ):
             assert part in out
 
+    def test_of_origins_that_were_not_kept_it_says_how_many(
+        self, agent: Agent, capsys: Capture
+    ) -> None:
+        marked = generation(state="compromised", origins_used=self.USED, origins_left_out=12)
+        agent.answers["key.compromise"] = {"keys": [key(marked)]}
+        assert main(["key", "compromise", "default", "--yes"]) == 0
+        out = capsys.readouterr().out
+        assert "and up to 12 more that weren't kept: the list isn't complete\n" in out
+
     def test_one_generation_is_marked_alone(self, agent: Agent, capsys: Capture) -> None:
         assert main(["key", "compromise", "default@2", "--yes"]) == 0
         assert self.marked(agent) == [("default", 2)]
@@ -844,6 +854,9 @@ class TestCompromise:
         assert main(["key", "compromise", "default", "--yes", "--json"]) == 1
         out, err = capsys.readouterr()
         assert (out, json.loads(err)) == ("", {"error": refusal.to_wire()})
+        refusal.details["survives_restart"] = True
+        assert main(["key", "compromise", "default", "--yes"]) == 1
+        assert "default@1 is blocked for ever\n" in capsys.readouterr().out
 
 
 STATUS: dict[str, Any] = {
