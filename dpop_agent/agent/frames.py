@@ -117,13 +117,16 @@ FORMS: Mapping[str, Form] = {
     "sign": _object(signature=lambda value: _is_text(value) and _size(value) > 0),
     "destroy": _object(),
     "objects": _object(
-        objects=_list_of(
-            _object(
-                may={"jkt": _or_none(is_sha256)},
-                ref=_is_like(re.compile(r"(?:[0-9a-f]{2})*")),  # a stranger's may have none
-                label=_is_text,
+        objects=_or_none(
+            _list_of(
+                _object(
+                    ref=_is_like(re.compile(r"(?:[0-9a-f]{2})*")),  # a stranger's may have none
+                    label=_is_text,
+                    jkt=_or_none(is_sha256),
+                )
             )
         ),
+        more=_is_bool,
         slots=_or_none(_object(total=_is_count, free=_is_count)),
     ),
     "attestation": _object(certificates=_list_of(_is_text)),

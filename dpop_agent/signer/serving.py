@@ -27,7 +27,15 @@ from dpop_agent.errors import (
 from dpop_agent.jose import b64url
 from dpop_agent.signer.authority import Authority
 from dpop_agent.signer.pin import PinCredential, PinFile, PinKeychain, PinPrompt, UserPin
-from dpop_agent.signer.store import Attests, PinStore, Slot, SlotStore, Store, TellsHalfMade
+from dpop_agent.signer.store import (
+    Attests,
+    ListsKeys,
+    PinStore,
+    Slot,
+    SlotStore,
+    Store,
+    TellsHalfMade,
+)
 
 LOCK_WAIT_S = 3.0
 """Seconds to wait for an earlier signer of the same store; more than its grace."""
@@ -166,7 +174,7 @@ class _Signer:
             "generate": lambda: self._generate(store, request),
             "find": lambda: self._find(store, request),
             "destroy": lambda: self._destroy(store, request),
-            "objects": lambda: self._objects(store),
+            "objects": lambda: self._objects(store, request),
             "attestation": lambda: self._attestation(store, request),
         }
         return operations[op]()
@@ -189,9 +197,12 @@ class _Signer:
         return store.generate(*what).to_frame()
 
     @staticmethod
-    def _objects(store: Store) -> dict[str, Any]:
-        slots = store.slots() if isinstance(store, SlotStore) else None
-        return {"objects": store.objects(), "slots": slots}
+    def _objects(store: Store, request: dict[str, Any]) -> dict[str, Any]:
+        slots = store.slots if isinstance(store, SlotStore) else None
+        if not isinstance(store, ListsKeys):
+            return {"objects": None, "more": False, "slots": None}
+        objects, more = store.objects(begin=request["begin"])
+        return {"objects": objects, "more": more, "slots": slots() if slots and not more else None}
 
     @staticmethod
     def _attestation(store: Store, request: dict[str, Any]) -> dict[str, Any]:

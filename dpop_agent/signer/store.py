@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from dpop_agent.signer.authority import Authority
 
@@ -57,6 +57,18 @@ class Slot:
 
 ANY_SLOT = Slot()
 """Whichever is free."""
+
+
+class Listed(NamedTuple):
+    """A part of a listing.
+
+    Attributes:
+        objects: `ref`, `label` for people, and `jkt`, None where it can't be read.
+        more: there are others.
+    """
+
+    objects: list[dict[str, Any]]
+    more: bool
 
 
 class Store(ABC):
@@ -119,11 +131,18 @@ class Store(ABC):
             ObjectLeft: the store can't delete keys.
         """
 
-    @abstractmethod
-    def objects(self) -> list[dict[str, Any]]:
-        """Every private key of the place: `ref`, `label`, the agent's or not.
 
-        With `jkt` where a ref can come to name another key.
+class ListsKeys(ABC):
+    """A store that can say which keys it has."""
+
+    @abstractmethod
+    def objects(self, *, begin: bool) -> Listed:
+        """Some of the private keys of the place, the agent's or not; with `begin` from the first.
+
+        It takes no longer than a signature does, for somebody may wait for one.
+
+        Raises:
+            SignerFailed: the place was opened anew since the first.
         """
 
 

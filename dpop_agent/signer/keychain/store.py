@@ -139,10 +139,6 @@ class KeychainStore(Store):
         if read is not None:
             self._keychain.delete(_service(ref), ref)
 
-    def objects(self) -> list[dict[str, Any]]:
-        """None: `keyring` can't list what a keychain has, the ledger alone knows the refs."""
-        return []
-
     def _read(self, ref: str) -> _Loaded | None:
         text = self._keychain.get(_service(ref), ref)
         if text is None:

@@ -22,11 +22,11 @@ from dpop_agent.errors import (
 from dpop_agent.jose import ALGORITHMS, Algorithm, thumbprint
 from dpop_agent.signer.authority import Authority
 from dpop_agent.signer.pkcs11 import attributes, keys, vendors
-from dpop_agent.signer.pkcs11.attributes import UnexpectedObject, Unreadable
+from dpop_agent.signer.pkcs11.attributes import Unreadable
 from dpop_agent.signer.pkcs11.keys import Key
 from dpop_agent.signer.pkcs11.store import OtherAlgorithm, TokenStore
 from dpop_agent.signer.pkcs11.token import Token
-from dpop_agent.signer.store import ANY_SLOT, Attests, KeyInfo, Slot, SlotStore
+from dpop_agent.signer.store import ANY_SLOT, Attests, KeyInfo, Listed, Slot, SlotStore
 
 
 class SlotKey(Key):
@@ -133,14 +133,10 @@ class CardStore(TokenStore, SlotStore, Attests):
             found = super().find(ref, alg, self_test=self_test)
         return found
 
-    def objects(self) -> list[dict[str, Any]]:
-        listed = super().objects()
-        with self._guard("listing keys"):
-            return [
-                item | {"jkt": self._jkt_of(item["ref"])}
-                for item in listed
-                if item["ref"] not in self._slots.reserved
-            ]
+    def objects(self, *, begin: bool) -> Listed:
+        listed = super().objects(begin=begin)
+        ours = [item for item in listed.objects if item["ref"] not in self._slots.reserved]
+        return Listed(ours, listed.more)
 
     def slots(self) -> dict[str, int]:
         with self._guard("counting free slots"):
@@ -214,13 +210,6 @@ class CardStore(TokenStore, SlotStore, Attests):
             self.open()
         except (DPoPAgentError, PKCS11Error):
             self.broken = True
-
-    def _jkt_of(self, ref: str) -> str | None:
-        try:
-            public = keys.objects_with(self._token, ref, ObjectClass.PUBLIC_KEY)
-            return thumbprint(attributes.public_jwk(public[0])) if len(public) == 1 else None
-        except (UnexpectedObject, *attributes.UNREADABLE):  # one that the agent can't have made
-            return None
 
     def _load(self, ref: str, alg: Algorithm | None) -> Key | None:
         try:

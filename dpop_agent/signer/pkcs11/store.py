@@ -7,8 +7,10 @@ they named: the store is `broken` then, its process ends, and a new one looks ag
 from __future__ import annotations
 
 import secrets
+import time
+from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from pkcs11 import Attribute, ObjectClass
@@ -27,7 +29,10 @@ from dpop_agent.signer.pkcs11.attributes import UnexpectedObject, Unreadable
 from dpop_agent.signer.pkcs11.keys import Key
 from dpop_agent.signer.pkcs11.module import error_name
 from dpop_agent.signer.pkcs11.token import Token
-from dpop_agent.signer.store import KeyInfo, PinStore, TellsHalfMade
+from dpop_agent.signer.store import KeyInfo, Listed, ListsKeys, PinStore, TellsHalfMade
+
+LISTING_S = 0.001
+"""Seconds for a part of a listing: about what a fast token takes for a few signatures."""
 
 ID_BYTES = 16
 """Random bytes of a CKA_ID: no two agents on one HSM partition meet."""
@@ -53,7 +58,7 @@ class OtherAlgorithm(UnexpectedObject):
     """There is a key pair, for another algorithm."""
 
 
-class TokenStore(PinStore):
+class TokenStore(PinStore, ListsKeys):
     """What every store on a PKCS#11 token does, whether or not its keys have fixed places.
 
     Args:
@@ -65,6 +70,7 @@ class TokenStore(PinStore):
         self._token = token
         self._checks_each = checks_each
         self._keys: dict[str, Key] = {}
+        self._listing: Iterator[dict[str, Any] | None] | None = None
 
     def has_pad(self) -> bool:
         return self._token.has_pad()
@@ -77,6 +83,7 @@ class TokenStore(PinStore):
 
     def release(self) -> None:
         self._keys.clear()
+        self._listing = None
         with self._guard("releasing the PKCS#11 token"):
             self._token.release()
 
@@ -123,10 +130,35 @@ class TokenStore(PinStore):
                     hint="nothing: deleting is tried again, with growing pauses",
                 ) from e
 
-    def objects(self) -> list[dict[str, Any]]:
+    def objects(self, *, begin: bool) -> Listed:
+        if begin:
+            self._listing = self._listed()
+        if self._listing is None:
+            raise SignerFailed("the PKCS#11 token was opened anew while its keys were listed")
+        ends = time.monotonic() + LISTING_S
+        objects = []
         with self._guard("listing keys"):
-            found, _unreadable = keys.objects_of(self._token, ObjectClass.PRIVATE_KEY)
-            return [attributes.shown(key) for key in found]
+            for item in self._listing:
+                if item is not None:
+                    objects.append(item)
+                if time.monotonic() > ends:
+                    return Listed(objects, more=True)
+        self._listing = None
+        return Listed(objects, more=False)
+
+    def _listed(self) -> Iterator[dict[str, Any] | None]:
+        """Each private key of the place; None is a step on the way."""
+        private, _unreadable = keys.objects_of(self._token, ObjectClass.PRIVATE_KEY)
+        yield None
+        public: defaultdict[str, list[Any]] = defaultdict(list)
+        found, _unreadable = keys.objects_of(self._token, ObjectClass.PUBLIC_KEY)
+        for key in found:
+            with suppress(*attributes.UNREADABLE):
+                public[attributes.ref(key)].append(key)
+            yield None
+        for key in private:
+            item = attributes.shown(key)
+            yield item | {"jkt": _jkt_of(public[item["ref"]])}
 
     def _the_key(self, ref: str, jkt: str, alg: Algorithm) -> Key:
         """Exactly the key with that thumbprint.
@@ -235,3 +267,13 @@ class Pkcs11Store(TokenStore, TellsHalfMade):
             private = keys.objects_with(self._token, ref, ObjectClass.PRIVATE_KEY)
             public = keys.objects_with(self._token, ref, ObjectClass.PUBLIC_KEY)
             return thumbprint(attributes.public_jwk(public[0])) if public and not private else None
+
+
+def _jkt_of(public: list[Any]) -> str | None:
+    """The thumbprint of the one public key with an id; None if it can't be told."""
+    if len(public) != 1:
+        return None
+    try:
+        return thumbprint(attributes.public_jwk(public[0]))
+    except UnexpectedObject:  # one that the agent can't have made
+        return None

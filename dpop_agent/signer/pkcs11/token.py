@@ -158,7 +158,15 @@ class Token:
 
     def is_view_old(self) -> bool:
         """Whether it may look otherwise by now than its module shows it."""
-        return time.monotonic() - self._opened > FRESH_S
+        return time.monotonic() - self._opened > FRESH_S or not self._is_still_there()
+
+    def _is_still_there(self) -> bool:
+        """Whether no other PKCS#11 token came in its place, as far as its module tells."""
+        try:
+            _, name = discovery.find(self._module, self.uri)
+        except DPoPAgentError:
+            return False
+        return name == self._name
 
     def open_managed(self, key: str) -> None:
         """Log in as whoever manages it, who has to be alone, with its management key.
