@@ -5,9 +5,12 @@ An exception means unknown, never missing; what is missing is never forgotten.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import replace
+from typing import Any
 
 from dpop_agent.agent.background import gently
 from dpop_agent.agent.keys import Generation, Key, Keys, State
@@ -32,18 +35,29 @@ class Inventory:
         self.missing: set[str] = set()
         self.unknown: dict[str, list[dict[str, str]]] = {}
         self.slots: dict[str, dict[str, int]] = {}
+        self._one_listing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def find(self, key: Key, generation: Generation) -> bool:
-        """Whether the generation's object is in its store.
+    async def find(self, key: Key, generation: Generation, *, looking: bool = False) -> bool:
+        """Whether the generation's object is in its store; `looking` yields to who signs.
 
         Raises:
             StoreUnusable: unknown, which isn't the same as no.
         """
         answer = await self._signers.named(key.store).ask(
-            "find", ref=generation.ref, alg=key.alg, self_test=False, anew=False
+            "find",
+            ref=generation.ref,
+            alg=key.alg,
+            self_test=False,
+            anew=False,
+            looking=looking,
         )
         found = answer["key"] is not None and answer["key"]["jkt"] == generation.jkt
-        if found:
+        self._note(key, generation, is_there=found)
+        return found
+
+    def _note(self, key: Key, generation: Generation, *, is_there: bool) -> None:
+        _, now = self._records.keys.by_jkt.get(generation.jkt, (key, generation))
+        if is_there or now.state is State.DESTROYED:
             self.missing.discard(generation.jkt)
         elif generation.jkt not in self.missing:
             self.missing.add(generation.jkt)
@@ -53,14 +67,49 @@ class Inventory:
                 generation.generation,
                 generation.jkt,
             )
-        return found
 
-    async def list_unknown(self, store: str) -> None:
-        answer = await self._signers.named(store).ask("objects")
-        listed = answer["objects"]
-        if answer["slots"] is not None:
+    async def look(self, store: str) -> list[tuple[Key, Generation]]:
+        """See which generations are missing and which objects nobody knows, by one listing.
+
+        Returns the generations that a listing doesn't tell of: `find` does.
+
+        Raises:
+            StoreUnusable
+        """
+        async with self._one_listing[store]:
+            keys = self._records.keys  # what is made from now on may come too late for the listing
+            listed = await self._list(store)
+        there: defaultdict[str, list[str | None]] = defaultdict(list)
+        for item in listed or ():
+            there[item["ref"]].append(item["jkt"])
+        untold = []
+        async for key in gently(keys.values()):
+            for g in key.generations if key.store == store else ():
+                if g.state in (State.PENDING, State.DESTROYED):
+                    continue
+                seen = there[g.ref] if listed is not None else [None]
+                if len(seen) > 1 or seen == [None]:
+                    untold.append((key, g))
+                else:
+                    self._note(key, g, is_there=seen == [g.jkt])
+        if listed is not None:
+            await self._see_unknown(store, listed)
+        return untold
+
+    async def _list(self, store: str) -> list[dict[str, Any]] | None:
+        """What a store has; None if it can't tell."""
+        signer = self._signers.named(store)
+        answer = await signer.ask("objects", begin=True, looking=True)
+        listed: list[dict[str, Any]] | None = answer["objects"]
+        while listed is not None and answer["more"]:
+            answer = await signer.ask("objects", begin=False, looking=True)
+            listed += answer["objects"]
+        if listed is not None and answer["slots"] is not None:
             await self._see_empty_slots(store, [found["ref"] for found in listed])
             self.slots[store] = answer["slots"]
+        return listed
+
+    async def _see_unknown(self, store: str, listed: list[dict[str, Any]]) -> None:
         ours: dict[str, str] = {}
         keys = self._records.keys
         async for key in gently(keys.values()):
@@ -72,7 +121,7 @@ class Inventory:
         self.unknown[store] = [
             found
             for found in listed
-            if found["ref"] not in ours or found.get("jkt") not in (None, "", ours[found["ref"]])
+            if found["ref"] not in ours or found["jkt"] not in (None, ours[found["ref"]])
         ]
         if self.unknown[store]:
             log.info(

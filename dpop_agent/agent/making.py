@@ -130,7 +130,7 @@ class Making:
                 self._overwriting.discard(old.jkt)
         await self._made(name, number, info, command=command, stage=stage)
         if key.store in self._inventory.slots:
-            await self._background.quietly(key.store, self._inventory.list_unknown(key.store))
+            await self._background.quietly(key.store, self._inventory.look(key.store))
         if self._records.keys.named(name).generation(number).state is State.COMPROMISED:
             raise KeyCompromised(f"{name} was marked as compromised while {name}@{number} was made")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
+from math import inf
 from typing import Any, Generic, TypeVar
 
 from dpop_agent.agent.frames import Form
@@ -25,6 +26,13 @@ FAST_S = 0.02
 
 Flow = tuple[Hashable, ...]
 """Whose work something is, from the widest to the narrowest: uid, socket, connection."""
+
+LOOKING: Flow = ("looking",)
+"""The agent's own looks at what a store has: they yield to whoever waits for a signature."""
+
+LOOKING_S = 0.02
+"""Seconds between two looks while anybody has something signed: few signatures are behind one, and
+it comes to an end under any load."""
 
 MAX_ROUNDS = 2
 """Rounds of everybody's that one may wait for its turn while those go before it where nothing
@@ -242,12 +250,14 @@ class Work:
         self._store = store
         self._again: deque[Job] = deque()
         self._waiting: FairQueue[Job] = FairQueue()
+        self._looking: deque[Job] = deque()
+        self._looked_at = self._signed_at = -inf
         self._in_hand: OrderedDict[int, Job] = OrderedDict()
         self._next_id = 1
         self._sign_s = 0.0
 
     def __bool__(self) -> bool:
-        return bool(self._again or self._waiting or self._in_hand)
+        return bool(self._again or self._waiting or self._looking or self._in_hand)
 
     @property
     def is_next(self) -> bool:
@@ -258,7 +268,10 @@ class Work:
 
     def push(self, job: Job) -> None:
         """It waits for its turn."""
-        self._waiting.push(job.owner, job)
+        if job.owner == LOOKING:
+            self._looking.append(job)
+        else:
+            self._waiting.push(job.owner, job)
 
     def again(self, job: Job) -> bool:
         """Whether it is repeated: once, before the others, and only if somebody waits for it."""
@@ -278,6 +291,9 @@ class Work:
 
     def next_job(self, now: float) -> Job | None:
         """Whose turn it is, if the signer may have another frame; the late ones are told."""
+        if self._looking and self._may_look(now):
+            self._looked_at = now
+            return self._looking.popleft()
         while (self._again or self._waiting) and len(self._in_hand) < self._window():
             job = self._again.popleft() if self._again else self._waiting.pop()
             if job.deadline > now:
@@ -285,10 +301,18 @@ class Work:
             job.finish(self._late(job))
         return None
 
+    def _may_look(self, now: float) -> bool:
+        idle = not (self._again or self._waiting or self._in_hand)
+        if idle and now - self._signed_at >= LOOKING_S:
+            return True
+        return now - self._looked_at >= LOOKING_S and len(self._in_hand) < self._window()
+
     def sent(self, job: Job, now: float) -> int:
         """It is in the signer's hands, under the id that is returned."""
         self._next_id += 1
         self._in_hand[self._next_id] = job
+        if job.owner != LOOKING:
+            self._signed_at = now
         job.sent, job.untouched = now, False
         return self._next_id
 
@@ -358,7 +382,10 @@ class Work:
         taken = [job for job in self._again if chosen(job)]
         if taken:
             self._again = deque(job for job in self._again if not chosen(job))
-        return taken + self._waiting.take(chosen)
+        looking = [job for job in self._looking if chosen(job)]
+        if looking:
+            self._looking = deque(job for job in self._looking if not chosen(job))
+        return taken + self._waiting.take(chosen) + looking
 
     def _window(self) -> int:
         # Behind a touch a frame may wait until nobody wants it any more, and ask for another touch.

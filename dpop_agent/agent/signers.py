@@ -31,13 +31,14 @@ import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from enum import Enum, auto
+from math import inf
 from typing import Any, NamedTuple
 
 from dpop_agent import __version__
 from dpop_agent.agent import process
 from dpop_agent.agent.frames import FORMS, outcome
 from dpop_agent.agent.process import SignerProcess, Spawn
-from dpop_agent.agent.queue import SIGN_TIMEOUT_S, Flow, Job, Work
+from dpop_agent.agent.queue import LOOKING, SIGN_TIMEOUT_S, Flow, Job, Work
 from dpop_agent.channel import Malformed
 from dpop_agent.config import StoreConfig
 from dpop_agent.errors import (
@@ -316,7 +317,7 @@ class Signer:
                 job.finish(refusal)
                 return
             self.start()
-        if self._state in _OPEN and self._work.is_next:
+        if self._state in _OPEN and self._work.is_next and job.owner != LOOKING:
             self._give(job)
             return
         self._work.push(job)
@@ -328,10 +329,14 @@ class Signer:
         *,
         limit_s: float = SIGN_TIMEOUT_S,
         again: bool = True,
+        looking: bool = False,
         on_touch: Callable[[], None] | None = None,
         **members: Any,
     ) -> dict[str, Any]:
         """One operation of the store's, for the agent's own work.
+
+        `looking`: it yields to whoever waits for a signature, and has no deadline before it is
+        sent.
 
         Raises:
             DPoPAgentError: as the signer says it.
@@ -348,10 +353,10 @@ class Signer:
 
         self.submit(
             Job(
-                _AGENTS_OWN,
+                LOOKING if looking else _AGENTS_OWN,
                 lambda: {"op": op, **members},
                 done,
-                deadline=self._loop.time() + START_TIMEOUT_S + limit_s,
+                deadline=inf if looking else self._loop.time() + START_TIMEOUT_S + limit_s,
                 again=again,
                 limit_s=limit_s,
                 on_touch=on_touch,
@@ -784,7 +789,7 @@ class Signer:
                 hangs.limit_s,
             )
             self._process.kill()
-        self._watch_deadlines()
+        self._pump()
 
 
 class Signers(dict[str, Signer]):

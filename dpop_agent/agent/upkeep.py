@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from dpop_agent.agent import drains
 from dpop_agent.agent.background import Background, gently
 from dpop_agent.agent.inventory import Inventory
-from dpop_agent.agent.keys import Key, State
+from dpop_agent.agent.keys import Key
 from dpop_agent.agent.making import Making
 from dpop_agent.agent.records import Records, now_text
 from dpop_agent.errors import AuthorizationRequired
@@ -42,11 +42,14 @@ class Upkeep:
             self._making.try_again_to_delete(key)
             async with self._making.alone(name):
                 await self._making.finish(name)
-                for generation in self._records.keys.generations(name):
-                    if generation.state not in (State.PENDING, State.DESTROYED):
-                        await self._background.quietly(name, self._inventory.find(key, generation))
-        await self._background.quietly(store, self._inventory.list_unknown(store))
+        await self._background.quietly(store, self._look(store))
         await self._background.whatever_comes(self.do_what_is_due())
+
+    async def _look(self, store: str) -> None:
+        for key, generation in await self._inventory.look(store):
+            await self._background.quietly(
+                key.name, self._inventory.find(key, generation, looking=True)
+            )
 
     async def watch_time(self) -> None:
         """Rotate, retire and destroy what is due, for as long as the agent runs."""

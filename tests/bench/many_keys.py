@@ -95,7 +95,7 @@ async def measure(folder: str, count: int, steps: Steps) -> None:
     await steps.measure("a look at what will be", around.upkeep.look)
     await steps.measure("a page in the middle", lambda: views.page({"cursor": "0:key-5@1"}))
     await steps.measure("status", lambda: views.status(agent={}, proofs=0))
-    await steps.measure("unknown objects", lambda: around.inventory.list_unknown("dict"))
+    await steps.measure("unknown objects", lambda: around.inventory.look("dict"))
     ledger.close()
 
 

@@ -117,8 +117,9 @@ class DictStore:
         self.objects.pop(ref, None)
         return {}
 
-    def _objects(self) -> dict[str, Any]:
-        return {"objects": [{"ref": ref, "label": ""} for ref in self.objects], "slots": None}
+    def _objects(self, **_rest: Any) -> dict[str, Any]:
+        listed = [{"ref": ref, "label": "", "jkt": jkt} for ref, jkt in self.objects.items()]
+        return {"objects": listed, "more": False, "slots": None}
 
 
 class FatefulLedger(Ledger):

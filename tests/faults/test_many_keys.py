@@ -129,7 +129,7 @@ def test_no_look_at_all_keys_keeps_the_event_loop_from_its_other_work(
         await asyncio.sleep(0)
         await place.upkeep.look()
         begun = turn
-        await place.inventory.list_unknown("dict")
+        await place.inventory.look("dict")
         assert turn - begun >= MANY // background.AT_ONCE
         ticking.cancel()
 
@@ -279,5 +279,48 @@ def test_what_was_compromised_is_never_forgotten_however_many_were_destroyed_sin
             await small.lifecycle.adopt(
                 {"key": "other", "ref": marked.ref}, "dict", on_touch=lambda _key, _g: None
             )
+
+    small.run(story)
+
+
+def test_one_listing_tells_of_all_keys_of_a_store(place: Place) -> None:
+    async def story() -> None:
+        asked: list[str] = []
+        ask = place.store.ask
+
+        async def counted(op: str, **members: Any) -> dict[str, Any]:
+            asked.append(op)
+            return await ask(op, **members)
+
+        place.store.ask = counted  # type: ignore[method-assign]
+        gone = place.records.keys["key-7"].generations[0]
+        del place.store.objects[gone.ref]
+        other = place.records.keys["key-8"].generations[0]
+        place.store.objects[other.ref] = "another"
+        place.store.objects["ff" * 16] = "a stranger's"
+        await place.upkeep.reconcile("dict")
+        assert asked == ["objects"]
+        assert place.inventory.missing == {gone.jkt, other.jkt}
+        assert {item["ref"] for item in place.inventory.unknown["dict"]} == {"ff" * 16, other.ref}
+        place.store.objects[gone.ref] = gone.jkt
+        await place.upkeep.reconcile("dict")
+        assert place.inventory.missing == {other.jkt}
+
+    place.run(story)
+
+
+def test_a_key_that_is_made_while_its_store_is_listed_isnt_missing(small: Place) -> None:
+    async def story() -> None:
+        ask = small.store.ask
+
+        async def listed_first(op: str, **members: Any) -> dict[str, Any]:
+            answer = await ask(op, **members)
+            if op == "objects":
+                await small.lifecycle.create({"key": "new"}, "dict")
+            return answer
+
+        small.store.ask = listed_first  # type: ignore[method-assign]
+        await small.upkeep.reconcile("dict")
+        assert small.inventory.missing == set()
 
     small.run(story)

@@ -52,16 +52,33 @@ GOOD: dict[str, list[dict[str, Any]]] = {
     "sign": [{"signature": b64url(b"s" * 64)}],
     "destroy": [{}],
     "objects": [
-        {"objects": [], "slots": None},
+        {"objects": None, "more": False, "slots": None},
+        {"objects": [], "more": True, "slots": None},
         {
-            "objects": [{"ref": "", "label": ""}, {"ref": "01", "label": "a", "jkt": None}],
+            "objects": [
+                {"ref": "", "label": "", "jkt": None},
+                {"ref": "01", "label": "a", "jkt": thumbprint(EC)},
+            ],
+            "more": False,
             "slots": {"total": 24, "free": 3},
         },
     ],
     "attestation": [{"certificates": ["-----BEGIN CERTIFICATE-----"]}],
 }
 ODD: list[Any] = [None, True, 0, -1, 1.5, "", "\n", "ä", [], [1], {}, {"a": 1}]
-MAY_BE_NULL = {"path", "label", "serial", "model", "slot", "local", "touch", "key", "half", "slots"}
+MAY_BE_NULL = {
+    "objects",
+    "path",
+    "label",
+    "serial",
+    "model",
+    "slot",
+    "local",
+    "touch",
+    "key",
+    "half",
+    "slots",
+}
 
 
 def test_every_operation_has_a_form_and_a_good_answer_fits_it() -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 from dpop_agent.agent.queue import (
     FAST_S,
+    LOOKING,
+    LOOKING_S,
     MAX_ROUNDS,
     TOUCH_AFTER_S,
     WINDOW,
@@ -273,3 +275,30 @@ def test_what_is_dropped_or_taken_out_leaves_the_others_their_turns() -> None:
     assert order(queue) == "yvv"
     queue.push(flow("a1x"), "x")
     assert order(queue) == "x"
+
+
+def test_a_look_at_a_store_yields_to_who_has_something_signed_but_not_for_ever() -> None:
+    work = Work("work")
+    looks = str(*LOOKING)
+    work.push(job([], looks))
+    assert taken(work, 1.0) == [looks], "nobody else is there"
+    now = 1.0 + LOOKING_S / 4
+    for _ in range(3):
+        work.push(job([], "one"))
+        work.push(job([], looks))
+    assert taken(work, now) == ["one", "one", "one"], "a look was a moment ago"
+    assert taken(work, now + LOOKING_S / 4) == [], "somebody signed a moment ago"
+    work.push(job([], "one"))
+    assert taken(work, 1.0 + LOOKING_S) == [looks, "one"], "one in so long, under any load"
+    assert taken(work, 1.1 + 2 * LOOKING_S) == [looks, looks], "nobody signs any more"
+
+
+def test_a_look_that_waits_is_told_when_there_is_no_store_any_more() -> None:
+    work = Work("work")
+    told: Told = []
+    work.push(job(told, str(*LOOKING)))
+    assert work
+    error = Busy("over")
+    work.fail_waiting(error)
+    assert told == [error]
+    assert not work
