@@ -118,6 +118,12 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
+def signers_of(agent: Agent) -> set[int]:
+    """The signers of an agent that run, in whichever state."""
+    with Wire(agent.socket) as wire:
+        return descendants(agent.pid) - {wire.result("status")["forking_pid"]}
+
+
 def memory_of(pid: int) -> bytes:
     """All of a process's private memory, as root alone may read it."""
     found = b""

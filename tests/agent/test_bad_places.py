@@ -14,6 +14,7 @@ import pytest
 from tests.agent.places import (
     descendants,
     refused_to_serve,
+    signers_of,
     store,
     until,
     until_open,
@@ -173,7 +174,7 @@ def test_a_refused_pin_is_tried_once_and_again_only_by_command(
         assert admin.error("key.create", key="second")["type"] == "pin_refused"
         assert admin.error("key.destroy", key="default", generation=1)["type"] == "pin_refused"
         assert store(agent)["state"] == "locked"
-        until(lambda: descendants(agent.pid) == set())
+        until(lambda: signers_of(agent) == set())
         assert agent.log.read_text().count("refused its PIN") == 1
 
         (told,) = admin.result("reload")["stores"]
@@ -426,7 +427,7 @@ def test_an_agent_leaves_nothing_when_it_is_asked_to_end(make_agent: MakeAgent) 
     agent = make_agent().start()
     until_open(agent)
     below = descendants(agent.pid)
-    assert len(below) == 2  # the signer, and its parent that would end it
+    assert len(below) == 2  # the signer, and the process that forks signers
     assert agent.stop() == 0
     assert not Path(agent.socket).exists()
     assert not Path(agent.admin_socket).exists()

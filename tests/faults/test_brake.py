@@ -21,6 +21,7 @@ from tests.agent.places import (
     descendants,
     hurried,
     serve_with,
+    signers_of,
     store,
     until,
     until_logged,
@@ -175,7 +176,7 @@ def test_a_session_that_is_refused_costs_no_login(
 
 
 def _kill_signer(agent: Agent) -> None:
-    for pid in descendants(agent.pid):
+    for pid in signers_of(agent):
         os.kill(pid, signal.SIGKILL)
 
 

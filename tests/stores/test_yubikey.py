@@ -22,9 +22,9 @@ from dpop_agent.client import AgentClient, Touch
 from dpop_agent.verify import verify
 from tests.agent.places import (
     changed_config,
-    descendants,
     memory_of,
     serve_with,
+    signers_of,
     store,
     until,
     until_open,
@@ -839,7 +839,7 @@ def test_a_wrong_pin_over_which_the_signer_was_killed_costs_one_try(
             return verify_pin(p1, pin)
         except Refused:
             if pin:
-                for pid in descendants(agent.pid):
+                for pid in signers_of(agent):
                     os.kill(pid, signal.SIGKILL)
             raise
 
