@@ -1,23 +1,4 @@
-"""Signers as the agent sees them: which state a store is in, and what that lets happen.
-
-Theory of operation
-
-A store is in one `State`; what happens to it is an `Event`, and `TRANSITIONS` says what it becomes.
-An event that the table doesn't have for a state raises, and nothing happens.
-
-    DOWN ──START──► STARTING ──OPENED──► READY ──RELEASE──► RELEASED
-      ▲                │                 │   ◄─────USE─────    │
-      ├─────FAILED─────┘                 └───────BREAK─────────┤
-      └───────────────────────DIED────────────────────── FAILING
-
-    LOCKED ──UNLOCK──► UNLOCKING ──OPENED──► READY
-
-DOWN has no process: the next request starts one, or is refused with `error` until it is time for
-another try. STARTING and UNLOCKING load the module and log in; while somebody types a PIN requests
-are refused. READY takes frames; RELEASED does too, and takes the place again with the first.
-FAILING said that it can't be trusted any more and is about to end: what can be repeated waits for
-the next process. LOCKED opens for nobody but `unlock`: that is where `lock` leads, and, for a PIN
-that somebody types, a signer's end as well, for the PIN went with it. CLOSED is for good.
+"""Signers as the agent sees them: what a store's state lets happen (`states` has the table).
 
 Whoever waits is told in any case: a job is answered by the signer, repeated once by another, or
 finished with an error, at the latest at its deadline.
@@ -28,22 +9,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
-from enum import Enum, auto
+from collections.abc import Callable
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any
 
-from dpop_agent import __version__
 from dpop_agent.agent import process
 from dpop_agent.agent.frames import FORMS, outcome
+from dpop_agent.agent.opening import (
+    MAX_BACK_OFF_S,
+    BackOff,
+    PinEntry,
+    Unlocking,
+    at_most,
+    open_frame,
+)
 from dpop_agent.agent.process import SignerProcess, Spawn
 from dpop_agent.agent.queue import LOOKING, SIGN_TIMEOUT_S, Flow, Job, Work
+from dpop_agent.agent.states import OPEN, REFUSING, Event, State, after
 from dpop_agent.channel import Malformed
 from dpop_agent.config import StoreConfig
 from dpop_agent.errors import (
     Busy,
-    Cancelled,
     DPoPAgentError,
     Locked,
     PinRefused,
@@ -67,173 +53,11 @@ GENERATE_TIMEOUT_S = 60.0
 UNLOCK_TIMEOUT_S = 150.0
 """Seconds for opening while a person types the PIN: the signer waits 60, twice at the most."""
 
-MIN_BACK_OFF_S, MAX_BACK_OFF_S = 0.25, 1.0
-"""Seconds between restarts, doubled each time; the first restart is at once, and all of them come
-with a request. A token that is back is used again within two seconds."""
-
 TICK_S = 0.1
 """Seconds between looks at deadlines."""
 
 
-class State(Enum):
-    """What a store is, to the agent."""
-
-    DOWN = auto()
-    STARTING = auto()
-    LOCKED = auto()
-    UNLOCKING = auto()
-    READY = auto()
-    RELEASED = auto()
-    FAILING = auto()
-    CLOSED = auto()
-
-
-class Event(Enum):
-    """What happens to a store."""
-
-    START = auto()
-    UNLOCK = auto()  # somebody is there to type
-    ALLOW = auto()  # may be opened without anybody again
-    OPENED = auto()
-    FAILED = auto()
-    WANT_PIN = auto()  # nothing but a PIN that somebody types opens it
-    RELEASE = auto()
-    USE = auto()
-    BREAK = auto()
-    DIED = auto()
-    LOCK = auto()
-    CLOSE = auto()
-
-
-TRANSITIONS: Mapping[State, Mapping[Event, State]] = {
-    State.DOWN: {
-        Event.START: State.STARTING,
-        Event.ALLOW: State.DOWN,
-        Event.WANT_PIN: State.LOCKED,
-        Event.LOCK: State.LOCKED,
-        Event.CLOSE: State.CLOSED,
-    },
-    State.STARTING: {
-        Event.OPENED: State.READY,
-        Event.FAILED: State.DOWN,
-        Event.ALLOW: State.DOWN,
-        Event.WANT_PIN: State.LOCKED,
-        Event.LOCK: State.LOCKED,
-        Event.CLOSE: State.CLOSED,
-    },
-    State.LOCKED: {
-        Event.UNLOCK: State.UNLOCKING,
-        Event.ALLOW: State.DOWN,
-        Event.WANT_PIN: State.LOCKED,
-        Event.LOCK: State.LOCKED,
-        Event.CLOSE: State.CLOSED,
-    },
-    State.UNLOCKING: {
-        Event.OPENED: State.READY,
-        Event.FAILED: State.DOWN,
-        Event.WANT_PIN: State.LOCKED,
-        Event.LOCK: State.LOCKED,
-        Event.CLOSE: State.CLOSED,
-    },
-    State.READY: {
-        Event.RELEASE: State.RELEASED,
-        Event.BREAK: State.FAILING,
-        Event.DIED: State.DOWN,
-        Event.WANT_PIN: State.LOCKED,
-        Event.LOCK: State.LOCKED,
-        Event.CLOSE: State.CLOSED,
-    },
-    State.RELEASED: {
-        Event.USE: State.READY,
-        Event.BREAK: State.FAILING,
-        Event.DIED: State.DOWN,
-        Event.WANT_PIN: State.LOCKED,
-        Event.LOCK: State.LOCKED,
-        Event.CLOSE: State.CLOSED,
-    },
-    State.FAILING: {
-        Event.DIED: State.DOWN,
-        Event.ALLOW: State.DOWN,
-        Event.WANT_PIN: State.LOCKED,
-        Event.LOCK: State.LOCKED,
-        Event.CLOSE: State.CLOSED,
-    },
-    State.CLOSED: {Event.LOCK: State.CLOSED, Event.CLOSE: State.CLOSED},
-}
-
 _AGENTS_OWN: Flow = ("agent",)
-
-_OPEN = frozenset({State.READY, State.RELEASED})
-_REFUSING = frozenset({State.DOWN, State.LOCKED, State.UNLOCKING})
-
-
-class IllegalEvent(Exception):
-    """An event that can't happen in the state that the store is in: a mistake of this program."""
-
-
-def after(state: State, event: Event) -> State:
-    """What a store becomes.
-
-    Raises:
-        IllegalEvent
-    """
-    try:
-        return TRANSITIONS[state][event]
-    except KeyError:
-        raise IllegalEvent(f"{event.name} in {state.name}") from None
-
-
-class PinEntry(NamedTuple):
-    """What somebody has to do for a store to open; nothing without a socket.
-
-    `socket` is the path where the PIN is to be sent, or, with a `pad`, where the outcome is told of
-    what is typed there.
-    """
-
-    socket: str | None = None
-    pad: bool = False
-
-
-class _Unlocking(NamedTuple):
-    """A start for which somebody may have to type.
-
-    Attributes:
-        folder: where the signer may make a socket.
-        entry: who types, and where; known as soon as the place was found.
-    """
-
-    folder: str
-    entry: asyncio.Future[PinEntry]
-
-    def interrupt(self) -> None:
-        """Tell whoever waits that the start is over, if it didn't come so far."""
-        if not self.entry.done():
-            self.entry.set_exception(Cancelled("the unlocking was interrupted"))
-
-
-class _BackOff:
-    """How long it is until the next try."""
-
-    def __init__(self) -> None:
-        self._failures = 0
-        self._until = 0.0
-
-    def __bool__(self) -> bool:
-        return self._failures > 0
-
-    def failed(self, now: float, *, at_least_s: float = 0.0) -> None:
-        """One more try came to nothing."""
-        wait_s = max(at_least_s, min(MAX_BACK_OFF_S, MIN_BACK_OFF_S * 2**self._failures))
-        self._failures = min(self._failures + 1, 16)
-        self._until = now + wait_s
-
-    def left_s(self, now: float) -> float:
-        """Seconds until the next try may be made; not positive if it may now."""
-        return self._until - now
-
-    def over(self) -> None:
-        """It works."""
-        self._failures = 0
 
 
 class Signer:
@@ -273,7 +97,7 @@ class Signer:
         self._process: SignerProcess | None = None
         self._opening: asyncio.Task[None] | None = None
         self._work = Work(config.name)
-        self._back_off = _BackOff()
+        self._back_off = BackOff()
         self._opened_at = 0.0
         self._idle_since = self._loop.time()
         self._pin_path: str | None = None
@@ -291,7 +115,7 @@ class Signer:
     @property
     def state(self) -> str:
         """`ready`, `starting`, `locked`, `absent` or `failed`."""
-        if self._state in _OPEN:
+        if self._state in OPEN:
             return "ready"
         if self._state in (State.LOCKED, State.UNLOCKING):
             return "locked"
@@ -304,20 +128,20 @@ class Signer:
     @property
     def pid(self) -> int | None:
         """The process that hosts the open store, if one does."""
-        return self.place["pid"] if self._state in _OPEN else None
+        return self.place["pid"] if self._state in OPEN else None
 
     def submit(self, job: Job) -> None:
         """Queue a job; its `done` is called in any case, an error at once where nothing helps."""
         if self._state is State.CLOSED:
             job.finish(self._was_closed())
             return
-        if self._state in _REFUSING:
+        if self._state in REFUSING:
             refusal = self._refusal()
             if refusal is not None:
                 job.finish(refusal)
                 return
             self.start()
-        if self._state in _OPEN and self._work.is_next and job.owner != LOOKING:
+        if self._state in OPEN and self._work.is_next and job.owner != LOOKING:
             self._give(job)
             return
         self._work.push(job)
@@ -395,7 +219,7 @@ class Signer:
                     hint=f"finish that, or end it: dpop-agent lock {self.config.name}",
                 )
             await self.started()
-            if self._state in _OPEN:
+            if self._state in OPEN:
                 return PinEntry()
             self._require_not_closed()
             source = self.config.pin_source
@@ -416,7 +240,7 @@ class Signer:
 
     async def _unlock(self, folder: str) -> PinEntry:
         self.error = self.error or self._wants_pin()
-        unlocking = _Unlocking(folder, self._loop.create_future())
+        unlocking = Unlocking(folder, self._loop.create_future())
         self._become(Event.UNLOCK)
         self._opening = self._loop.create_task(self._open(unlocking, attended=True))
         # Of a task that is cancelled before its first step nothing runs.
@@ -438,7 +262,7 @@ class Signer:
     def look_idle(self, *, lock_after_s: float | None, release_after_s: float | None) -> None:
         """Lock or release a store that nobody used for so long."""
         idle_s = self._loop.time() - self._idle_since
-        if self._state not in _OPEN or self._work:
+        if self._state not in OPEN or self._work:
             return
         if lock_after_s is not None and idle_s >= lock_after_s:
             log.info("store %s was idle for %d s", self.config.name, idle_s)
@@ -516,7 +340,7 @@ class Signer:
 
     # Start and end of the process
 
-    async def _open(self, unlocking: _Unlocking | None, *, attended: bool) -> None:
+    async def _open(self, unlocking: Unlocking | None, *, attended: bool) -> None:
         try:
             place = await self._opened(unlocking, attended=attended)
         except OSError as e:
@@ -549,10 +373,10 @@ class Signer:
         named = [repr(place[name]) for name in ("label", "serial") if place.get(name)]
         log.info("store %s is open: %s", self.config.name, ", serial ".join(named))
 
-    async def _opened(self, unlocking: _Unlocking | None, *, attended: bool) -> dict[str, Any]:
-        open_frame = self._open_frame(attended=attended)
+    async def _opened(self, unlocking: Unlocking | None, *, attended: bool) -> dict[str, Any]:
+        opens = open_frame(self.config, lock_file=self._lock_file, attended=attended)
         listen = {} if unlocking is None else {"op": "listen", "folder": unlocking.folder}
-        async with _at_most(APART_S, self._starting):
+        async with at_most(APART_S, self._starting):
             self._process = await process.start(
                 self._spawn,
                 self.config.name,
@@ -560,7 +384,7 @@ class Signer:
                 on_frame=self._answered,
                 on_end=self._died,
             )
-            first = self._begin(START_TIMEOUT_S, open_frame | listen)
+            first = self._begin(START_TIMEOUT_S, opens | listen)
             await asyncio.wait([first], timeout=APART_S)
         found = _result(await first)
         if unlocking is None:
@@ -568,9 +392,9 @@ class Signer:
         self._pin_path = found["path"]
         unlocking.entry.set_result(PinEntry(found["path"], found["pad"]))
         if self._pin_path is None:
-            return _result(await self._begin(START_TIMEOUT_S, open_frame))
+            return _result(await self._begin(START_TIMEOUT_S, opens))
         try:
-            return _result(await self._begin(UNLOCK_TIMEOUT_S, open_frame))
+            return _result(await self._begin(UNLOCK_TIMEOUT_S, opens))
         finally:
             self._unlink_pin_socket()
 
@@ -582,28 +406,6 @@ class Signer:
                 os.unlink(path)
             except FileNotFoundError:
                 pass
-
-    def _open_frame(self, *, attended: bool) -> dict[str, Any]:
-        pin = self.config.pin_source
-        settings = {
-            "name": self.config.name,
-            "type": self.config.type,
-            "backend": self.config.backend,
-            "module": self.config.module,
-            "module_args": self.config.module_args,
-            "verify": self.config.verify,
-            "uri": str(self.config.uri),
-            "pin_kind": pin and pin.kind,
-            "pin_argument": pin and pin.argument,
-            "login_retries": self.config.login_retries,
-        }
-        return {
-            "op": "open",
-            "attended": attended,
-            "version": __version__,
-            "lock": self._lock_file,
-            "store": settings,
-        }
 
     def _begin(
         self, limit_s: float, members: dict[str, Any]
@@ -659,7 +461,7 @@ class Signer:
             return
         self._process = None
         lost = self._work.take_in_hand()
-        if self._state in _OPEN or self._state is State.FAILING:
+        if self._state in OPEN or self._state is State.FAILING:
             self._lost(lost)
         else:
             self._fell_over(lost)
@@ -703,7 +505,7 @@ class Signer:
     # Frames
 
     def _pump(self) -> None:
-        while self._state in _OPEN:
+        while self._state in OPEN:
             job = self._work.next_job(self._loop.time())
             if job is None:
                 break
@@ -755,7 +557,7 @@ class Signer:
             raise
         if self._state is not State.RELEASED:
             self._idle_since = now
-        if answer.get("broken") and self._state in _OPEN:
+        if answer.get("broken") and self._state in OPEN:
             self._become(Event.BREAK)
         if not isinstance(what, DPoPAgentError):
             self._work.succeeded(took_s)
@@ -804,20 +606,6 @@ class Signers(dict[str, Signer]):
         if store not in self:
             raise StoreUnknown(f"there is no store {store} in the configuration")
         return self[store]
-
-
-@asynccontextmanager
-async def _at_most(seconds: float, lock: asyncio.Lock) -> AsyncIterator[None]:
-    """Hold a lock; after waiting for so long, go on without."""
-    try:
-        await asyncio.wait_for(lock.acquire(), seconds)
-    except TimeoutError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _result(what: dict[str, Any] | DPoPAgentError) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from tests.agent.wire import Wire, request
 from tests.processes import Agent, Token, running
 
 TARGET = {"htm": "GET", "htu": "https://api.example.com/"}
-HURRIED = hurried("signers.MIN_BACK_OFF_S=0.01", "signers.MAX_BACK_OFF_S=0.01")
+HURRIED = hurried("opening.MIN_BACK_OFF_S=0.01", "opening.MAX_BACK_OFF_S=0.01")
 
 needs_root = pytest.mark.skipif(
     os.getuid() != 0, reason="the maps of a closed process are root's to read"

@@ -13,7 +13,8 @@ import pytest
 from dpop_agent.agent.frames import FORMS, outcome, signature_form
 from dpop_agent.agent.process import SignerProcess, spawn_program
 from dpop_agent.agent.queue import Job
-from dpop_agent.agent.signers import Signer, State
+from dpop_agent.agent.signers import Signer
+from dpop_agent.agent.states import State
 from dpop_agent.channel import Frames, Malformed, frame
 from dpop_agent.config import PinSource, StoreConfig, TokenUri
 from dpop_agent.errors import DPoPAgentError

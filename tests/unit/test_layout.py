@@ -176,8 +176,10 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "ledger": {"keys", "uses", "lines", "forms", "blocks", "lock"},
         "records": {"keys", "uses", "forms", "ledger"},
         "process": set(),
+        "states": set(),
+        "opening": set(),
         "forker": {"process"},
-        "signers": {"frames", "queue", "process"},
+        "signers": {"frames", "opening", "process", "queue", "states"},
         "background": set(),
         # What becomes of keys.
         "inventory": {"keys", "records", "signers", "background"},

@@ -15,7 +15,8 @@ import pytest
 from dpop_agent.agent import queue, signers
 from dpop_agent.agent.process import SignerProcess, spawn_program
 from dpop_agent.agent.queue import Job
-from dpop_agent.agent.signers import TRANSITIONS, Event, IllegalEvent, Signer, State, after
+from dpop_agent.agent.signers import Signer
+from dpop_agent.agent.states import TRANSITIONS, Event, IllegalEvent, State, after
 from dpop_agent.config import PinSource, StoreConfig, TokenUri
 from dpop_agent.errors import DPoPAgentError, Locked, SignerFailed, Timeout
 
