@@ -239,9 +239,7 @@ class Brake:
 
     def _take_over(self, marks: _Marks) -> None:
         if os.path.lexists(self._before):
-            if marks.standing is None:
-                marks.add()
-                marks.tell(REFUSED)
+            marks.take_over()
             os.unlink(self._before)
 
 
@@ -319,6 +317,12 @@ class _Marks:
         added = _Mark(tries, time.time(), CUT_SHORT, self._token.shared)
         self._write((self._marks or {}) | {self._token.label: added})
         self._added, self._before = added, before
+
+    def take_over(self) -> None:
+        """A login was refused before there were marks. It is on the disk when this returns."""
+        if self.standing is None:
+            refused = _Mark(1, time.time(), REFUSED, self._token.shared)
+            self._write((self._marks or {}) | {self._token.label: refused})
 
     def tell(self, how: str) -> None:
         """How the login ended that was added."""

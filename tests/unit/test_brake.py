@@ -189,6 +189,8 @@ def test_a_store_whose_pin_an_earlier_version_refused_takes_that_over(
     make: Callable[..., Brake], tmp_path: Path
 ) -> None:
     (tmp_path / "work.refused").write_text("1:2:3")
+    with make("work").login(CARD, attended=True, stored=False, hint="") as under_way:
+        under_way.judged = False
     assert braked(make("work"))
     assert not (tmp_path / "work.refused").exists()
     assert braked(make("another"))
