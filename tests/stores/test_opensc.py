@@ -64,5 +64,5 @@ def test_a_key_that_cannot_be_deleted_is_left_without_disturbing_the_store(agent
     agent.stop()
     agent.start()  # what is left is tried again when the store is opened
     signer = until_open(agent)["signer_pid"]
-    until(lambda: "can't delete keys" in agent.log.read_text())
+    until(lambda: "doesn't let this key be deleted" in agent.log.read_text())
     assert store(agent)["signer_pid"] == signer

@@ -856,6 +856,19 @@ def test_a_wrong_pin_over_which_the_signer_was_killed_costs_one_try(
     assert yubikey.card.tries == PIN_TRIES - 1
 
 
+def test_a_pulled_card_whose_key_wants_the_pin_each_time_signs_again_when_it_is_back(
+    agent: Agent, wire: Authorizing, yubikey: YubiKey, record_property: Record
+) -> None:
+    jkt = wire.make("shop", slot="9c")["jkt"]
+    for _ in range(5):
+        assert prove(wire, key="shop") == jkt
+        yubikey.pull()
+        yubikey.plug()
+        back(wire, jkt, "pulled, with a key that wants the PIN", record_property)
+    assert yubikey.card.tries == PIN_TRIES
+    assert store(agent)["state"] == "ready"
+
+
 def test_another_card_in_the_reader_gets_no_pin_and_signs_nothing(
     agent: Agent, wire: Authorizing, yubikey: YubiKey
 ) -> None:

@@ -232,7 +232,10 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "pkcs11.module": set(),
         "pkcs11.attributes": {"pkcs11.module"},
         "pkcs11.discovery": {"brake", "pkcs11.module", "pkcs11.pcsc", "pkcs11.vendors"},
-        "pkcs11.token": {"pin", "brake", "pkcs11.module", "pkcs11.vendors", "pkcs11.discovery"},
+        "pkcs11.token": {
+            *("pin", "brake", "pkcs11.module", "pkcs11.pcsc", "pkcs11.vendors"),
+            "pkcs11.discovery",
+        },
         "pkcs11.keys": {"store", "pkcs11.attributes", "pkcs11.token"},
         "pkcs11.store": {
             "store",

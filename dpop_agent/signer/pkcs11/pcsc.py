@@ -6,9 +6,11 @@ WinSCard's functions as pcsc-lite has them (PC/SC part 5); a machine without it 
 from __future__ import annotations
 
 import ctypes
+import os
 
 _SYSTEM_SCOPE = 2
 _STATE_PRESENT, _STATE_EXCLUSIVE = 0x20, 0x80
+_COUNTER_BITS = 16
 _MAX_NAMES = 4096
 
 
@@ -25,27 +27,37 @@ class _ReaderState(ctypes.Structure):
 
 def held_by_another(readers: str) -> bool:
     """Whether a program has a card for itself alone, in a reader whose name begins so."""
+    both = _STATE_PRESENT | _STATE_EXCLUSIVE
+    return any(event & both == both for name, event in _events() if name.startswith(readers))
+
+
+def insertions() -> frozenset[tuple[str, int]]:
+    """Which readers there are, and how many times a card came or went in each.
+
+    None where this process uses no PC/SC anyway: asking would start its daemon.
+    """
+    mode = ctypes.DEFAULT_MODE | os.RTLD_NOLOAD
+    return frozenset((name, event >> _COUNTER_BITS) for name, event in _events(mode))
+
+
+def _events(mode: int = ctypes.DEFAULT_MODE) -> list[tuple[str, int]]:
+    """Each reader's name and `dwEventState`, whose upper half counts cards that came or went."""
     try:
-        library = ctypes.CDLL("libpcsclite.so.1")
+        library = ctypes.CDLL("libpcsclite.so.1", mode=mode)
     except OSError:
-        return False
+        return []
     context = ctypes.c_long()
     if library.SCardEstablishContext(_SYSTEM_SCOPE, None, None, ctypes.byref(context)) != 0:
-        return False
+        return []
     try:
         names, size = ctypes.create_string_buffer(_MAX_NAMES), ctypes.c_ulong(_MAX_NAMES)
         if library.SCardListReaders(context, None, names, ctypes.byref(size)) != 0:
-            return False
-        wanted = [
-            name
-            for name in names.raw[: size.value].split(b"\0")
-            if name.startswith(readers.encode())
-        ]
-        states = (_ReaderState * len(wanted))(*[_ReaderState(reader=name) for name in wanted])
+            return []
+        found = [name for name in names.raw[: size.value].split(b"\0") if name]
+        states = (_ReaderState * len(found))(*[_ReaderState(reader=name) for name in found])
         at_once = ctypes.c_ulong(0)
-        if library.SCardGetStatusChange(context, at_once, states, ctypes.c_ulong(len(wanted))) != 0:
-            return False
-        both = _STATE_PRESENT | _STATE_EXCLUSIVE
-        return any(state.event & both == both for state in states)
+        if library.SCardGetStatusChange(context, at_once, states, ctypes.c_ulong(len(found))) != 0:
+            return []
+        return [(state.reader.decode("utf-8", "replace"), state.event) for state in states]
     finally:
         library.SCardReleaseContext(context)

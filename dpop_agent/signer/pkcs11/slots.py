@@ -38,6 +38,8 @@ class SlotKey(Key):
         except UserNotLoggedIn:
             if self.asks_pin or self._token.accepted_pin is None:
                 raise
+            if self._token.may_have_been_pulled():
+                raise
         # A key made with the PIN policy "always" doesn't say so: once more, with the user's PIN.
         signature = self._signed_with_pin(data, how)
         self.asks_pin = True

@@ -97,7 +97,11 @@ class TokenStore(PinStore, ListsKeys):
 
     def sign(self, ref: str, jkt: str, alg: str, signing_input: bytes) -> bytes:
         with self._guard("signing"):
-            return self._the_key(ref, jkt, ALGORITHMS[alg]).sign(ALGORITHMS[alg], signing_input)
+            key = self._the_key(ref, jkt, ALGORITHMS[alg])
+            if key.asks_pin and self._token.may_have_been_pulled():
+                self._look_anew()
+                key = self._the_key(ref, jkt, ALGORITHMS[alg])
+            return key.sign(ALGORITHMS[alg], signing_input)
 
     def destroy(self, ref: str, jkt: str) -> None:
         self._keys.pop(ref, None)

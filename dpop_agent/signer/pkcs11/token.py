@@ -43,7 +43,7 @@ from dpop_agent.errors import (
 )
 from dpop_agent.signer.brake import LOCKED, REFUSED, Brake, TokenName
 from dpop_agent.signer.pin import UserPin
-from dpop_agent.signer.pkcs11 import discovery, vendors
+from dpop_agent.signer.pkcs11 import discovery, pcsc, vendors
 from dpop_agent.signer.pkcs11.module import Module, error_name
 
 FRESH_S = 5.0
@@ -111,6 +111,7 @@ class Token:
         self._found: Any = None
         self._name: TokenName
         self._opened = 0.0
+        self._insertions: frozenset[tuple[str, int]] = frozenset()
 
     @property
     def serial(self) -> str | None:
@@ -148,6 +149,7 @@ class Token:
             hardware_slot=bool(self._found.slot.flags & SlotFlag.HW_SLOT),
         )
         self.mechanisms = set(self._found.slot.get_mechanisms())
+        self._insertions = pcsc.insertions()
         self.session = self._login()
         self._opened = time.monotonic()
         return {
@@ -167,6 +169,10 @@ class Token:
         except DPoPAgentError:
             return False
         return name == self._name
+
+    def may_have_been_pulled(self) -> bool:
+        """Whether a card came or went since it was opened: a login may have nobody to judge it."""
+        return pcsc.insertions() != self._insertions
 
     def open_managed(self, key: str) -> None:
         """Log in as whoever manages it, who has to be alone, with its management key.
