@@ -399,7 +399,7 @@ def test_a_plaintext_keychain_is_refused_before_anything_starts(
     config.chmod(0o600)
     run = make_agent(config).run("serve")
     assert run.returncode == 1
-    assert "isn't taken" in run.stderr
+    assert "isn't accepted" in run.stderr
     assert "keep private keys in files" in run.stderr
 
 
