@@ -74,7 +74,10 @@ def send(channel: socket.socket, message: Mapping[str, Any], *descriptors: int) 
 
 def receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
     """The next order or answer and its descriptors; None when the other end has gone."""
-    data, descriptors, _, _ = socket.recv_fds(channel, MAX_DATAGRAM, 1)
+    try:
+        data, descriptors, _, _ = socket.recv_fds(channel, MAX_DATAGRAM, 1)
+    except ConnectionError:
+        return None
     for descriptor in descriptors:
         os.set_inheritable(descriptor, False)
     if not data:

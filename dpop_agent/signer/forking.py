@@ -7,6 +7,7 @@ from the agent alone.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gc
 import importlib
@@ -16,6 +17,7 @@ import select
 import signal
 import socket
 import time
+from contextlib import suppress
 from typing import NoReturn
 
 from dpop_agent import forking
@@ -75,28 +77,34 @@ def _take_orders(channel: socket.socket) -> None:
                 _end(signers)
                 return
             message, (given,) = order
-            pidfd = _fork_signer(channel, message["env"], given)
+            forked = _fork_signer(message["env"], given)
             os.close(given)
-            if pidfd is not None:
-                signers[pidfd[0]] = pidfd[1]
-                poll.register(pidfd[0], select.POLLIN)
+            if isinstance(forked, int):
+                answer: tuple[dict[str, int], list[int]] = ({"errno": forked}, [])
+            else:
+                pidfd, pid = forked
+                signers[pidfd] = pid
+                poll.register(pidfd, select.POLLIN)
+                answer = ({"pid": pid}, [pidfd])
+            with suppress(OSError):  # the agent has gone, which is seen next
+                forking.send(channel, answer[0], *answer[1])
 
 
-def _fork_signer(channel: socket.socket, env: dict[str, str], given: int) -> tuple[int, int] | None:
-    """Fork a signer that serves the channel on the given descriptor; its pidfd and pid."""
+def _fork_signer(env: dict[str, str], given: int) -> tuple[int, int] | int:
+    """Fork a signer that serves the channel on the given descriptor.
+
+    Returns its pidfd and pid, or the number of the error where none can be made.
+    """
     try:
         pid = os.fork()
     except OSError as e:
-        forking.send(channel, {"errno": e.errno})
-        return None
+        return e.errno or errno.EAGAIN
     if not pid:
         try:
             _become_signer(env, given)
         finally:
             os._exit(1)
-    pidfd = os.pidfd_open(pid)
-    forking.send(channel, {"pid": pid}, pidfd)
-    return pidfd, pid
+    return os.pidfd_open(pid), pid
 
 
 def _become_signer(env: dict[str, str], given: int) -> NoReturn:

@@ -857,14 +857,14 @@ def test_a_wrong_pin_over_which_the_signer_was_killed_costs_one_try(
 
 
 def test_a_pulled_card_whose_key_wants_the_pin_each_time_signs_again_when_it_is_back(
-    agent: Agent, wire: Authorizing, yubikey: YubiKey, record_property: Record
+    agent: Agent, wire: Authorizing, yubikey: YubiKey, measured: Measured
 ) -> None:
     jkt = wire.make("shop", slot="9c")["jkt"]
     for _ in range(5):
         assert prove(wire, key="shop") == jkt
         yubikey.pull()
         yubikey.plug()
-        back(wire, jkt, "pulled, with a key that wants the PIN", record_property)
+        back(wire, jkt, measured)
     assert yubikey.card.tries == PIN_TRIES
     assert store(agent)["state"] == "ready"
 
