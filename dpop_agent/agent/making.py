@@ -203,8 +203,9 @@ class Making:
         key = self._records.keys.named(name)
         generation = key.generation(number)
         try:
+            # Not again: what a module crashed over is tried after a pause.
             await self._signers.named(key.store).ask(
-                "destroy", ref=generation.ref, jkt=generation.jkt
+                "destroy", ref=generation.ref, jkt=generation.jkt, again=False
             )
         except DPoPAgentError as e:
             if not isinstance(e, (Locked, StoreAbsent, Busy)):  # those are the store's

@@ -97,7 +97,9 @@ def open_frame(config: StoreConfig, *, lock_file: str, attended: bool) -> dict[s
 async def at_most(seconds: float, lock: asyncio.Lock) -> AsyncIterator[None]:
     """Hold a lock; after waiting for so long, go on without."""
     try:
-        await asyncio.wait_for(lock.acquire(), seconds)
+        # Not wait_for: on Python 3.11 it may swallow the cancelling of whoever waits.
+        async with asyncio.timeout(seconds):
+            await lock.acquire()
     except TimeoutError:
         yield
         return

@@ -388,7 +388,8 @@ class Agent:
         for connection in list(self._connections):
             connection.end()
         try:
-            await asyncio.wait_for(self._parted.wait(), PART_S)
+            async with asyncio.timeout(PART_S):
+                await self._parted.wait()
         except TimeoutError:
             for connection in list(self._connections):
                 connection.abort()

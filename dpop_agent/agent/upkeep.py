@@ -90,7 +90,8 @@ class Upkeep:
 
     async def _changed_within(self, seconds: float) -> bool:
         try:
-            await asyncio.wait_for(self._records.changed.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._records.changed.wait()
         except TimeoutError:
             return False
         return True

@@ -141,7 +141,7 @@ def test_while_the_agent_ends_what_is_new_is_refused_and_what_is_under_way_is_fi
             assert is_refusal(late.ask("proof", **TARGET))
             with (
                 socket.socket(socket.AF_UNIX) as sock,
-                pytest.raises(ConnectionRefusedError),
+                pytest.raises(FileNotFoundError),
             ):
                 sock.connect(agent.socket)
         finally:

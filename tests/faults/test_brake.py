@@ -468,7 +468,9 @@ def test_where_the_mark_cant_be_made_only_unlock_logs_in(
     faulty_token: Faulty, make_agent: MakeAgent, tmp_path: Path, right: str, commands: str
 ) -> None:
     state = tmp_path / "state"
-    make_agent(faulty_token.config(uri="pkcs11:token=another"), state=state).start().stop()
+    before = make_agent(faulty_token.config(uri="pkcs11:token=another"), state=state).start()
+    until_state(before, "absent")
+    before.stop()
     agent = make_agent(
         faulty_token.config(), state=state, preexec=_mounted(state, commands)
     ).start()

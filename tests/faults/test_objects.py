@@ -101,7 +101,8 @@ def test_a_label_in_latin_1_is_left_out_and_its_key_is_listed(
 ) -> None:
     faulty_token.rules(f"attribute {STRANGE} 0x3 value 5363686cfc7373656c")
     beside.goes_on()
-    assert store(beside.agent)["unknown"] == [{"ref": "aa", "label": ""}]
+    (unknown,) = store(beside.agent)["unknown"]
+    assert (unknown["ref"], unknown["label"]) == ("aa", "")
 
 
 def test_a_key_that_cant_be_adopted_disturbs_nobody(faulty_token: Faulty, beside: Beside) -> None:
