@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from dpop_agent.agent import drains
 from dpop_agent.agent.keys import RETIRED_S, Generation, Key, Keys, State
 from dpop_agent.agent.uses import Seen
-from dpop_agent.errors import AuthorizationRequired
+from dpop_agent.config import TokenUri
+from dpop_agent.errors import AuthorizationRequired, StoreAbsent
 from dpop_agent.signer import authority as management
 from dpop_agent.signer import secret_socket
 from dpop_agent.signer.authority import Authority
-from dpop_agent.signer.pkcs11 import vendors
+from dpop_agent.signer.brake import TokenName
+from dpop_agent.signer.pkcs11 import discovery, vendors
+from dpop_agent.signer.pkcs11.token import Token
 
 NOW = "2026-11-20T19:05:00Z"
 
@@ -165,3 +170,26 @@ class TestAuthority:
         authority.serve(authority.waits_for())
         with pytest.raises(AuthorizationRequired):
             authority.require()
+
+
+def test_a_view_is_old_as_soon_as_another_card_is_in_the_readers_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own, other = (TokenName("Yubico", "YubiKey", serial, "work") for serial in ("1", "2"))
+    there: list[TokenName] = [own]
+
+    def find(_module: object, _uri: object) -> tuple[object, TokenName]:
+        if not there:
+            raise StoreAbsent("no card is there")
+        return object(), there[0]
+
+    monkeypatch.setattr(discovery, "find", find)
+    nothing = cast("Any", None)
+    token = Token(module=nothing, uri=TokenUri(token="work"), pin=nothing, brake=nothing)
+    token._find()
+    token._opened = time.monotonic()
+    assert not token.is_view_old()
+    there[:] = [other]
+    assert token.is_view_old()
+    there.clear()
+    assert token.is_view_old()
