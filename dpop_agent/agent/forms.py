@@ -141,7 +141,7 @@ LEDGER_1 = {
 KEY = {
     "name": _KEY.must(),
     "store": Param("a store's name", _is_text(STORE_NAME)).must(),
-    "alg": Param("an algorithm that is known here", lambda v: v in tuple(ALGORITHMS)).must(),
+    "alg": Param("an algorithm that dpop-agent knows", lambda v: v in tuple(ALGORITHMS)).must(),
     "created": _DATE_FORM.must(),
     "origins": Param("a list of origins", _are_origins).must(),
     "allow_sign_proof": _BOOL.must(),

@@ -253,7 +253,7 @@ class Lifecycle:
     def _new_key(self, params: Mapping[str, Any], default_store: str, *, alg: str) -> Key:
         if alg not in ALGORITHMS:
             raise InvalidParams(
-                "alg isn't an algorithm that is known here",
+                "alg isn't an algorithm that dpop-agent knows",
                 hint=f"there are: {', '.join(ALGORITHMS)}",
             )
         store = params.get("store", default_store)

@@ -274,7 +274,7 @@ class Making:
             return keys.with_(rest) if rest.generations else keys.without(name)
 
         await self._records.write(undo)
-        log.info("%s@%d came to nothing and is undone", name, number)
+        log.info("%s@%d wasn't made, and is undone", name, number)
 
     async def _bury_half(self, name: str, number: int, jkt: str) -> None:
         """A public key without its private one: in the ledger first, then deleted."""

@@ -218,14 +218,14 @@ class Agent:
             self._acceptors[listener],
             self._acceptor(listener, methods),
         )
-        log.warning("%s wasn't there any more, and is served anew", listener.path)
+        log.warning("%s had gone, and is served again", listener.path)
         await old.close()
 
     def _end_without_terminal(self) -> bool:
         """End in order where the terminal that the agent was started in has gone."""
         if not (self._has_terminal and terminal.is_lost()):
             return False
-        log.warning("the terminal has gone, and the agent ends; as a service it would go on")
+        log.warning("the terminal has gone, so the agent ends; run as a service, it keeps going")
         self._ended.set()
         return True
 
@@ -261,8 +261,8 @@ class Agent:
     def _no_more_signers(self) -> None:
         """The forking process has gone: what is open serves on, and nothing is opened any more."""
         log.error(
-            "the process that starts signers has ended; open stores go on, others can't be opened: "
-            "start the agent anew"
+            "the process that starts signers has ended: open stores keep working, but no other can "
+            "be opened; restart the agent"
         )
         self._end_after_the_last_signer()
 
@@ -270,7 +270,7 @@ class Agent:
         if self._starts_no_signers and not any(s.pid for s in self.signers.values()):
             self._failure = SignerFailed(
                 "the process that starts signers ended, and so did the last signer",
-                hint="start the agent anew",
+                hint="restart the agent",
             )
             self._ended.set()
 

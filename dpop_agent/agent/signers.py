@@ -553,7 +553,11 @@ class Signer:
         try:
             what = outcome(answer, job.form)
         except Malformed:
-            job.finish(SignerFailed(f"the signer of the store {self.config.name} isn't understood"))
+            job.finish(
+                SignerFailed(
+                    f"the signer of the store {self.config.name} gave an answer that makes no sense"
+                )
+            )
             raise
         if self._state is not State.RELEASED:
             self._idle_since = now

@@ -25,9 +25,7 @@ def to_overwrite(keys: Keys, store: str, params: Mapping[str, Any]) -> Generatio
         return None
     slot = params.get("slot")
     if slot is None:
-        raise InvalidParams(
-            "which slot is to be reused isn't said", hint="name it, as in --slot 82"
-        )
+        raise InvalidParams("no slot was named to use again", hint="name it, as in --slot 82")
     there = [(key, g) for key, g in keys.in_slots(store) if g.slot == slot]
     for key, g in there:
         if not may_be_overwritten(g):

@@ -81,7 +81,7 @@ def _lines(status: dict[str, Any], path: str) -> list[str]:
         )
     ]
     if status.get("forking_pid", 0) is None:
-        lines.append("the process that starts signers has ended: start the agent anew")
+        lines.append("the process that starts signers has ended: restart the agent")
     stores = get("stores") or []
     if stores:
         lines += ["", *_store_lines(stores)]

@@ -163,7 +163,7 @@ def test_without_the_forking_process_open_stores_serve_on_and_the_agent_ends_aft
     os.kill(signer, signal.SIGKILL)
     assert agent.process.wait(30) == 1
     log = agent.log.read_text()
-    assert "the process that starts signers has ended; open stores go on" in log
+    assert "the process that starts signers has ended: open stores keep working" in log
     assert "and so did the last signer" in log
     assert "Traceback" not in log
 

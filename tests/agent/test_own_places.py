@@ -64,7 +64,7 @@ def test_a_socket_that_was_removed_is_served_anew(outside: Agent, which: list[st
             (outside.runtime / name).unlink()
         until_served(outside)
         assert before.result("status")["pid"] == outside.pid  # whoever was connected stays so
-    assert outside.log.read_text().count("wasn't there any more, and is served anew") == len(which)
+    assert outside.log.read_text().count("had gone, and is served again") == len(which)
     assert (outside.runtime / which[0]).stat().st_mode & 0o777 == 0o600
 
 
