@@ -16,6 +16,8 @@ import os
 import re
 import secrets
 
+from dpop_agent.errors import SignerFailed
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,6 +44,16 @@ def is_secret_socket(name: str) -> bool:
 
 class Malformed(Exception):
     """Bytes that aren't a frame."""
+
+
+def require_secret_socket(path: str, *, folder: str) -> None:
+    """Let pass what a signer may name as such a socket: one in the agent's folder.
+
+    Raises:
+        SignerFailed
+    """
+    if os.path.dirname(path) != folder or not is_secret_socket(os.path.basename(path)):
+        raise SignerFailed("a signer named a socket for a secret that isn't one of its own")
 
 
 def frame(**members: Any) -> bytes:

@@ -16,6 +16,9 @@ from collections.abc import Callable, Mapping
 from dpop_agent import forking
 from dpop_agent.agent.process import END_TIMEOUT_S, Child
 
+SPAWN_TIMEOUT_S = 10.0
+"""Seconds for a new process; the first waits until the forking process has loaded all it needs."""
+
 log = logging.getLogger("dpop_agent.forker")
 
 
@@ -32,8 +35,8 @@ class _Forked:
         except ProcessLookupError:
             pass
 
-    def wait(self) -> None:
-        if not self._has_ended_within(END_TIMEOUT_S):
+    def wait(self, within_s: float) -> None:
+        if not self._has_ended_within(within_s):
             self.kill()
             self._has_ended_within(END_TIMEOUT_S)
 
@@ -78,7 +81,13 @@ class Forker:
         forking.send(self._channel, {"env": dict(env)}, channel.fileno())
         made: asyncio.Future[Child] = self._loop.create_future()
         self._ordered.append(made)
-        return await made
+        try:
+            async with asyncio.timeout(SPAWN_TIMEOUT_S):
+                return await made
+        except TimeoutError:
+            raise OSError(
+                errno.ETIMEDOUT, "the process that starts signers doesn't answer"
+            ) from None
 
     async def close(self) -> None:
         """End it after the last signer; all channels of signers are closed before."""
@@ -104,7 +113,7 @@ class Forker:
         if made.done():  # nobody waits any more; its channel is closed, and it ends by itself
             return
         if child is None:
-            number = message["errno"]
+            number = message.get("errno", errno.EMFILE)  # without the descriptor: no room for it
             made.set_exception(OSError(number, os.strerror(number)))
         else:
             made.set_result(child)

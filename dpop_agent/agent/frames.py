@@ -20,6 +20,9 @@ Form = Callable[[Any], bool]
 MAX_RSA_BITS = 4096
 """Bits of the largest RSA key that is adopted."""
 
+MAX_RETRY_AFTER_MS = 3_600_000
+"""The longest pause that a signer may ask for; `login_retries` asks for minutes."""
+
 _REF = re.compile(r"(?:[0-9a-f]{2})+")
 _SLOT = re.compile(r"[0-9a-z]{2}")
 _PROTECTIONS = ("hardware", "software-token", "keychain")
@@ -153,6 +156,16 @@ def _b64url_of(size: int) -> re.Pattern[str]:
     return re.compile(f"[A-Za-z0-9_-]{{{4 * whole}}}{last}")
 
 
+def _is_error(error: Any) -> bool:
+    if not isinstance(error, dict) or not isinstance(error.get("message"), str):
+        return False
+    data = error.get("data", {})
+    if not isinstance(data, dict):
+        return False
+    after_ms = data.get("retry_after_ms")
+    return after_ms is None or (type(after_ms) is int and 0 <= after_ms <= MAX_RETRY_AFTER_MS)
+
+
 def outcome(answer: Mapping[str, Any], form: Form) -> dict[str, Any] | DPoPAgentError:
     """What a signer's frame says: a result of that form, or the error to raise.
 
@@ -160,7 +173,7 @@ def outcome(answer: Mapping[str, Any], form: Form) -> dict[str, Any] | DPoPAgent
         Malformed: neither.
     """
     if "error" in answer:
-        if not isinstance(answer["error"], dict) or "ok" in answer:
+        if not _is_error(answer["error"]) or "ok" in answer:
             raise Malformed("a frame's error isn't one")
         return from_wire(answer["error"])
     result = answer.get("ok")

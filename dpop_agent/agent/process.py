@@ -25,8 +25,8 @@ class Child(Protocol):
     def kill(self) -> None:
         """End it, hanging or not, and what it started."""
 
-    def wait(self) -> None:
-        """Wait until it has ended; it is killed if it takes longer than END_TIMEOUT_S. Blocks."""
+    def wait(self, within_s: float) -> None:
+        """Wait until it has ended; it is killed if it takes longer. Blocks."""
 
 
 class Spawn(Protocol):
@@ -53,9 +53,9 @@ class _Program:
     def kill(self) -> None:
         self._popen.kill()
 
-    def wait(self) -> None:
+    def wait(self, within_s: float) -> None:
         try:
-            self._popen.wait(timeout=END_TIMEOUT_S)
+            self._popen.wait(timeout=within_s)
         except subprocess.TimeoutExpired:
             self._popen.kill()
             self._popen.wait()
@@ -137,9 +137,9 @@ class SignerProcess(asyncio.BufferedProtocol):
         self._child.kill()
         self._transport.abort()
 
-    def reap(self) -> None:
-        """Wait until it has ended. Blocks."""
-        self._child.wait()
+    def reap(self, within_s: float = END_TIMEOUT_S) -> None:
+        """Wait until it has ended; it is killed if it takes longer. Blocks."""
+        self._child.wait(within_s)
 
 
 async def start(

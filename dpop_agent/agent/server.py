@@ -267,7 +267,9 @@ class Agent:
         self._end_after_the_last_signer()
 
     def _end_after_the_last_signer(self) -> None:
-        if self._starts_no_signers and not any(s.pid for s in self.signers.values()):
+        if self._ended.is_set() or not self._starts_no_signers:
+            return
+        if not any(signer.has_process for signer in self.signers.values()):
             self._failure = SignerFailed(
                 "the process that starts signers ended, and so did the last signer",
                 hint="restart the agent",

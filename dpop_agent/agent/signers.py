@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from math import inf
 from typing import Any
 
@@ -23,13 +24,14 @@ from dpop_agent.agent.opening import (
     at_most,
     open_frame,
 )
-from dpop_agent.agent.process import SignerProcess, Spawn
+from dpop_agent.agent.process import END_TIMEOUT_S, SignerProcess, Spawn
 from dpop_agent.agent.queue import LOOKING, SIGN_TIMEOUT_S, Flow, Job, Work
 from dpop_agent.agent.states import OPEN, REFUSING, Event, State, after
-from dpop_agent.channel import Malformed
+from dpop_agent.channel import Malformed, require_secret_socket
 from dpop_agent.config import StoreConfig
 from dpop_agent.errors import (
     Busy,
+    Cancelled,
     DPoPAgentError,
     Locked,
     PinRefused,
@@ -52,6 +54,9 @@ GENERATE_TIMEOUT_S = 60.0
 
 UNLOCK_TIMEOUT_S = 150.0
 """Seconds for opening while a person types the PIN: the signer waits 60, twice at the most."""
+
+LOGIN_END_S = 8.0
+"""Seconds that a signer has to end whose store is being opened: slow cards log in for 4."""
 
 TICK_S = 0.1
 """Seconds between looks at deadlines."""
@@ -103,6 +108,7 @@ class Signer:
         self._pin_path: str | None = None
         self._tick: asyncio.TimerHandle | None = None
         self._locking: asyncio.Task[None] | None = None
+        self._locks = 0
         self._unlocking = asyncio.Lock()
         self._prompts = config.pin_source is not None and config.pin_source.kind == "prompt"
         if self._prompts:
@@ -129,6 +135,11 @@ class Signer:
     def pid(self) -> int | None:
         """The process that hosts the open store, if one does."""
         return self.place["pid"] if self._state in OPEN else None
+
+    @property
+    def has_process(self) -> bool:
+        """Whether a process of it runs, its store open or not."""
+        return self._process is not None
 
     def submit(self, job: Job) -> None:
         """Queue a job; its `done` is called in any case, an error at once where nothing helps."""
@@ -225,8 +236,11 @@ class Signer:
             source = self.config.pin_source
             may_be_typed = source is not None and source.kind in ("prompt", "keychain")
             self._become(Event.WANT_PIN if may_be_typed else Event.ALLOW)
+            locks = self._locks
             await self._end_process()
             self._require_not_closed()
+            if self._locks != locks:
+                raise Cancelled("the unlocking was interrupted")
             if may_be_typed:
                 entry = await self._unlock(folder)
                 if entry.socket is not None:
@@ -249,6 +263,7 @@ class Signer:
 
     async def lock(self) -> None:
         """Forget the PIN and close everything; nothing opens it again before `unlock`."""
+        self._locks += 1
         self._lock(
             Event.LOCK,
             Locked(
@@ -343,6 +358,7 @@ class Signer:
     async def _open(self, unlocking: Unlocking | None, *, attended: bool) -> None:
         try:
             place = await self._opened(unlocking, attended=attended)
+            self._require_process()
         except OSError as e:
             error: DPoPAgentError = SignerFailed(
                 f"no signer process could be started ({e.strerror})"
@@ -389,6 +405,8 @@ class Signer:
         found = _result(await first)
         if unlocking is None:
             return found
+        if found["path"] is not None:
+            require_secret_socket(found["path"], folder=unlocking.folder)
         self._pin_path = found["path"]
         unlocking.entry.set_result(PinEntry(found["path"], found["pad"]))
         if self._pin_path is None:
@@ -402,17 +420,19 @@ class Signer:
         """The signer does so itself, if it lives to."""
         path, self._pin_path = self._pin_path, None
         if path is not None:
-            try:
+            with suppress(OSError):
                 os.unlink(path)
-            except FileNotFoundError:
-                pass
+
+    def _require_process(self) -> None:
+        """Let pass whose process didn't end meanwhile."""
+        if self._process is None:
+            raise SignerFailed(f"the signer of the store {self.config.name} ended at its start")
 
     def _begin(
         self, limit_s: float, members: dict[str, Any]
     ) -> asyncio.Future[dict[str, Any] | DPoPAgentError]:
         """One of the operations that make a signer ready; nothing else is under way."""
-        if self._process is None:
-            raise SignerFailed(f"the signer of the store {self.config.name} ended at its start")
+        self._require_process()
         answered: asyncio.Future[dict[str, Any] | DPoPAgentError] = self._loop.create_future()
         job = Job(
             _AGENTS_OWN,
@@ -428,6 +448,8 @@ class Signer:
     def _failed(self, error: DPoPAgentError) -> None:
         """No store for now: whoever waits is told, and the next try waits."""
         self._opening = None
+        if self._process is not None:
+            self._process.close()
         if self.error is None or self.error.message != error.message:
             log.warning("store %s can't be used: %s", self.config.name, error)
         self.error = error
@@ -438,10 +460,10 @@ class Signer:
             )
         self._back_off.failed(self._loop.time(), at_least_s=(error.retry_after_ms or 0) / 1000)
         self._work.fail_waiting(error)
-        if self._process is not None:
-            self._process.close()
 
     async def _end_process(self) -> None:
+        # A login that is cut short costs a PIN its next try.
+        within_s = END_TIMEOUT_S if self._opening is None else LOGIN_END_S
         if self._opening is not None:
             self._opening.cancel()
             await asyncio.wait([self._opening])
@@ -452,12 +474,13 @@ class Signer:
         self._unlink_pin_socket()
         if ending is not None:
             ending.close()
-            await asyncio.to_thread(ending.reap)
+            await asyncio.to_thread(ending.reap, within_s)
 
     def _died(self, ended: SignerProcess) -> None:
         """A process is gone: repeat what can be repeated, with a new one."""
         self._loop.run_in_executor(None, ended.reap)
         if ended is not self._process:
+            self._on_end()
             return
         self._process = None
         lost = self._work.take_in_hand()

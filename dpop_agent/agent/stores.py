@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from dpop_agent.agent.records import Records
 from dpop_agent.agent.signers import Signers
 from dpop_agent.agent.views import Views
+from dpop_agent.channel import require_secret_socket
 
 
 class Stores:
@@ -37,12 +39,14 @@ class Stores:
     async def authorize(self, params: dict[str, Any]) -> dict[str, Any]:
         signer = self._signers.named(params["store"])
         answer = await signer.ask("authorize", folder=self._socket_folder, again=False)
+        if answer["path"] is not None:
+            require_secret_socket(answer["path"], folder=self._socket_folder)
         return {"store": params["store"], "socket": answer["path"]}
 
     async def lock(self, params: dict[str, Any]) -> dict[str, Any]:
         names = [params["store"]] if "store" in params else list(self._signers)
-        for name in names:
-            await self._signers.named(name).lock()
+        chosen = [self._signers.named(name) for name in names]
+        await asyncio.gather(*(signer.lock() for signer in chosen))  # none waits for another's end
         return {"stores": self._views.stores()}
 
     async def unlock(self, params: dict[str, Any]) -> dict[str, Any]:

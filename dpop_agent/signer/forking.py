@@ -76,9 +76,10 @@ def _take_orders(channel: socket.socket) -> None:
             if order is None:
                 _end(signers)
                 return
-            message, (given,) = order
-            forked = _fork_signer(message["env"], given)
-            os.close(given)
+            message, descriptors = order
+            forked = _fork_signer(message["env"], *descriptors) if descriptors else errno.EMFILE
+            for given in descriptors:
+                os.close(given)
             if isinstance(forked, int):
                 answer: tuple[dict[str, int], list[int]] = ({"errno": forked}, [])
             else:
@@ -104,7 +105,12 @@ def _fork_signer(env: dict[str, str], given: int) -> tuple[int, int] | int:
             _become_signer(env, given)
         finally:
             os._exit(1)
-    return os.pidfd_open(pid), pid
+    try:
+        return os.pidfd_open(pid), pid
+    except OSError as e:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        return e.errno or errno.EAGAIN
 
 
 def _become_signer(env: dict[str, str], given: int) -> NoReturn:

@@ -168,6 +168,16 @@ def test_without_the_forking_process_open_stores_serve_on_and_the_agent_ends_aft
     assert "Traceback" not in log
 
 
+def test_without_the_forking_process_an_agent_ends_with_the_last_store_that_is_locked(
+    agent: Agent,
+) -> None:
+    until_open(agent)
+    os.kill(forking_pid(agent), signal.SIGKILL)
+    until(lambda: forking_pid(agent) is None)
+    agent.run("lock", check=True)
+    assert agent.process.wait(30) == 1
+
+
 def test_an_agent_whose_forking_process_cant_start_says_so_and_ends(
     make_agent: Callable[..., Agent], tmp_path: Path
 ) -> None:

@@ -160,6 +160,13 @@ def test_a_signature_has_its_algorithms_length_and_alphabet_an_rsa_one_its_modul
         {"id": 1, "error": None},
         {"id": 1, "error": "text"},
         {"id": 1, "error": []},
+        {"id": 1, "error": {}},
+        {"id": 1, "error": {"message": 1}},
+        {"id": 1, "error": {"message": "a", "data": []}},
+        *(
+            {"id": 1, "error": {"message": "a", "data": {"retry_after_ms": odd}}}
+            for odd in (-1, True, 1.5, "1", 10**400)
+        ),
     ],
 )
 def test_a_frame_that_is_neither_a_result_nor_an_error_is_a_dead_signers(
@@ -215,7 +222,7 @@ class Mad:
     def close(self) -> None:
         self.kill()
 
-    def reap(self) -> None:
+    def reap(self, within_s: float = 0.0) -> None:
         """There is no process."""
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
@@ -12,13 +15,15 @@ from typing import Any, cast
 
 import pytest
 
+from dpop_agent import forking
 from dpop_agent.agent import queue, signers
+from dpop_agent.agent.forker import Forker
 from dpop_agent.agent.process import SignerProcess, spawn_program
 from dpop_agent.agent.queue import Job
 from dpop_agent.agent.signers import Signer
 from dpop_agent.agent.states import TRANSITIONS, Event, IllegalEvent, State, after
 from dpop_agent.config import PinSource, StoreConfig, TokenUri
-from dpop_agent.errors import DPoPAgentError, Locked, SignerFailed, Timeout
+from dpop_agent.errors import Cancelled, DPoPAgentError, Locked, SignerFailed, Timeout
 
 
 def signer(folder: Path, pin_source: str) -> Signer:
@@ -195,7 +200,7 @@ def test_what_a_signer_said_while_the_agent_was_busy_is_heard_before_it_is_judge
         def kill(self) -> None:
             self.killed = True
 
-        def wait(self) -> None:
+        def wait(self, within_s: float) -> None:
             pass
 
     async def story() -> None:
@@ -289,3 +294,85 @@ def test_only_a_start_or_an_unlock_opens_a_store() -> None:
         (State.RELEASED, Event.USE),
     }
     assert {(s, e) for s, e, t in steps if t is State.UNLOCKING} == {(State.LOCKED, Event.UNLOCK)}
+
+
+def test_a_store_whose_process_ends_as_it_says_that_it_is_open_isnt_open(tmp_path: Path) -> None:
+    """What it says behind its answer makes no sense: both come in one piece."""
+
+    class Child:
+        def kill(self) -> None:
+            pass
+
+        def wait(self, within_s: float) -> None:
+            pass
+
+    async def spawn(channel: socket.socket, env: Mapping[str, str]) -> Child:
+        theirs = channel.dup()
+        theirs.setblocking(True)
+
+        def answer() -> None:
+            request = json.loads(theirs.recv(65536))
+            place = {"label": "", "serial": None, "model": None, "pid": 1}
+            answer = json.dumps({"id": request["id"], "ok": place})
+            theirs.sendall(f'{answer}\n{{"id": 77, "ok": {{}}}}\n'.encode())
+            theirs.close()
+
+        threading.Thread(target=answer).start()
+        return Child()
+
+    async def story() -> None:
+        store = signer(tmp_path, "keychain")
+        store._spawn = spawn
+        store.start()
+        await store.started()
+        assert (store.state, store.has_process) == ("failed", False)
+        assert store.error is not None
+        await store.close()
+
+    asyncio.run(story())
+
+
+def test_a_lock_that_comes_while_an_unlock_waits_for_an_earlier_process_is_kept(
+    tmp_path: Path,
+) -> None:
+    async def story() -> None:
+        store = signer(tmp_path, "prompt")
+        ended = asyncio.Event()
+
+        async def slowly() -> None:
+            await ended.wait()
+
+        store._end_process = slowly  # type: ignore[method-assign]
+        unlocking = asyncio.ensure_future(store.unlock(str(tmp_path)))
+        await asyncio.sleep(0)
+        locking = asyncio.ensure_future(store.lock())
+        await asyncio.sleep(0)
+        ended.set()
+        with pytest.raises(Cancelled):
+            await unlocking
+        await locking
+        assert (store.state, store.has_process) == ("locked", False)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("answer", [{"pid": 5}, {"errno": errno.EMFILE}])
+def test_a_signer_that_cant_be_forked_for_want_of_descriptors_is_an_error_at_once(
+    answer: dict[str, int],
+) -> None:
+    async def story() -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            forker = Forker(os.getpid(), ours, on_end=lambda: None)
+            spawning = asyncio.ensure_future(forker.spawn(theirs, {}))
+            await asyncio.sleep(0)
+            theirs.setblocking(True)
+            _, given = forking.receive(theirs) or ({}, [])
+            for descriptor in given:
+                os.close(descriptor)
+            forking.send(theirs, answer)
+            with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+                await spawning
+            forker._forget()
+
+    asyncio.run(story())
