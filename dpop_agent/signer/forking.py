@@ -24,8 +24,9 @@ from dpop_agent import forking
 from dpop_agent.hardening import harden
 from dpop_agent.signer import serving
 
-GRACE_S = 1.5
-"""Seconds that signers have to finish what they do when the agent has gone."""
+GRACE_S = 5.0
+"""Seconds that signers have to finish what they do when the agent has gone: slow cards log in for
+4, and a key pair that was cut short leaves half an object."""
 
 MAX_DESCRIPTORS = 1 << 20
 """Linux's own limit of descriptors, where there is no lower one."""

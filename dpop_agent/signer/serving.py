@@ -37,7 +37,7 @@ from dpop_agent.signer.store import (
     TellsHalfMade,
 )
 
-LOCK_WAIT_S = 3.0
+LOCK_WAIT_S = 8.0
 """Seconds to wait for an earlier signer of the same store; more than its grace."""
 
 

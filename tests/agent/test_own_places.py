@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import pytest
@@ -388,7 +389,7 @@ class Shell:
         self.terminal, theirs = pty.openpty()
         name = os.ttyname(theirs)
         take: Callable[[], Any] = lambda: os.close(os.open(name, os.O_RDWR))  # noqa: E731
-        command = f"{words} {sys.executable} -m dpop_agent serve >>{agent.log} 2>&1 & {then}"
+        command = f"{words} {quote(sys.executable)} -m dpop_agent serve >>{agent.log} 2>&1 & {then}"
         self.process = subprocess.Popen(
             ["bash", "-c", command],
             stdin=theirs,
@@ -440,7 +441,7 @@ def test_closing_the_terminal_ends_an_agent_in_it(
     agent, shell = in_a_shell()
     shell.close()
     until(lambda: not running(shell.agent_pid))
-    assert "the terminal has gone, and the agent ends" in agent.log.read_text()
+    assert "the terminal has gone, so the agent ends" in agent.log.read_text()
     assert not Path(agent.socket).exists()
 
 
@@ -451,7 +452,7 @@ def test_the_end_of_the_terminals_session_ends_an_agent_in_it(
     agent, shell = in_a_shell(then="read line")
     os.write(shell.terminal, b"\n")
     until(lambda: not running(shell.agent_pid))
-    assert "the terminal has gone, and the agent ends" in agent.log.read_text()
+    assert "the terminal has gone, so the agent ends" in agent.log.read_text()
 
 
 @pytest.mark.parametrize("words", ["nohup", "setsid"])

@@ -111,7 +111,7 @@ def test_a_store_that_cant_delete_is_asked_once_each_time_that_it_is_opened(
 ) -> None:
     asked: list[str] = []
 
-    def refuse(ref: str, jkt: str) -> None:
+    def refuse(ref: str, jkt: str, **_rest: object) -> None:
         asked.append(ref)
         raise ObjectLeft("the store can't delete keys")
 

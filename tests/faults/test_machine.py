@@ -112,7 +112,7 @@ class DictStore:
         assert self.objects[ref] == jkt
         return {}
 
-    def _destroy(self, ref: str, jkt: str) -> dict[str, Any]:
+    def _destroy(self, ref: str, jkt: str, **_rest: Any) -> dict[str, Any]:
         assert self.objects.get(ref, jkt) == jkt
         self.objects.pop(ref, None)
         return {}
