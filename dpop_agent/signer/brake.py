@@ -150,8 +150,9 @@ class Brake:
         Args:
             token: where.
             attended: a person asked for it, and answers for this one try.
-            stored: its PIN is read from somewhere. One that is typed now, or was accepted from
-                this very process before, is tried though the mark can't be made.
+            stored: its PIN is read from somewhere, and could be read and tried again. One that is
+                typed now, or was accepted from this very process before, is tried though the mark
+                can't be made.
             hint: what to do after a refused PIN.
 
         Raises:
@@ -163,9 +164,7 @@ class Brake:
         try:
             yield login
         finally:
-            if marks is not None:
-                with marks:
-                    self._end(marks, login)
+            self._end(marks, login, token, attended=attended)
 
     def _begin(self, token: TokenName, *, attended: bool, stored: bool, hint: str) -> _Marks | None:
         marks = None
@@ -177,13 +176,13 @@ class Brake:
             if stored or not attended:
                 marks.add()
         except OSError as e:
-            if stored and not attended:
+            if stored:
                 if marks is not None:
                     marks.close()
                 raise Locked(
-                    f"no login to {token} is tried by itself: that can't be noted in "
+                    f"no login to {token} is tried with a stored PIN: that can't be noted in "
                     f"{self._folder} ({e.strerror})",
-                    hint=f"mend that; until then: {self.unlock}",
+                    hint=f"mend the folder, then: {self.unlock}",
                 ) from e
             if not attended:
                 self._require_none(marks.standing if marks else self._seen(token), token, hint)
@@ -193,14 +192,22 @@ class Brake:
             raise
         return marks
 
-    def _end(self, marks: _Marks, login: Login) -> None:
-        with suppress(OSError):  # then the mark stays
-            if login.accepted:
-                marks.lift()
-            elif login.judged:
-                marks.tell(login.how)
-            else:
-                marks.take_back()
+    def _end(self, marks: _Marks | None, login: Login, token: TokenName, *, attended: bool) -> None:
+        failed = login.judged and not login.accepted
+        with suppress(OSError, Locked):  # then all stays as it is
+            if marks is None:
+                if attended or not failed:
+                    return
+                marks = _Marks.locked(self._folder, token)
+            with marks:
+                if failed:
+                    if not (attended or marks.has_added):
+                        marks.add()  # the disk may have come back meanwhile
+                    marks.tell(login.how)
+                elif login.accepted:
+                    marks.lift()
+                else:
+                    marks.take_back()
 
     def _require_none(self, mark: _Mark | None, token: TokenName, hint: str) -> None:
         if mark is None:
@@ -309,6 +316,11 @@ class _Marks:
             return _Mark(tries=_MANY, at=0.0, how=CUT_SHORT, shared=False)
         against = [self._marks[label] for label in self._against()]
         return max(against, key=lambda mark: mark.tries, default=None)
+
+    @property
+    def has_added(self) -> bool:
+        """Whether `add` noted the login that is under way."""
+        return self._added is not None
 
     def add(self) -> None:
         """One more login begins. It is on the disk when this returns."""

@@ -464,8 +464,8 @@ FULL = (
 
 @pytest.mark.usefixtures("own_mounts")
 @pytest.mark.parametrize("commands", [NO_NEW_FILE, FULL], ids=["read-only", "full"])
-def test_where_the_mark_cant_be_made_only_unlock_logs_in(
-    faulty_token: Faulty, make_agent: MakeAgent, tmp_path: Path, right: str, commands: str
+def test_where_the_mark_cant_be_made_no_stored_pin_is_tried(
+    faulty_token: Faulty, make_agent: MakeAgent, tmp_path: Path, commands: str
 ) -> None:
     state = tmp_path / "state"
     before = make_agent(faulty_token.config(uri="pkcs11:token=another"), state=state).start()
@@ -478,21 +478,57 @@ def test_where_the_mark_cant_be_made_only_unlock_logs_in(
         told = until_state(agent, "locked")
         assert "no login to the PKCS#11 token" in told["reason"]
         assert str(state) in told["reason"]
-        assert told["hint"].endswith("dpop-agent unlock softhsm")
+        assert told["hint"] == "mend the folder, then: dpop-agent unlock softhsm"
         assert set(ask(agent)) == {"locked"}
+        unlocked = agent.run("unlock")
+        assert unlocked.returncode == 1
+        assert f"can't be noted in {state}" in unlocked.stderr
         agent.run("reload", check=True)
         agent.stop()
         agent.start()
     assert faulty_token.logins == 0
-    assert agent.run("unlock").returncode == 1
-    assert faulty_token.logins == 1
+
+
+@pytest.mark.usefixtures("own_mounts")
+@pytest.mark.parametrize("commands", [NO_NEW_FILE, FULL], ids=["read-only", "full"])
+def test_where_the_mark_cant_be_made_a_typed_pin_has_its_one_try(
+    faulty_token: Faulty, make_agent: MakeAgent, tmp_path: Path, commands: str
+) -> None:
+    state = tmp_path / "state"
+    before = make_agent(faulty_token.config(uri="pkcs11:token=another"), state=state).start()
+    until_state(before, "absent")
+    before.stop()
+    agent = make_agent(
+        faulty_token.config(pin_source="prompt"), state=state, preexec=_mounted(state, commands)
+    ).start()
+    assert unlock(agent, "99999999")[0] == 1
     ask(agent)
-    agent.run("reload", check=True)
     assert faulty_token.logins == 1
-    faulty_token.token.pin_file.write_text(right)
-    agent.run("unlock", check=True)
-    until_open(agent)
+    assert unlock(agent, faulty_token.token.pin)[0] == 0
     assert faulty_token.logins == 2
+
+
+def test_a_stored_pin_is_tried_once_though_its_mark_couldnt_be_made_at_first(
+    faulty_token: Faulty, make_agent: MakeAgent, right: str
+) -> None:
+    agent = make_agent(faulty_token.config()).start()
+    refused(agent)
+    agent.stop()
+    (file,) = agent.state.glob("logins-*")
+    file.unlink()
+    file.mkdir()
+    agent.start()
+    until_state(agent, "locked")
+    assert agent.run("unlock").returncode == 1
+    file.rmdir()
+    assert faulty_token.logins == 1
+    agent.stop()
+    agent.start()
+    refused(agent)
+    agent.stop()
+    agent.start()
+    refused(agent)
+    assert faulty_token.logins == 2  # the first one's mark was taken away by hand
 
 
 @pytest.mark.usefixtures("own_mounts")
@@ -543,6 +579,10 @@ def test_what_isnt_a_mark_in_its_place_counts_as_one_and_is_not_followed(
     ask(agent)
     assert faulty_token.logins == 1
     assert not elsewhere.exists()
+    if what in {"link", "fifo", "folder"}:
+        assert agent.run("unlock").returncode == 1
+        assert faulty_token.logins == 1
+        file.rmdir() if what == "folder" else file.unlink()
     agent.run("unlock", check=True)
     until_open(agent)
     assert faulty_token.logins == 2

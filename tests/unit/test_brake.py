@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -41,6 +42,10 @@ def login(
     with brake.login(token, attended=attended, stored=stored, hint="correct it") as under_way:
         under_way.how = how or ""
         under_way.accepted = how is None
+
+
+def _fails(*_: object) -> int:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 def braked(brake: Brake, token: TokenName = CARD) -> bool:
@@ -214,10 +219,38 @@ def test_a_mark_that_cant_be_made_stops_a_stored_pin_and_no_other(
     missing = Brake(str(tmp_path / "none"), store="work", retries=0, before=str(tmp_path / "no"))
     with pytest.raises(Locked, match="that can't be noted in") as caught:
         login(missing, how=None)
-    assert caught.value.hint.endswith("dpop-agent unlock work")
+    assert caught.value.hint == "mend the folder, then: dpop-agent unlock work"
+    with pytest.raises(Locked, match="that can't be noted in"):
+        login(missing, how=None, attended=True)
     login(missing, how=None, stored=False)
-    login(missing, how=None, attended=True)
     login(missing, how=None, attended=True, stored=False)
+
+
+@pytest.mark.parametrize("failing", ["open", "write"])
+def test_an_accepted_pin_that_is_refused_while_the_disk_fails_is_noted_once_it_works(
+    make: Callable[..., Brake], monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    name = {"open": "_opened", "write": "os.fsync"}[failing]
+
+    with monkeypatch.context() as broken:
+        broken.setattr(f"dpop_agent.signer.brake.{name}", _fails)
+        under_way = make().login(CARD, attended=False, stored=False, hint="correct it")
+        ended = under_way.__enter__()
+    ended.how = REFUSED
+    under_way.__exit__(None, None, None)
+    with pytest.raises(PinRefused, match="was refused before"):
+        login(make())
+
+
+def test_a_typed_pin_that_is_refused_while_the_disk_fails_is_not_noted(
+    make: Callable[..., Brake], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(brake, "_opened", _fails)
+        under_way = make().login(CARD, attended=True, stored=False, hint="")
+        under_way.__enter__()
+    under_way.__exit__(None, None, None)
+    assert not braked(make())
 
 
 def test_a_pin_that_was_accepted_before_heeds_a_mark_too(make: Callable[..., Brake]) -> None:
@@ -232,6 +265,6 @@ def test_a_mark_is_written_through_no_link_and_without_it_nothing_is_tried(
     diary = tmp_path / "diary"
     diary.write_text("a diary")
     Path(brake._path(str(tmp_path), CARD)).symlink_to(diary)
-    with pytest.raises(Locked, match=r"no login .* is tried by itself"):
+    with pytest.raises(Locked, match=r"no login .* is tried with a stored PIN"):
         login(make())
     assert diary.read_text() == "a diary"
