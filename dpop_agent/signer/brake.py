@@ -261,7 +261,11 @@ class _Marks:
         self._descriptor = descriptor
         self._folder = folder
         self._token = token
-        self._marks = self._read()
+        try:
+            self._marks = self._read()
+        except BaseException:
+            self.close()
+            raise
         self._added: _Mark | None = None
         self._before: _Mark | None = None
 
@@ -295,7 +299,7 @@ class _Marks:
                 raise Locked(
                     f"another store is logging in to {token}", hint="try again later"
                 ) from None
-            except OSError:
+            except BaseException:
                 os.close(descriptor)
                 raise
             return cls(descriptor, folder, token)

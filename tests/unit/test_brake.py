@@ -75,6 +75,23 @@ def test_the_mark_is_on_the_disk_before_the_login(
         assert synced == [False, True]  # the file, and the folder that has it
 
 
+def test_marks_that_cant_be_read_keep_no_later_login_waiting(
+    make: Callable[..., Brake], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened() -> set[str]:
+        return set(os.listdir("/proc/self/fd"))
+
+    login(make(), how=None)
+    before = opened()
+    with monkeypatch.context() as broken:
+        broken.setattr("dpop_agent.signer.brake.os.pread", _fails)
+        assert not make().stands(CARD)
+        with pytest.raises(Locked, match="that can't be noted in"):
+            login(make())
+    assert opened() == before
+    login(make("another"), how=None)
+
+
 def test_an_accepted_login_leaves_nothing(make: Callable[..., Brake]) -> None:
     login(make(), how=None)
     assert not braked(make())
