@@ -86,9 +86,10 @@ class PinFile(UserPin):
         super().__init__(store)
         self.after_refusal = f"correct the PIN in {path}, then: {self.after_refusal}"
         self._path = path
+        self._by_systemd = False
 
     def get(self) -> str:
-        return _read_pin(self._path)
+        return _read_pin(self._path, by_systemd=self._by_systemd)
 
     def accepted(self, pin: str) -> None:
         """Nothing changes: it is in its file."""
@@ -110,6 +111,7 @@ class PinCredential(PinFile):
         self.after_refusal = (
             f"correct the credential, start the agent's unit anew, then: dpop-agent unlock {store}"
         )
+        self._by_systemd = _is_in_credentials(self._path)
 
 
 class PinPrompt(UserPin):
@@ -270,8 +272,20 @@ def credential(name: str) -> str:
     return os.path.join(folder, name)
 
 
-def _read_pin(path: str) -> str:
-    """The PIN in a file that nobody else can read."""
+def _is_in_credentials(path: str) -> bool:
+    """Whether it is a file of systemd's folder itself: not one below it, nor one linked to."""
+    folder = os.path.realpath(os.environ["CREDENTIALS_DIRECTORY"])
+    return os.path.dirname(os.path.realpath(path)) == folder
+
+
+def _read_pin(path: str, *, by_systemd: bool) -> str:
+    """The PIN in a file that nobody else can read.
+
+    Args:
+        path: the file.
+        by_systemd: systemd put it there. For a unit with User= it stays root's, and an access
+            control list lets that user read it, whose mask shows as the group's bits: mode 0440.
+    """
     try:
         descriptor = paths.open_only_ours(path, "the PIN file", instead="name another")
     except ConfigurationError as e:
@@ -285,10 +299,11 @@ def _read_pin(path: str) -> str:
         info = os.fstat(descriptor)
         if not stat.S_ISREG(info.st_mode):
             raise Locked(f"the PIN file {path} isn't a file", hint=_CORRECT)
-        if info.st_uid not in (0, os.getuid()) or info.st_mode & 0o077:
+        mode = stat.S_IMODE(info.st_mode)
+        is_credential = by_systemd and info.st_uid == 0 and mode == 0o440
+        if not is_credential and (info.st_uid not in (0, os.getuid()) or mode & 0o077):
             raise Locked(
-                f"others can read the PIN file {path} (uid {info.st_uid}, mode "
-                f"{stat.S_IMODE(info.st_mode):04o})",
+                f"others can read the PIN file {path} (uid {info.st_uid}, mode {mode:04o})",
                 hint=f"chmod 600 {path}, then: dpop-agent unlock",
             )
         return _pin_of(file.read(MAX_SECRET + 3), f"the PIN file {path}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
 
 from dpop_agent.errors import Locked
-from dpop_agent.signer.pin import PinFile
+from dpop_agent.signer.pin import PinCredential, PinFile
 
 
 @pytest.fixture
@@ -30,6 +32,75 @@ def test_after_a_refusal_it_says_which_file_to_correct_and_which_store_to_unlock
     file: Path,
 ) -> None:
     assert source(file).after_refusal == f"correct the PIN in {file}, then: dpop-agent unlock work"
+
+
+def let_open_files_look_like(uid: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.fstat
+
+    def fstat(descriptor: int) -> os.stat_result:
+        info = list(real(descriptor)[:10])
+        info[stat.ST_UID] = uid
+        return os.stat_result(info)
+
+    monkeypatch.setattr(os, "fstat", fstat)
+
+
+@pytest.fixture
+def of_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    let_open_files_look_like(0, monkeypatch)
+
+
+def credential(file: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> PinCredential:
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(folder))
+    return PinCredential("work", str(file.relative_to(folder)))
+
+
+@pytest.mark.usefixtures("of_root")
+@pytest.mark.parametrize("mode", [0o400, 0o440])
+def test_a_credential_of_a_unit_with_another_user_is_taken(
+    file: Path, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    file.chmod(mode)
+    assert credential(file, file.parent, monkeypatch).get() == "12345678"
+
+
+@pytest.mark.usefixtures("of_root")
+@pytest.mark.parametrize("mode", [0o640, 0o444, 0o404, 0o450, 0o460])
+def test_a_credential_that_others_can_read_is_not_taken(
+    file: Path, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    file.chmod(mode)
+    with pytest.raises(Locked):
+        credential(file, file.parent, monkeypatch).get()
+
+
+@pytest.mark.usefixtures("of_root")
+@pytest.mark.parametrize("where", ["below", "linked"])
+def test_mode_0440_is_a_credentials_alone(
+    file: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    file.chmod(0o440)
+    with pytest.raises(Locked, match="others can read"):
+        source(file).get()
+    if where == "below":
+        pin = credential(file, file.parent.parent, monkeypatch)
+    else:
+        folder = file.parent / "credentials"
+        folder.mkdir(mode=0o700)
+        (folder / "pin").symlink_to(file)
+        pin = credential(folder / "pin", folder, monkeypatch)
+    with pytest.raises(Locked, match="others can read"):
+        pin.get()
+
+
+def test_a_credential_of_mode_0440_that_isnt_roots_is_not_taken(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.chmod(0o440)
+    monkeypatch.setattr(os, "getuid", lambda: 4711)
+    let_open_files_look_like(4711, monkeypatch)
+    with pytest.raises(Locked):
+        credential(file, file.parent, monkeypatch).get()
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604])
