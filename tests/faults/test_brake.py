@@ -769,6 +769,31 @@ def test_a_pin_that_a_signature_wants_and_that_isnt_accepted_is_tried_once(
     assert faulty_token.calls("C_Login")[logins + 3 :] == [CONTEXT_SPECIFIC]
 
 
+@pytest.mark.parametrize("flag", [0x20000, 0x40000], ids=["final-try", "locked"])
+def test_a_signature_spends_no_last_try_on_a_pin_that_nobody_types(
+    faulty_token: Faulty, make_agent: MakeAgent, flag: int
+) -> None:
+    always = "attribute dpop-agent%20shop@1 0x202 value 01"
+    agent = make_agent(faulty_token.config()).start()
+    agent.create_key("shop")
+    agent.stop()
+    faulty_token.rules(always)
+    agent.start()
+    until_open(agent)
+    logins = faulty_token.logins
+    faulty_token.rules(always, f"flags set {flag:#x}", "C_Login return 0xA0")
+    with AgentClient(agent.socket) as client:
+        for _ in range(3):
+            with pytest.raises(PinRefused):
+                client.proof("GET", HTU, key="shop")
+        assert faulty_token.logins == logins
+        faulty_token.rules(always)
+        agent.run("unlock", check=True)
+        faulty_token.rules(always, "C_Login return 0x0")
+        client.proof("GET", HTU, key="shop")
+    assert faulty_token.calls("C_Login")[logins:] == [USER, CONTEXT_SPECIFIC]
+
+
 # An HSM that never locks
 
 

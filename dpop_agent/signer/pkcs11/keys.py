@@ -102,6 +102,7 @@ class Key:
             raise
 
     def _signed_with_pin(self, data: bytes, how: dict[str, Any]) -> Any:
+        self._token.require_tries()
         began = time.monotonic()
         try:
             # Which of C_SignInit, C_Login and C_Sign failed nobody knows, but for this error.

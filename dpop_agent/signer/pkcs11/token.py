@@ -230,6 +230,14 @@ class Token:
                 self.accepted_pin = None
             raise self._login_failed(e, attended=attended) from e
 
+    def require_tries(self) -> None:
+        """Let pass a PKCS#11 token that can't be locked by the PIN that a signature wants.
+
+        Raises:
+            StoreAbsent, PinRefused, PKCS11Error
+        """
+        self._require_tries(self._flags_now())
+
     def _login_failed(self, error: PKCS11Error, *, attended: bool) -> DPoPAgentError:
         """What to tell of a login, which the brake knows of already."""
         if isinstance(error, PinLocked):
@@ -288,14 +296,22 @@ class Token:
         if flags & TokenFlag.USER_PIN_LOCKED:
             raise _pin_locked(self._brake.unlock)
 
-    def _login(self) -> Any:
-        flags = self._found.flags
+    def _require_tries(self, flags: TokenFlag) -> None:
+        """Let pass a PKCS#11 token that the next PIN can't lock, or one whose PIN is typed now.
+
+        Raises:
+            StoreAbsent, PinRefused
+        """
         self._require_pin(flags)
         if flags & TokenFlag.USER_PIN_FINAL_TRY and not self._pin.typed:
             raise PinRefused(
                 "the PKCS#11 token has one PIN try left, which isn't spent on a stored PIN",
                 hint=f"log in once with its vendor's tool, then: {self._brake.unlock}",
             )
+
+    def _login(self) -> Any:
+        flags = self._found.flags
+        self._require_tries(flags)
         attended, self._pin.attended = self._pin.attended, False
         if flags & TokenFlag.PROTECTED_AUTHENTICATION_PATH:
             self._pin.at_pad()
@@ -336,10 +352,14 @@ class Token:
             # PKCS#11 3.0 section 5.6.8, for a pad too
             return self._found.open(rw=True, user_pin=pin)
 
+    def _flags_now(self) -> TokenFlag:
+        flags: TokenFlag = self._found.slot.get_token().flags  # the old object's are a snapshot
+        return flags
+
     def _tries_left(self) -> Literal[0, 1, 2] | None:
         """How many wrong PINs the PKCS#11 token takes still, where its module tells."""
         try:
-            flags = self._found.slot.get_token().flags  # the old object's flags are a snapshot
+            flags = self._flags_now()
         except PKCS11Error:
             return None
         if flags & TokenFlag.USER_PIN_LOCKED:
