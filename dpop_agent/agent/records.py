@@ -102,7 +102,9 @@ class Records:
     def used(self, jkt: str, origin: str) -> None:
         """Note that a generation signed for an origin."""
         now, now_s = now_text(), self._now_s
-        self._uses[jkt] = self._uses.get(jkt, Use(now, now_s)).signed(origin, now, now_s)
+        use = self._uses.get(jkt) or Use(now, now_s)
+        if not use.is_noted(origin, now, now_s):
+            self._uses[jkt] = use.signed(origin, now, now_s)
 
     def repeated(self, method: str, params: Mapping[str, Any]) -> bool:
         """Whether this very request was carried out before.

@@ -34,6 +34,12 @@ class Use:
     last: Mapping[str, str] = field(default_factory=dict)
     left_out: int = 0
 
+    def is_noted(self, origin: str, at: str, at_s: int) -> bool:
+        """Whether one more signature then would change nothing: times are whole seconds."""
+        if (at, at_s) != (self.at, self.at_s):
+            return False
+        return self.first.get(origin) == at or list(self.last.items())[-1:] == [(origin, at)]
+
     def signed(self, origin: str, at: str, at_s: int) -> Use:
         """After one more signature."""
         if origin in self.first or len(self.first) < MAX_FIRST:
