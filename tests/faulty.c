@@ -6,6 +6,7 @@
      C_Login 2 return 0x30          the second call alone, counted over all processes
      C_Login after return 0x30      calls SoftHSM2's first
      C_Login crash | hang | delay MS          each also with a number, and with `after`
+     C_Login context return 0x0     those of a signature alone, CKU_CONTEXT_SPECIFIC
      C_Sign count                   no fault: it is only noted
      flags set 0x100 | clear 0x8    of C_GetTokenInfo
      serial -                       of C_GetTokenInfo; - is a blank one
@@ -41,7 +42,7 @@ struct attribute {
 };
 
 enum { GET_FUNCTION_LIST = 3, GET_TOKEN_INFO = 6, LOGIN = 18, GET_ATTRIBUTE_VALUE = 24 };
-enum { OK = 0, BUFFER_TOO_SMALL = 0x150, LABEL = 3 };
+enum { OK = 0, CONTEXT_SPECIFIC = 2, BUFFER_TOO_SMALL = 0x150, LABEL = 3 };
 
 static const char *const NAMES[68] = {
     "C_Initialize", "C_Finalize", "C_GetInfo", "C_GetFunctionList", "C_GetSlotList", "C_GetSlotInfo",
@@ -177,7 +178,8 @@ static ulong faulty(int number, const ulong a[8]) {
   ulong result = OK;
   while ((count = next_rule(rules, NAMES[number], line, words)) > 0) {
     int nth = count > 1 ? atoi(words[1]) : 0;
-    if (nth > 0 && calls_of(NAMES[number]) + 1 != nth) {
+    int context = count > 1 && strcmp(words[1], "context") == 0;
+    if ((nth > 0 && calls_of(NAMES[number]) + 1 != nth) || (context && a[1] != CONTEXT_SPECIFIC)) {
       note(NAMES[number], a[1]);
       count = -1;
     }
@@ -187,7 +189,7 @@ static ulong faulty(int number, const ulong a[8]) {
   if (count > 0 || (count == 0 && number == LOGIN)) note(NAMES[number], a[1]);
   if (count <= 0) return real(number, a);
   word = words + 1;
-  if (atoi(*word) > 0) word++;
+  if (atoi(*word) > 0 || strcmp(*word, "context") == 0) word++;
   if (strcmp(*word, "after") == 0) {
     result = real(number, a);
     done = 1;

@@ -10,13 +10,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from dpop_agent.client import AgentClient
-from dpop_agent.errors import PinRefused
+from dpop_agent.errors import PinRefused, SignerFailed
 from tests.agent.places import (
     descendants,
     hurried,
@@ -740,24 +741,32 @@ def test_an_accepted_pin_is_used_again_from_memory_though_the_disk_fails(
     assert faulty_token.logins == 2
 
 
-@pytest.mark.parametrize("code", [0xA0, 0x6, 0x30])
-def test_a_pin_that_a_signature_wants_and_that_isnt_accepted_is_tried_once(
-    faulty_token: Faulty, make_agent: MakeAgent, code: int
-) -> None:
-    always = "attribute dpop-agent%20shop@1 0x202 value 01"
+ALWAYS = "attribute dpop-agent%20shop@1 0x202 value 01"
+
+
+def _asking_for_each(make_agent: MakeAgent, faulty_token: Faulty) -> Agent:
+    """With a key that wants the PIN for each signature; SoftHSM2 knows nothing of it."""
     agent = make_agent(faulty_token.config()).start()
     agent.create_key("shop")
     agent.stop()
     agent.start()
     until_open(agent)
-    faulty_token.rules(always, "C_Login return 0x0")
+    faulty_token.rules(ALWAYS, "C_Login return 0x0")
     agent.run("reload", check=True)
+    return agent
+
+
+@pytest.mark.parametrize("code", [0xA0, 0x6, 0x30])
+def test_a_pin_that_a_signature_wants_and_that_isnt_accepted_is_tried_once(
+    faulty_token: Faulty, make_agent: MakeAgent, code: int
+) -> None:
+    agent = _asking_for_each(make_agent, faulty_token)
     logins = faulty_token.logins
     with AgentClient(agent.socket) as client:
         for _ in range(3):
             client.proof("GET", HTU, key="shop")
         assert faulty_token.calls("C_Login")[logins:] == [CONTEXT_SPECIFIC] * 3
-        faulty_token.rules(always, f"C_Login return {code:#x}")
+        faulty_token.rules(ALWAYS, f"C_Login return {code:#x}")
         for _ in range(3):
             with pytest.raises(PinRefused):
                 client.proof("GET", HTU, key="shop")
@@ -773,25 +782,55 @@ def test_a_pin_that_a_signature_wants_and_that_isnt_accepted_is_tried_once(
 def test_a_signature_spends_no_last_try_on_a_pin_that_nobody_types(
     faulty_token: Faulty, make_agent: MakeAgent, flag: int
 ) -> None:
-    always = "attribute dpop-agent%20shop@1 0x202 value 01"
-    agent = make_agent(faulty_token.config()).start()
-    agent.create_key("shop")
-    agent.stop()
-    faulty_token.rules(always)
-    agent.start()
-    until_open(agent)
+    agent = _asking_for_each(make_agent, faulty_token)
+    with AgentClient(agent.socket) as client:
+        client.proof("GET", HTU, key="shop")
     logins = faulty_token.logins
-    faulty_token.rules(always, f"flags set {flag:#x}", "C_Login return 0xA0")
+    faulty_token.rules(ALWAYS, f"flags set {flag:#x}", "C_Login return 0xA0")
     with AgentClient(agent.socket) as client:
         for _ in range(3):
-            with pytest.raises(PinRefused):
+            with pytest.raises(PinRefused, match=r"one PIN try left|PIN is locked"):
                 client.proof("GET", HTU, key="shop")
         assert faulty_token.logins == logins
-        faulty_token.rules(always)
+        faulty_token.rules(ALWAYS)
         agent.run("unlock", check=True)
-        faulty_token.rules(always, "C_Login return 0x0")
+        faulty_token.rules(ALWAYS, "C_Login return 0x0")
         client.proof("GET", HTU, key="shop")
     assert faulty_token.calls("C_Login")[logins:] == [USER, CONTEXT_SPECIFIC]
+
+
+def test_a_signer_that_is_killed_while_a_signature_waits_leaves_its_right_pin_alone(
+    faulty_token: Faulty, make_agent: MakeAgent
+) -> None:
+    agent = _asking_for_each(make_agent, faulty_token)
+    accepted = "C_Login context return 0x0"
+    faulty_token.rules(ALWAYS, accepted, "C_Sign hang")
+    with AgentClient(agent.socket, timeout=30) as client, ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(client.proof, "GET", HTU, key="shop")
+        until(lambda: faulty_token.calls("C_Sign"))
+        assert faulty_token.calls("C_Login")[-1] == CONTEXT_SPECIFIC
+        faulty_token.rules(ALWAYS, accepted)
+        _kill_signer(agent)
+        with suppress(SignerFailed):
+            asked.result()
+    agent.stop()
+    agent.start()
+    until_open(agent)
+    with AgentClient(agent.socket) as client:
+        client.proof("GET", HTU, key="shop")
+
+
+def test_a_signature_that_fails_after_its_login_costs_no_later_login(
+    faulty_token: Faulty, make_agent: MakeAgent
+) -> None:
+    agent = _asking_for_each(make_agent, faulty_token)
+    accepted = "C_Login context return 0x0"
+    faulty_token.rules(ALWAYS, accepted, "C_Sign return 0x30")
+    with AgentClient(agent.socket) as client, pytest.raises(SignerFailed, match="C_Sign: 0x30"):
+        client.proof("GET", HTU, key="shop")
+    faulty_token.rules(ALWAYS, accepted)
+    with Wire(agent.admin_socket, timeout=30) as wire:
+        until(lambda: "result" in wire.ask("proof", key="shop", **TARGET))
 
 
 # An HSM that never locks

@@ -28,6 +28,7 @@ from dpop_agent.errors import (
 from dpop_agent.jose import ALGORITHMS, RSA_BITS, Algorithm
 from dpop_agent.signer.pkcs11 import attributes
 from dpop_agent.signer.pkcs11.attributes import UnexpectedObject
+from dpop_agent.signer.pkcs11.signing import Signing
 from dpop_agent.signer.pkcs11.token import Token
 from dpop_agent.signer.store import KeyInfo
 from dpop_agent.verify import check_signature
@@ -103,11 +104,19 @@ class Key:
 
     def _signed_with_pin(self, data: bytes, how: dict[str, Any]) -> Any:
         self._token.require_tries()
+        pin = self._token.accepted_pin
+        signing = Signing.by(self._token.module, self._private)
         began = time.monotonic()
         try:
-            # Which of C_SignInit, C_Login and C_Sign failed nobody knows, but for this error.
-            with self._token.logging_in(attended=False, stored=False, others=(UserNotLoggedIn,)):
-                return self._private.sign(data, pin=self._token.accepted_pin, **how)
+            if signing is None:
+                # Which of C_SignInit, C_Login and C_Sign failed nobody knows, but for this error.
+                others = (UserNotLoggedIn,)
+                with self._token.logging_in(attended=False, stored=False, others=others):
+                    return self._private.sign(data, pin=pin, **how)
+            with signing.begun(**how), self._token.logging_in(attended=False, stored=False):
+                self._private.session.reaffirm_credentials(pin)
+            # No mark stands while it waits for a touch: the agent may end meanwhile.
+            return signing.signature(data)
         except UserNotLoggedIn as e:
             if time.monotonic() - began > TOUCH_S:
                 raise _untouched() from e

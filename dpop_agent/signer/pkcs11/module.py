@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from functools import cached_property
 from typing import Any
 
 import pkcs11
@@ -25,7 +26,8 @@ class _Arguments(ctypes.Structure):
     )
 
 
-_Function = ctypes.CFUNCTYPE(ctypes.c_ulong, ctypes.c_void_p)
+_ulong, _pointer = ctypes.c_ulong, ctypes.c_void_p
+_Function = ctypes.CFUNCTYPE(_ulong, _pointer)
 
 
 class _Functions(ctypes.Structure):
@@ -35,6 +37,13 @@ class _Functions(ctypes.Structure):
         ("version", ctypes.c_ubyte * 2),
         ("C_Initialize", _Function),
         ("C_Finalize", _Function),
+        ("C_GetInfo to C_CloseAllSessions", _pointer * 13),
+        ("C_GetSessionInfo", ctypes.CFUNCTYPE(_ulong, _ulong, _pointer)),
+        ("C_GetOperationState to C_DigestFinal", _pointer * 26),
+        ("C_SignInit", ctypes.CFUNCTYPE(_ulong, _ulong, _pointer, _ulong)),
+        ("C_Sign", ctypes.CFUNCTYPE(_ulong, _ulong, _pointer, _ulong, _pointer, _pointer)),
+        ("C_SignUpdate", _pointer),
+        ("C_SignFinal", ctypes.CFUNCTYPE(_ulong, _ulong, _pointer, _pointer)),
     )
 
 
@@ -78,11 +87,11 @@ class Module:
             pkcs11.unload(self.path)
         elif self._library is not None:
             self._library = None
-            self._functions().C_Finalize(None)
+            self.functions.C_Finalize(None)
 
     def _initialize(self) -> None:
         arguments = _Arguments(flags=_CKF_OS_LOCKING_OK, pReserved=self._arguments)
-        code = self._functions().C_Initialize(ctypes.byref(arguments))
+        code = self.functions.C_Initialize(ctypes.byref(arguments))
         if code:
             raise StoreAbsent(
                 f"the PKCS#11 module {self.path} doesn't work with its module_args "
@@ -90,7 +99,9 @@ class Module:
                 hint="see what its vendor requires, and check that the files they name exist",
             )
 
-    def _functions(self) -> Any:
+    @cached_property
+    def functions(self) -> Any:
+        """Those of its functions that python-pkcs11 doesn't call as they are needed."""
         found = ctypes.POINTER(_Functions)()
         ctypes.CDLL(self.path).C_GetFunctionList(ctypes.byref(found))
         return found.contents

@@ -90,6 +90,7 @@ class Token:
         brake: whether a login that nobody asked for is tried.
 
     Attributes:
+        module: the vendor's.
         session: as who is logged in now; None while nothing is held open.
         accepted_pin: the PIN that it took last.
         mechanisms: what it can do.
@@ -104,7 +105,7 @@ class Token:
         self.mechanisms: set[Any] = set()
         self.faulty: frozenset[str] = frozenset()
         self.protection = ""
-        self._module = module
+        self.module = module
         self._pin = pin
         self._brake = brake
         self._accepted_by: str | None = None
@@ -142,7 +143,7 @@ class Token:
             StoreAbsent, StoreInUse, Locked, PinRefused, Cancelled
         """
         self._find()
-        library = self._module.library
+        library = self.module.library
         self.faulty = vendors.faulty_algorithms(library.manufacturer_id, library.library_version)
         self.protection = vendors.protection(
             discovery.unpadded(self._found.manufacturer_id),
@@ -165,7 +166,7 @@ class Token:
     def _is_still_there(self) -> bool:
         """Whether no other PKCS#11 token came in its place, as far as its module tells."""
         try:
-            _, name = discovery.find(self._module, self.uri)
+            _, name = discovery.find(self.module, self.uri)
         except DPoPAgentError:
             return False
         return name == self._name
@@ -193,7 +194,7 @@ class Token:
         session, self.session = self.session, None
         if session is not None:
             session.close()
-        self._module.unload()
+        self.module.unload()
 
     @contextmanager
     def logging_in(
@@ -283,7 +284,7 @@ class Token:
         )
 
     def _find(self) -> None:
-        self._found, self._name = discovery.find(self._module, self.uri)
+        self._found, self._name = discovery.find(self.module, self.uri)
 
     def _require_pin(self, flags: TokenFlag) -> None:
         """Let pass a PKCS#11 token that takes a PIN now.
@@ -367,7 +368,7 @@ class Token:
         if flags & TokenFlag.USER_PIN_FINAL_TRY:
             return 1
         if flags & TokenFlag.USER_PIN_COUNT_LOW:
-            return vendors.low_tries(self._module.library.manufacturer_id)
+            return vendors.low_tries(self.module.library.manufacturer_id)
         return None
 
 
