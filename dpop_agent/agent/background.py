@@ -43,6 +43,10 @@ class Background:
         else:
             self.over(what)
 
+    def is_told(self, what: str) -> bool:
+        """Whether it has such a trouble, which was told."""
+        return what in self._told
+
     def over(self, what: str) -> None:
         """There is no such trouble now; the next one is told again."""
         self._told.pop(what, None)

@@ -85,6 +85,8 @@ class Upkeep:
                 soonest = left
             if drains.is_rotation_due(key, seen, now):
                 due.append(key.name)
+                if not self._background.is_told(_rotation_of(key.name)):
+                    soonest = 0
         self._records.rotations_due = due
         return soonest
 
@@ -127,14 +129,14 @@ class Upkeep:
 
     async def _rotate_if_due(self, name: str) -> None:
         if not self._is_rotation_due(name):
-            self._background.over(f"rotation of {name}")
+            self._background.over(_rotation_of(name))
             return
         async with self._making.alone(name):
             if not self._is_rotation_due(name):
                 return
             key = self._records.keys.named(name)
             if drains.is_rotation_by_hand(key):
-                await self._background.quietly(f"rotation of {name}", self._rotation_is_due(key))
+                await self._background.quietly(_rotation_of(name), self._rotation_is_due(key))
             else:
                 await self._background.quietly(name, self._rotate_now(name))
 
@@ -165,3 +167,7 @@ class Upkeep:
         for g in drains.to_destroy(key, self._records.seen):
             if g.generation == number and await self._inventory.find(key, g):
                 await self._making.destroy(key, g)
+
+
+def _rotation_of(name: str) -> str:
+    return f"rotation of {name}"

@@ -504,6 +504,18 @@ def test_a_schedule_is_a_notice_where_keys_need_the_management_key(
     assert prove(wire, key="shop") == made["jkt"]
 
 
+def test_a_rotation_that_falls_due_while_keys_change_is_told_too(
+    agent: Agent, wire: Authorizing
+) -> None:
+    """Whoever looks for what is due is interrupted by each change, and looks again."""
+    wire.make("other")
+    wire.make("shop", rotate_every_s=1)
+    for number in range(8):
+        wire.result("key.set", key="other", drain_s=1000 + number)
+        time.sleep(0.3)
+    until(lambda: "the rotation of shop is due" in agent.log.read_text())
+
+
 # PIN policies and touches
 
 
