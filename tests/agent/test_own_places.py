@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
 import pytest
 
@@ -388,7 +387,11 @@ class Shell:
     def __init__(self, agent: Agent, words: str, then: str) -> None:
         self.terminal, theirs = pty.openpty()
         name = os.ttyname(theirs)
-        take: Callable[[], Any] = lambda: os.close(os.open(name, os.O_RDWR))  # noqa: E731
+
+        def take() -> None:
+            os.close(os.open(name, os.O_RDWR))
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may ignore it
+
         command = f"{words} {quote(sys.executable)} -m dpop_agent serve >>{agent.log} 2>&1 & {then}"
         self.process = subprocess.Popen(
             ["bash", "-c", command],
