@@ -109,6 +109,7 @@ FOREIGN: dict[str, dict[str, bool]] = {
     "dpop_agent.signer.pkcs11.keys": {"pkcs11": False},
     "dpop_agent.signer.pkcs11.module": {"pkcs11": False},
     "dpop_agent.signer.pkcs11.slots": {"pkcs11": False, "cryptography": False},
+    "dpop_agent.signer.pkcs11.signing": {"pkcs11": False},
     "dpop_agent.signer.pkcs11.store": {"pkcs11": False},
     "dpop_agent.signer.pkcs11.token": {"pkcs11": False},
     "dpop_agent.signer.pkcs11.vendors": {"cryptography": False},
@@ -236,7 +237,8 @@ ROOMS: dict[str, dict[str, set[str]]] = {
             *("pin", "brake", "pkcs11.module", "pkcs11.pcsc", "pkcs11.vendors"),
             "pkcs11.discovery",
         },
-        "pkcs11.keys": {"store", "pkcs11.attributes", "pkcs11.token"},
+        "pkcs11.signing": {"pkcs11.module"},
+        "pkcs11.keys": {"store", "pkcs11.attributes", "pkcs11.signing", "pkcs11.token"},
         "pkcs11.store": {
             "store",
             "pkcs11.module",
