@@ -335,18 +335,7 @@ class _Reader:
     def _connections(self, agent: dict[str, Any]) -> int | None:
         if "max_connections" not in agent:
             return None
-        number = agent["max_connections"]
-        if not isinstance(number, int) or isinstance(number, bool):
-            self._refuse(
-                f"agent.max_connections has to be a number, not {_kind(number)}",
-                "write it as in max_connections = 512",
-            )
-        if not 1 <= number <= MAX_CONNECTIONS:
-            self._refuse(
-                f"agent.max_connections is {number}, and 1 to {MAX_CONNECTIONS} are possible",
-                "leave it out, or choose another",
-            )
-        return number
+        return self._number("agent.max_connections", agent["max_connections"], 1, MAX_CONNECTIONS)
 
     def _default(self, agent: dict[str, Any], stores: Mapping[str, StoreConfig]) -> str:
         if "default_store" not in agent:
@@ -401,7 +390,7 @@ class _Reader:
                 f"{where}.pin_source", self._must(where, table, "pin_source")
             ),
             login_retries=self._number(
-                f"{where}.login_retries", table.get("login_retries", 0), MAX_LOGIN_RETRIES
+                f"{where}.login_retries", table.get("login_retries", 0), 0, MAX_LOGIN_RETRIES
             ),
             verify=self._verify(f"{where}.verify", table.get("verify", "first")),
         )
@@ -481,13 +470,13 @@ class _Reader:
             self._refuse(f"{where} has to be text, not {_kind(value)}", 'write it in "…"')
         return value
 
-    def _number(self, where: str, value: object, most: int) -> int:
+    def _number(self, where: str, value: object, least: int, most: int) -> int:
         if not isinstance(value, int) or isinstance(value, bool):
             self._refuse(
                 f"{where} has to be a number, not {_kind(value)}", "write it without quotes"
             )
-        if not 0 <= value <= most:
-            self._refuse(f"{where} is {value}", f"use a number from 0 to {most}")
+        if not least <= value <= most:
+            self._refuse(f"{where} is {value}", f"use a number from {least} to {most}")
         return value
 
     def _c_text(self, where: str, value: object) -> str:

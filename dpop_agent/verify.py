@@ -1,7 +1,7 @@
 """The twelve checks of RFC 9449 section 4.3, by their numbers there.
 
-For tests and `dpop-agent verify`. It judges what the rest of the package
-builds, so it shares none of its code: encodings, thumbprint and URI comparison are written anew.
+For tests and `dpop-agent verify`. It judges what the rest of the package builds, so it shares none
+of its code: encodings, thumbprint and URI comparison are written anew.
 """
 
 from __future__ import annotations

@@ -36,14 +36,9 @@ class _Forked:
             pass
 
     def wait(self, within_s: float) -> None:
-        if not self._has_ended_within(within_s):
+        if not _ends_within(self._pidfd, within_s):
             self.kill()
-            self._has_ended_within(END_TIMEOUT_S)
-
-    def _has_ended_within(self, seconds: float) -> bool:
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return bool(poll.poll(seconds * 1000))
+            _ends_within(self._pidfd, END_TIMEOUT_S)
 
 
 class Forker:
@@ -132,10 +127,15 @@ def _reap(pid: int) -> None:
     """Wait for the forking process, whose own grace for the last signers is shorter. Blocks."""
     pidfd = os.pidfd_open(pid)
     try:
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        if not poll.poll(END_TIMEOUT_S * 1000):
+        if not _ends_within(pidfd, END_TIMEOUT_S):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         os.waitpid(pid, 0)
     finally:
         os.close(pidfd)
+
+
+def _ends_within(pidfd: int, seconds: float) -> bool:
+    """Whether a process has ended by then. Blocks."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
