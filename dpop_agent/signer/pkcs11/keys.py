@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass
@@ -92,39 +92,37 @@ class Key:
 
     def _signed(self, data: bytes, **how: Any) -> Any:
         """The bare operation, with the PIN for this very signature where the key wants that."""
-        if self.asks_pin and self._token.accepted_pin is not None:
-            return self._signed_with_pin(data, how)
-        began = time.monotonic()
-        try:
-            return self._private.sign(data, **how)
-        except UserNotLoggedIn as e:
-            if time.monotonic() - began > TOUCH_S:
-                raise _untouched() from e
-            raise
+        asks_pin = self.asks_pin and self._token.accepted_pin is not None
+        return self._touched(self._with_pin if asks_pin else self._private.sign, data, how)
 
     def _signed_with_pin(self, data: bytes, how: dict[str, Any]) -> Any:
+        return self._touched(self._with_pin, data, how)
+
+    def _touched(self, sign: Callable[..., Any], data: bytes, how: dict[str, Any]) -> Any:
+        """A signature for which somebody may have to touch the card."""
+        began = time.monotonic()
+        try:
+            return sign(data, **how)
+        except UserNotLoggedIn as e:
+            if time.monotonic() - began <= TOUCH_S:
+                raise
+            raise Timeout(
+                "nobody touched the card in time", hint="try again, and touch it", retry="no"
+            ) from e
+
+    def _with_pin(self, data: bytes, **how: Any) -> Any:
         self._token.require_tries()
         pin = self._token.accepted_pin
         signing = Signing.by(self._token.module, self._private)
-        began = time.monotonic()
-        try:
-            if signing is None:
-                # Which of C_SignInit, C_Login and C_Sign failed nobody knows, but for this error.
-                others = (UserNotLoggedIn,)
-                with self._token.logging_in(attended=False, stored=False, others=others):
-                    return self._private.sign(data, pin=pin, **how)
-            with signing.begun(**how), self._token.logging_in(attended=False, stored=False):
-                self._private.session.reaffirm_credentials(pin)
-            # No mark stands while it waits for a touch: the agent may end meanwhile.
-            return signing.signature(data)
-        except UserNotLoggedIn as e:
-            if time.monotonic() - began > TOUCH_S:
-                raise _untouched() from e
-            raise
-
-
-def _untouched() -> Timeout:
-    return Timeout("nobody touched the card in time", hint="try again, and touch it", retry="no")
+        if signing is None:
+            # Which of C_SignInit, C_Login and C_Sign failed nobody knows, but for this error.
+            others = (UserNotLoggedIn,)
+            with self._token.logging_in(attended=False, stored=False, others=others):
+                return self._private.sign(data, pin=pin, **how)
+        with signing.begun(**how), self._token.logging_in(attended=False, stored=False):
+            self._private.session.reaffirm_credentials(pin)
+        # No mark stands while it waits for a touch: the agent may end meanwhile.
+        return signing.signature(data)
 
 
 def require_algorithm(token: Token, alg: str) -> None:
