@@ -200,6 +200,19 @@ def create(path: str) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
 
+def sync_folder(folder: str) -> None:
+    """Make durable which files a folder has.
+
+    Raises:
+        OSError
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 _OTHERS_WRITE = 0o022
 _MAX_LINKS = 40  # as the kernel has it (path_resolution(7))
 

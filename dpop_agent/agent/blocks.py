@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
+from dpop_agent import paths
 from dpop_agent.agent.forms import Block, block_from
-from dpop_agent.agent.lines import read_file, replace_file, sealed, sync_folder, unsealed
+from dpop_agent.agent.lines import read_file, replace_file, sealed, unsealed
 
 RECORD = 512
 """Bytes of a record: a sector of any disk."""
@@ -79,7 +80,7 @@ class Blocks:
             return
         self._made = False
         replace_file(self._path, [_EMPTY] * ROOM)
-        sync_folder(os.path.dirname(self._path))
+        paths.sync_folder(os.path.dirname(self._path))
         self._free, self._made = list(range(ROOM)), True
         self.kept.clear()
 

@@ -28,7 +28,6 @@ from dpop_agent.agent.lines import (
     parsed,
     read_file,
     replace_file,
-    sync_folder,
     version_of,
 )
 from dpop_agent.agent.uses import Use
@@ -218,7 +217,7 @@ class Ledger:
             replace_file(self.path, composed(header, sections))
             self.contents = contents  # as the file has it now, durable or not
             self._is_current = True
-            sync_folder(self._folder)
+            paths.sync_folder(self._folder)
         except OSError as e:
             raise _not_durable(self.path, e) from e
 
@@ -240,11 +239,11 @@ class Ledger:
         try:
             if os.path.lexists(clean_stop):  # what needs no room comes first
                 os.unlink(clean_stop)
-                sync_folder(self._folder)
+                paths.sync_folder(self._folder)
             lines = self._uses.lines(times.uses, forms.use_members)
             replace_file(path, composed(header, {"uses": lines}))
             self.times = times
-            sync_folder(self._folder)
+            paths.sync_folder(self._folder)
         except OSError as e:
             raise _not_durable(path, e) from e
         if not self._is_current:
@@ -252,7 +251,7 @@ class Ledger:
         try:
             if clean:
                 os.close(os.open(clean_stop, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-                sync_folder(self._folder)
+                paths.sync_folder(self._folder)
             else:
                 self.blocks.make()
         except OSError as e:

@@ -220,16 +220,3 @@ def replace_file(path: str, text: Iterable[bytes]) -> None:
         file.flush()
         os.fsync(descriptor)
     os.replace(new, path)
-
-
-def sync_folder(folder: str) -> None:
-    """Make durable which files a folder has.
-
-    Raises:
-        OSError
-    """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,7 +15,6 @@ another agent has another state folder: they aren't recognised.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -26,7 +25,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
+from dpop_agent import paths
 from dpop_agent.errors import Locked, PinRefused
+from dpop_agent.signer.lock import take_lock
 
 LOGIN_WAIT_S = 5.0
 """Seconds to wait for another store that logs in to the same PKCS#11 token; slow cards take 4."""
@@ -287,22 +288,15 @@ class _Marks:
             Locked: somebody else is changing them.
         """
         descriptor = _opened(_path(folder, token), os.O_RDWR | os.O_CREAT)
-        deadline = time.monotonic() + LOGIN_WAIT_S
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() < deadline:
-                    time.sleep(0.02)
-                    continue
-                os.close(descriptor)
-                raise Locked(
-                    f"another store is logging in to {token}", hint="try again later"
-                ) from None
-            except BaseException:
-                os.close(descriptor)
-                raise
-            return cls(descriptor, folder, token)
+        try:
+            is_ours = take_lock(descriptor, within_s=LOGIN_WAIT_S)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if not is_ours:
+            os.close(descriptor)
+            raise Locked(f"another store is logging in to {token}", hint="try again later")
+        return cls(descriptor, folder, token)
 
     def __enter__(self) -> Self:
         return self
@@ -387,11 +381,7 @@ class _Marks:
         if os.pwrite(self._descriptor, data, 0) != len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(self._descriptor)
-        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        paths.sync_folder(self._folder)
         self._marks = marks
 
 

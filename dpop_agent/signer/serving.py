@@ -6,12 +6,10 @@ PIN; nothing of both existed when somebody could have opened it.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import select
 import socket
 import sys
-import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -26,6 +24,7 @@ from dpop_agent.errors import (
 )
 from dpop_agent.jose import b64url
 from dpop_agent.signer.authority import Authority
+from dpop_agent.signer.lock import take_lock
 from dpop_agent.signer.pin import PinCredential, PinFile, PinKeychain, PinPrompt, UserPin
 from dpop_agent.signer.store import (
     Attests,
@@ -90,19 +89,11 @@ def _lock(path: str) -> int:
             f"the store's lock {path} can't be opened ({e.strerror})",
             hint="make its folder writable, or set DPOP_AGENT_STATE_DIR to another",
         ) from e
-    deadline = time.monotonic() + LOCK_WAIT_S
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise SignerFailed(
-                    "another signer of this store is still running",
-                    hint="stop the other agent first",
-                ) from None
-            time.sleep(0.02)
-        else:
-            return descriptor
+    if not take_lock(descriptor, within_s=LOCK_WAIT_S):
+        raise SignerFailed(
+            "another signer of this store is still running", hint="stop the other agent first"
+        )
+    return descriptor
 
 
 def _place(error: BaseException) -> str:

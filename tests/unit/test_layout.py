@@ -168,7 +168,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "policy": {"keys"},
         "slots": {"keys"},
         "nonces": set(),
-        "frames": set(),
+        "frames": {"keys"},
         "queue": {"frames"},
         # What is remembered, and what stores are.
         "lines": set(),
@@ -227,7 +227,8 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "keychain.store": {"store", "keychain.access"},
         "keychain.__main__": {"keychain.store"},
         "pin": {"secret_socket", "keychain.access"},
-        "brake": set(),
+        "lock": set(),
+        "brake": {"lock"},
         "pkcs11.pcsc": set(),
         "pkcs11.vendors": set(),
         "pkcs11.module": set(),
@@ -252,7 +253,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         },
         # Which store it is, and where its PIN comes from, it alone knows.
         "serving": {
-            *("store", "authority", "pin", "brake", "keychain.store"),
+            *("store", "authority", "pin", "lock", "brake", "keychain.store"),
             *("pkcs11.module", "pkcs11.vendors", "pkcs11.discovery", "pkcs11.token"),
             *("pkcs11.store", "pkcs11.slots"),
         },
