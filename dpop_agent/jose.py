@@ -58,7 +58,6 @@ MAX_DIGITS = 32
 """Digits of a JSON integer: more than any 64-bit number has."""
 
 _URLSAFE = bytes.maketrans(b"+/", b"-_")
-_ALPHABET = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
 _STANDARD = bytes.maketrans(b"-_", b"+/")
 _ALPHABET = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
 
@@ -118,6 +117,21 @@ def rsa_jwk(n: int, e: int) -> dict[str, str]:
 
 def _uint(number: int) -> bytes:
     return number.to_bytes((number.bit_length() + 7) // 8, "big")
+
+
+def is_public_jwk(jwk: object, alg: Algorithm) -> bool:
+    """Whether it is a public key for `alg`, with the required members and no others (RFC 7517)."""
+    if not isinstance(jwk, dict) or tuple(sorted(jwk)) != PUBLIC_MEMBERS[alg.kty]:
+        return False
+    if not all(isinstance(member, str) for member in jwk.values()):
+        return False
+    if jwk["kty"] != alg.kty or jwk.get("crv") != alg.crv:
+        return False
+    try:
+        sizes = {len(b64url_decode(jwk[name])) for name in jwk.keys() - {"kty", "crv"}}
+    except ValueError:
+        return False
+    return alg.kty == "RSA" or sizes == {alg.coordinate_size}
 
 
 def thumbprint(jwk: Mapping[str, str]) -> str:

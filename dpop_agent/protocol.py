@@ -45,10 +45,14 @@ MAX_SEEN = 32
 MAX_REQUESTS = 64
 """Requests under way on one connection."""
 
+MAX_SECONDS = 10 * 366 * 24 * 3600
+"""Ten years: the longest time that a key's setting can have; beyond it, somebody erred."""
+
 EVENTS = ("touch",)
 """What a connection can subscribe to."""
 
 KEY_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+SLOT = re.compile(r"[0-9a-f]{2}")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{8,64}")
 _RFC3339_UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?Z", re.ASCII)
 
@@ -133,15 +137,15 @@ _STORE_REF = Param(
     "the object's id, hex digits",
     lambda v: isinstance(v, str) and re.fullmatch(r"(?:[0-9A-Fa-f]{2}){1,64}", v) is not None,
 )
-_SECONDS = Param("seconds, 0 to ten years", _is_count(0, 10 * 366 * 24 * 3600))
+_SECONDS = Param("seconds, 0 to ten years", _is_count(0, MAX_SECONDS))
 _EVERY = Param(
     "seconds, 1 to ten years, or null for never",
-    lambda v: v is None or _is_count(1, 10 * 366 * 24 * 3600)(v),
+    lambda v: v is None or _is_count(1, MAX_SECONDS)(v),
 )
 
 _SLOT = Param(
     "a slot's name, such as 9a or 82",
-    lambda v: isinstance(v, str) and re.fullmatch(r"[0-9a-f]{2}", v) is not None,
+    lambda v: isinstance(v, str) and SLOT.fullmatch(v) is not None,
 )
 _MAYBE = Param(
     "true, false, or null for what the store says", lambda v: v is None or isinstance(v, bool)
@@ -151,15 +155,16 @@ _EVENTS = Param(
     lambda v: isinstance(v, list) and len(v) <= len(EVENTS) and all(e in EVENTS for e in v),
 )
 
-_KEY_SETTINGS = {
+KEY_SETTINGS = {
     "origins": _ORIGINS,
     "allow_sign_proof": _BOOL,
     "rotate_every_s": _EVERY,
     "drain_s": _SECONDS,
     "max_drain_s": _SECONDS,
     "touch": _MAYBE,
-    "request_id": _REQUEST,
 }
+"""What a key may be used for, and for how long."""
+
 _PLACE = {"slot": _SLOT, "reuse_slot": _BOOL}
 _ONE_GENERATION = {
     "key": _KEY.must(),
@@ -189,7 +194,14 @@ AGENT_METHODS: Mapping[str, Mapping[str, Param]] = {
 
 ADMIN_METHODS: Mapping[str, Mapping[str, Param]] = {
     **AGENT_METHODS,
-    "key.create": {"key": _KEY.must(), "store": _TEXT, "alg": _ALG, **_PLACE, **_KEY_SETTINGS},
+    "key.create": {
+        "key": _KEY.must(),
+        "store": _TEXT,
+        "alg": _ALG,
+        **_PLACE,
+        **KEY_SETTINGS,
+        "request_id": _REQUEST,
+    },
     "key.rotate": {
         "key": _KEY.must(),
         "stage": _BOOL,
@@ -209,7 +221,7 @@ ADMIN_METHODS: Mapping[str, Mapping[str, Param]] = {
         "alg": _ALG,
         "request_id": _REQUEST,
     },
-    "key.set": {"key": _KEY.must(), **_KEY_SETTINGS},
+    "key.set": {"key": _KEY.must(), **KEY_SETTINGS, "request_id": _REQUEST},
     "key.attestation": {"key": _KEY.must(), "generation": _GENERATION.must()},
     "store.authorize": {"store": _TEXT.must()},
     "lock": {"store": _TEXT},

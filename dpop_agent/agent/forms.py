@@ -13,28 +13,37 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Any, NamedTuple
 
-from dpop_agent.agent.keys import MAX_GENERATIONS, Generation, Key, State
+from dpop_agent.agent.keys import (
+    MAX_GENERATIONS,
+    PROTECTIONS,
+    REF,
+    TOUCHES,
+    Generation,
+    Key,
+    State,
+)
 from dpop_agent.agent.uses import MAX_FIRST, MAX_LAST, Use
 from dpop_agent.config import STORE_NAME
 from dpop_agent.errors import DPoPAgentError, HtuRefused
 from dpop_agent.htu import origin_of
 from dpop_agent.jose import (
     ALGORITHMS,
-    PUBLIC_MEMBERS,
     b64url,
-    b64url_decode,
+    is_public_jwk,
     is_sha256,
     thumbprint,
 )
-from dpop_agent.protocol import ADMIN_METHODS, KEY_NAME, REQUEST_ID, Param
-
-MAX_SECONDS = 10 * 366 * 24 * 3600
-"""Ten years: the longest time that a key's setting can have."""
+from dpop_agent.protocol import (
+    ADMIN_METHODS,
+    KEY_NAME,
+    MAX_SECONDS,
+    REQUEST_ID,
+    SLOT,
+    Param,
+)
 
 _MAX_CLOCK_S = 2**40
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
-_REF = re.compile(r"(?:[0-9a-f]{2}){1,64}")
-_SLOT = re.compile(r"[0-9a-f]{2}")
 
 
 class Remembered(NamedTuple):
@@ -125,7 +134,7 @@ _SECONDS = Param("seconds, 0 to ten years", _is_count(0, MAX_SECONDS))
 _CLOCK = Param("seconds", _is_count(0, _MAX_CLOCK_S))
 _SINCE = Param("seconds", _is_count(-_MAX_CLOCK_S, _MAX_CLOCK_S))
 _JKT = Param("an RFC 7638 thumbprint", is_sha256)
-_REF_FORM = Param("an object's id in hex digits", _is_text(_REF))
+_REF_FORM = Param("an object's id in hex digits", _is_text(REF))
 
 LEDGER_HEADER = {"version": _CLOCK.must(), "observed_s": _CLOCK.must()}
 USES_HEADER = LEDGER_HEADER | {
@@ -168,15 +177,13 @@ _GENERATION = {
     "exportable": _BOOL.must(),
     "protection": Param(
         "hardware, software-token, keychain or empty",
-        lambda v: v in ("hardware", "software-token", "keychain", ""),
+        lambda v: v in (*PROTECTIONS, ""),
     ).must(),
     "local": _MAYBE.must(),
     "shared": _BOOL.must(),
     "object_left": _BOOL.must(),
-    "slot": Param("a slot or null", _or_null(_is_text(_SLOT))),
-    "touch": Param(
-        "never, always, cached or null", lambda v: v in (None, "never", "always", "cached")
-    ),
+    "slot": Param("a slot or null", _or_null(_is_text(SLOT))),
+    "touch": Param("never, always, cached or null", lambda v: v in (None, *TOUCHES)),
     "compromised": _BOOL.must(),
     "drain_s": Param("seconds, 0 to ten years, or null", _or_null(_is_count(0, MAX_SECONDS))),
 }
@@ -309,7 +316,7 @@ def _require_sound(g: Generation, alg: str, which: str) -> None:
         raise ValueError(f"{which} is {g.state}, which doesn't fit its jkt")
     if not g.jwk and g.state not in (State.PENDING, State.DESTROYED):
         raise ValueError(f"{which} is {g.state} and has no jwk")
-    if g.jwk and not _is_public_key(g.jwk, alg, g.jkt):
+    if g.jwk and not (is_public_jwk(g.jwk, ALGORITHMS[alg]) and thumbprint(g.jwk) == g.jkt):
         raise ValueError(f"jwk of {which} isn't an {alg} key with the thumbprint jkt")
     if g.object_left and g.state is not State.DESTROYED:
         raise ValueError(f"{which} has object_left, and is {g.state}")
@@ -317,22 +324,6 @@ def _require_sound(g: Generation, alg: str, which: str) -> None:
         raise ValueError(f"{which} is compromised, and its member compromised is false")
     if g.compromised and g.state not in (State.PENDING, State.COMPROMISED, State.DESTROYED):
         raise ValueError(f"{which} was compromised, and is {g.state}")
-
-
-def _is_public_key(jwk: Mapping[str, Any], alg: str, jkt: str) -> bool:
-    row = ALGORITHMS[alg]
-    if tuple(sorted(jwk)) != PUBLIC_MEMBERS[row.kty] or not all(
-        isinstance(v, str) for v in jwk.values()
-    ):
-        return False
-    if jwk["kty"] != row.kty or jwk.get("crv") != row.crv:
-        return False
-    try:
-        sizes = {len(b64url_decode(jwk[name])) for name in ("x", "y", "n", "e") if name in jwk}
-        fits = row.coordinate_size == 0 or sizes == {row.coordinate_size}
-        return fits and thumbprint(jwk) == jkt
-    except ValueError:
-        return False
 
 
 def request_members(name: str, request: Remembered) -> dict[str, Any]:

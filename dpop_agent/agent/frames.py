@@ -11,9 +11,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from dpop_agent.agent.keys import PROTECTIONS, REF, TOUCHES
 from dpop_agent.channel import Malformed
 from dpop_agent.errors import DPoPAgentError, from_wire
-from dpop_agent.jose import ALGORITHMS, PUBLIC_MEMBERS, b64url_decode, is_sha256, thumbprint
+from dpop_agent.jose import ALGORITHMS, b64url_decode, is_public_jwk, is_sha256, thumbprint
+from dpop_agent.protocol import SLOT
 
 Form = Callable[[Any], bool]
 
@@ -22,11 +24,6 @@ MAX_RSA_BITS = 4096
 
 MAX_RETRY_AFTER_MS = 3_600_000
 """The longest pause that a signer may ask for; `login_retries` asks for minutes."""
-
-_REF = re.compile(r"(?:[0-9a-f]{2})+")
-_SLOT = re.compile(r"[0-9a-z]{2}")
-_PROTECTIONS = ("hardware", "software-token", "keychain")
-_TOUCHES = (None, "never", "always", "cached")
 
 
 def _is_text(value: Any) -> bool:
@@ -67,15 +64,10 @@ def _object(*, may: Mapping[str, Form] | None = None, **must: Form) -> Form:
 
 
 def _is_jwk(value: Any) -> bool:
-    if not isinstance(value, dict) or not all(isinstance(m, str) for m in value.values()):
+    if not any(is_public_jwk(value, alg) for alg in ALGORITHMS.values()):
         return False
-    kty = value.get("kty")
-    if kty not in PUBLIC_MEMBERS or set(value) != set(PUBLIC_MEMBERS[kty]):
-        return False
-    if kty == "RSA":
-        return all(0 < _size(value[name]) <= MAX_RSA_BITS // 8 for name in ("n", "e"))
-    sizes = {row.coordinate_size for row in ALGORITHMS.values() if row.crv == value["crv"]}
-    return bool(sizes) and all(_size(value[m]) in sizes for m in ("x", "y") if m in value)
+    numbers = [_size(value[name]) for name in ("n", "e") if name in value]
+    return all(0 < size <= MAX_RSA_BITS // 8 for size in numbers)
 
 
 def _size(text: str) -> int:
@@ -86,16 +78,16 @@ def _size(text: str) -> int:
         return 0
 
 
-_is_ref = _is_like(_REF)
+_is_ref = _is_like(REF)
 _has_the_members_of_a_key = _object(
     ref=_is_ref,
     jwk=_is_jwk,
     jkt=is_sha256,
     exportable=_is_bool,
-    protection=lambda value: value in _PROTECTIONS,
+    protection=lambda value: value in PROTECTIONS,
     local=_or_none(_is_bool),
-    slot=_or_none(_is_like(_SLOT)),
-    touch=lambda value: value in _TOUCHES,
+    slot=_or_none(_is_like(SLOT)),
+    touch=_or_none(lambda value: value in TOUCHES),
 )
 
 
@@ -114,7 +106,7 @@ FORMS: Mapping[str, Form] = {
     "tell": _object(),
     "release": _object(),
     "authorize": _object(path=_or_none(_is_text)),
-    "reserve": _object(ref=_is_ref, slot=_or_none(_is_like(_SLOT))),
+    "reserve": _object(ref=_is_ref, slot=_or_none(_is_like(SLOT))),
     "generate": _is_key,
     "find": _object(key=_or_none(_is_key), half=_or_none(is_sha256)),
     "sign": _object(signature=lambda value: _is_text(value) and _size(value) > 0),

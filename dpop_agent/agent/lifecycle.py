@@ -24,10 +24,9 @@ from dpop_agent.errors import (
 )
 from dpop_agent.htu import origin_of
 from dpop_agent.jose import ALGORITHMS
+from dpop_agent.protocol import KEY_SETTINGS
 
 log = logging.getLogger("dpop_agent.lifecycle")
-
-_KEY_SETTINGS = ("allow_sign_proof", "rotate_every_s", "drain_s", "max_drain_s", "touch")
 
 
 class Lifecycle:
@@ -333,7 +332,7 @@ def _settings(params: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         HtuRefused: one of the origins isn't one.
     """
-    given = {name: params[name] for name in _KEY_SETTINGS if name in params}
-    if "origins" in params:
-        given["origins"] = tuple(dict.fromkeys(origin_of(uri) for uri in params["origins"]))
+    given = {name: params[name] for name in KEY_SETTINGS if name in params}
+    if "origins" in given:
+        given["origins"] = tuple(dict.fromkeys(origin_of(uri) for uri in given["origins"]))
     return given

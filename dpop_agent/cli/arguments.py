@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import re
 
 from dpop_agent.cli.output import width
 from dpop_agent.errors import HtuRefused
 from dpop_agent.jose import is_sha256
 from dpop_agent.proof import MAX_HTM, MAX_NONCE, is_htm, is_nonce
-from dpop_agent.protocol import KEY_NAME
+from dpop_agent.protocol import KEY_NAME, MAX_SECONDS, SLOT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,9 +21,6 @@ if TYPE_CHECKING:
 _ANY_TEXT = ("--jkt", "--ath", "--nonce")
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
-MAX_DURATION_S = 10 * 366 * _UNITS_S["d"]
-"""Ten years, as on the wire: beyond it, somebody erred."""
-
 MAX_REF = 64
 """Bytes of an object's id, as on the wire."""
 
@@ -78,7 +74,7 @@ def add_json(parser: argparse._ActionsContainer) -> None:
 
 def slot(text: str) -> str:
     """A slot's name."""
-    if not re.fullmatch("[0-9a-f]{2}", text.lower()):
+    if not SLOT.fullmatch(text.lower()):
         raise argparse.ArgumentTypeError("a slot has two hex digits, such as 9a or 82")
     return text.lower()
 
@@ -125,8 +121,8 @@ def duration(text: str) -> int:
         raise argparse.ArgumentTypeError(
             "a duration is a number and its unit, as in 90s, 15m, 12h, 30d or 4w"
         )
-    seconds = int(number) * _UNITS_S[unit] if len(number) <= 12 else MAX_DURATION_S + 1
-    if seconds > MAX_DURATION_S:
+    seconds = int(number) * _UNITS_S[unit] if len(number) <= 12 else MAX_SECONDS + 1
+    if seconds > MAX_SECONDS:
         raise argparse.ArgumentTypeError("a duration is ten years at most")
     return seconds
 
