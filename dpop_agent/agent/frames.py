@@ -126,7 +126,23 @@ FORMS: Mapping[str, Form] = {
     ),
     "attestation": _object(certificates=_list_of(_is_text)),
 }
-"""The form of each operation's result."""
+"""The form of each operation's result, a key being one for any algorithm."""
+
+
+def result_form(request: Mapping[str, Any]) -> Form:
+    """The form of what answers a request: a key is one for the algorithm that was asked for."""
+    form = FORMS[request["op"]]
+    if request["op"] not in ("generate", "find"):
+        return form
+    alg = ALGORITHMS[request["alg"]]
+
+    def fits(value: Any) -> bool:
+        if not form(value):
+            return False
+        key = value["key"] if request["op"] == "find" else value
+        return key is None or is_public_jwk(key["jwk"], alg)
+
+    return fits
 
 
 def signature_form(alg: str, jwk: Mapping[str, str]) -> Form:

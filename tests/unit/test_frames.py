@@ -10,7 +10,11 @@ from typing import Any, cast
 
 import pytest
 
-from dpop_agent.agent.frames import FORMS, outcome, signature_form
+from dpop_agent.agent import keys
+from dpop_agent.agent.forms import key_from, key_members
+from dpop_agent.agent.frames import FORMS, outcome, result_form, signature_form
+from dpop_agent.agent.keys import Generation, Key
+from dpop_agent.agent.making import as_staged
 from dpop_agent.agent.process import SignerProcess, spawn_program
 from dpop_agent.agent.queue import Job
 from dpop_agent.agent.signers import Signer
@@ -119,10 +123,35 @@ def test_an_answer_with_a_member_too_many_too_few_or_of_another_kind_is_a_dead_s
         ("protection", "some"),
         ("touch", "sometimes"),
         ("slot", "9a\n"),
+        ("slot", "9z"),
+        ("ref", "00" * 65),
     ],
 )
 def test_a_key_that_contradicts_itself_is_a_dead_signers(member: str, wrong: object) -> None:
     assert not FORMS["generate"]({**KEY, member: wrong})
+
+
+@pytest.mark.parametrize("alg", ALGORITHMS)
+def test_a_key_that_a_signer_may_answer_with_is_one_that_the_ledger_reads_again(alg: str) -> None:
+    now = "2026-01-01T00:00:00Z"
+    key = Key("shop", "work", alg, now)
+    for asked in ("generate", "find"):
+        form = result_form({"op": asked, "alg": alg})
+        for jwk in JWKS.values():
+            answer = {**KEY, "jwk": jwk, "jkt": thumbprint(jwk), "ref": "0a" * 64, "slot": "ff"}
+            fits = form(answer if asked == "generate" else {"key": answer, "half": None})
+            pending = Generation(1, keys.State.PENDING, str(answer["ref"]), now, now)
+            written = key_members("shop", key.with_(as_staged(pending, answer)))
+            assert fits == is_read(written), (asked, jwk)
+    assert result_form({"op": "find", "alg": alg})({"key": None, "half": None})
+
+
+def is_read(written: dict[str, Any]) -> bool:
+    try:
+        key_from(json.loads(json.dumps(written)))
+    except ValueError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("alg", ALGORITHMS)
