@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
@@ -174,6 +175,16 @@ def make_agent(tmp_path: Path) -> Iterator[Callable[..., Agent]]:
 
 
 @pytest.fixture
+def own_mounts() -> None:
+    """What a test mounts for its agent nobody else sees."""
+    probe = subprocess.run(
+        ["unshare", "--mount", "true"], check=False, capture_output=True, text=True
+    )
+    if probe.returncode:
+        pytest.skip(f"needs its own mounts, which root alone may make here: {probe.stderr}")
+
+
+@pytest.fixture
 def agent(make_agent: Callable[..., Agent]) -> Agent:
     """A running agent of this test alone, with a new PKCS#11 token and no key."""
     return make_agent().start()
@@ -184,10 +195,5 @@ def shared_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     """A running agent with the keys `default` and `other`; tests leave them as they are."""
     folder = tmp_path_factory.mktemp("shared")
     agent = Agent(new_token(folder / "token").config, folder / "state")
-    try:
-        agent.start()
-        agent.create_key("default")
-        agent.create_key("other")
+    with agent.serving("default", "other"):
         yield agent
-    finally:
-        agent.close()

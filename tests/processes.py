@@ -13,7 +13,8 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -202,6 +203,17 @@ class Agent:
         process, self._process = self.process, None
         process.kill()
         process.wait(STOP_S)
+
+    @contextmanager
+    def serving(self, *keys: str) -> Iterator[Self]:
+        """Started, with keys of these names, until the block ends."""
+        try:
+            self.start()
+            for key in keys:
+                self.create_key(key)
+            yield self
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Stop it where it still runs, and remove its sockets; a failed test shows its log."""

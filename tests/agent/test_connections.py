@@ -36,12 +36,8 @@ NOBODY = 65534
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     folder = tmp_path_factory.mktemp("connections")
     agent = Agent(new_token(folder / "token").config, folder / "state")
-    try:
-        agent.start()
-        agent.create_key("default")
+    with agent.serving("default"):
         yield agent
-    finally:
-        agent.close()
 
 
 @pytest.fixture

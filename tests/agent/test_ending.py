@@ -27,13 +27,8 @@ def token(tmp_path_factory: pytest.TempPathFactory) -> Token:
 
 @pytest.fixture
 def agent(token: Token, tmp_path: Path) -> Iterator[Agent]:
-    agent = Agent(token.config, tmp_path / "state")
-    try:
-        agent.start()
-        agent.create_key("default")
+    with Agent(token.config, tmp_path / "state").serving("default") as agent:
         yield agent
-    finally:
-        agent.close()
 
 
 def rest_of(wire: Wire) -> list[dict[str, Any]]:
@@ -155,9 +150,7 @@ def test_what_a_hanging_store_doesnt_answer_is_refused_and_the_agent_ends(
     token: Token, tmp_path: Path
 ) -> None:
     agent = Agent(token.config, tmp_path / "state", preexec=hurried("server.FINISH_S=0.5"))
-    try:
-        agent.start()
-        agent.create_key("default")
+    with agent.serving("default"):
         pid = store(agent)["signer_pid"]
         with Wire(agent.socket) as wire, Wire(agent.admin_socket) as owner:
             os.kill(pid, signal.SIGSTOP)
@@ -173,8 +166,6 @@ def test_what_a_hanging_store_doesnt_answer_is_refused_and_the_agent_ends(
             assert is_refusal(created)
             assert "finished or undone at the start" in refusal(created)["hint"]
         ended(agent)
-    finally:
-        agent.close()
 
 
 def test_a_second_sigterm_ends_the_agent_at_once(agent: Agent) -> None:

@@ -20,12 +20,8 @@ from tests.processes import Agent, new_token
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     folder = tmp_path_factory.mktemp("floods")
     agent = Agent(new_token(folder / "token").config, folder / "state")
-    try:
-        agent.start()
-        agent.create_key("default")
+    with agent.serving("default"):
         yield agent
-    finally:
-        agent.close()
 
 
 @pytest.fixture

@@ -31,16 +31,12 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     """An agent with a key of every algorithm, by its name in lower case, and a few more."""
     folder = tmp_path_factory.mktemp("proofs")
     agent = Agent(new_token(folder / "token").config, folder / "state")
-    try:
-        agent.start()
+    with agent.serving("default"):
         for alg in ALGS:
             agent.create_key(alg.lower(), alg=alg, allow_sign_proof=True)
-        agent.create_key("default")
         agent.create_key("shop", origins=["https://shop.example", "http://keycloak:8080"])
         agent.create_key("own", origins=["https://shop.example"], allow_sign_proof=True)
         yield agent
-    finally:
-        agent.close()
 
 
 @pytest.fixture

@@ -438,18 +438,23 @@ def test_a_mark_is_of_one_token_where_all_have_the_same_serial(
 # Where the mark can't be made
 
 
-@pytest.fixture
-def own_mounts() -> None:
-    probe = subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True)
-    if probe.returncode:
-        pytest.skip(f"needs its own mounts, which root alone may make here: {probe.stderr!r}")
-
-
 def _mounted(state: Path, commands: str) -> list[str]:
     """Before the agent: with other mounts, which nobody else sees."""
     state.mkdir(exist_ok=True)
     words = ["unshare", "--mount", "--propagation", "private", "sh", "-c"]
     return [*words, f'{commands} && exec "$@"', str(state)]
+
+
+def _unnotable(
+    make_agent: MakeAgent, faulty: Faulty, state: Path, commands: str, **settings: str
+) -> Agent:
+    """An agent whose state folder was made, and then was mounted so that no mark fits in."""
+    before = make_agent(faulty.config(uri="pkcs11:token=another"), state=state).start()
+    until_state(before, "absent")
+    before.stop()
+    config = faulty.config(**settings)
+    agent: Agent = make_agent(config, state=state, preexec=_mounted(state, commands))
+    return agent.start()
 
 
 NO_NEW_FILE = (  # but those that are there can be written
@@ -469,12 +474,7 @@ def test_where_the_mark_cant_be_made_no_stored_pin_is_tried(
     faulty_token: Faulty, make_agent: MakeAgent, tmp_path: Path, commands: str
 ) -> None:
     state = tmp_path / "state"
-    before = make_agent(faulty_token.config(uri="pkcs11:token=another"), state=state).start()
-    until_state(before, "absent")
-    before.stop()
-    agent = make_agent(
-        faulty_token.config(), state=state, preexec=_mounted(state, commands)
-    ).start()
+    agent = _unnotable(make_agent, faulty_token, state, commands)
     for _ in range(3):
         told = until_state(agent, "locked")
         assert "no login to the PKCS#11 token" in told["reason"]
@@ -495,13 +495,7 @@ def test_where_the_mark_cant_be_made_no_stored_pin_is_tried(
 def test_where_the_mark_cant_be_made_a_typed_pin_has_its_one_try(
     faulty_token: Faulty, make_agent: MakeAgent, tmp_path: Path, commands: str
 ) -> None:
-    state = tmp_path / "state"
-    before = make_agent(faulty_token.config(uri="pkcs11:token=another"), state=state).start()
-    until_state(before, "absent")
-    before.stop()
-    agent = make_agent(
-        faulty_token.config(pin_source="prompt"), state=state, preexec=_mounted(state, commands)
-    ).start()
+    agent = _unnotable(make_agent, faulty_token, tmp_path / "state", commands, pin_source="prompt")
     assert unlock(agent, "99999999")[0] == 1
     ask(agent)
     assert faulty_token.logins == 1

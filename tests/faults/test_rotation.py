@@ -131,12 +131,7 @@ def on_small_disk(token: Token, state: Path) -> Iterator[SmallDisk]:
 
 
 @pytest.fixture
-def disk(token: Token, tmp_path: Path) -> Iterator[SmallDisk]:
-    probe = subprocess.run(
-        ["unshare", "--mount", "true"], check=False, capture_output=True, text=True
-    )
-    if probe.returncode:
-        pytest.skip(f"needs its own mounts, which root alone may make here: {probe.stderr}")
+def disk(own_mounts: None, token: Token, tmp_path: Path) -> Iterator[SmallDisk]:
     with on_small_disk(token, tmp_path / "disk") as disk:
         yield disk
 
