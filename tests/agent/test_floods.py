@@ -13,7 +13,9 @@ from dpop_agent.protocol import MAX_REQUESTS
 from tests.agent.flood import TARGET, flooding
 from tests.agent.places import store, until, until_open
 from tests.agent.wire import Wire
+from tests.bench.bars import HONEST
 from tests.processes import Agent, new_token
+from tests.timing import Measured
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,24 @@ def test_an_honest_clients_proof_waits_for_a_few_others_not_for_everybodys(agent
             honest.result("proof", **TARGET)
         others = flood.answers()["results"] / waits
         assert others < connections / 2  # by plain turns it would be all of them
+
+
+def test_an_honest_clients_proof_beside_80_greedy_ones_is_answered(
+    agent: Agent, measured: Measured
+) -> None:
+    def median_s(waits: int) -> float:
+        took = []
+        with Wire(agent.socket) as honest:
+            for _ in range(waits):
+                began = time.perf_counter()
+                assert "proof" in honest.result("proof", **TARGET)
+                took.append(time.perf_counter() - began)
+        return statistics.median(took)
+
+    for _ in range(5):
+        alone = median_s(300)
+        with flooding(agent.socket, connections=80, depth=MAX_REQUESTS):
+            measured.ratio(HONEST, median_s(300) / alone)
 
 
 def test_400_greedy_clients_get_about_as_much_as_16(agent: Agent) -> None:

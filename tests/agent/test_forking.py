@@ -18,7 +18,9 @@ import pytest
 from tests.agent.places import hurried, store, until, until_open
 from tests.agent.test_processes import Ordinary
 from tests.agent.wire import Wire, request
+from tests.bench.bars import REPLACED
 from tests.processes import Agent, Token, running
+from tests.timing import Measured
 
 TARGET = {"htm": "GET", "htu": "https://api.example.com/"}
 HURRIED = hurried("opening.MIN_BACK_OFF_S=0.01", "opening.MAX_BACK_OFF_S=0.01")
@@ -55,7 +57,7 @@ def another_signer(agent: Agent, pid: int) -> int:
 
 
 @needs_root
-def test_no_signer_comes_by_exec(make_agent: Callable[..., Agent]) -> None:
+def test_no_signer_comes_by_exec(make_agent: Callable[..., Agent], measured: Measured) -> None:
     agent = make_agent(preexec=HURRIED).start()
     agent.create_key("default")
     forking = layout(forking_pid(agent))
@@ -66,7 +68,8 @@ def test_no_signer_comes_by_exec(make_agent: Callable[..., Agent]) -> None:
     seen = {pid}
     for _ in range(100):
         assert layout(pid) == forking
-        pid = another_signer(agent, pid)
+        with measured(REPLACED):
+            pid = another_signer(agent, pid)
         seen.add(pid)
     assert len(seen) == 101
 

@@ -8,6 +8,7 @@ The real records, ledger, verbs and upkeep; the store is a dictionary. It judges
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import tempfile
 import time
@@ -101,6 +102,7 @@ async def measure(folder: str, count: int, steps: Steps) -> None:
 
 def main() -> int:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
+    logging.disable()  # a line for each missing generation
     with tempfile.TemporaryDirectory(prefix="dpop-bench-") as folder:
         ledger = Ledger(folder)
         ledger.write(Contents(Keys(key(n) for n in range(count))))
