@@ -71,16 +71,34 @@ def target(uri: str) -> Target:
     host, loopback = _host(authority)
     port = _port(authority, scheme)
     if not _PATH.fullmatch(path):
-        raise HtuRefused(
-            "the target URI's path has a character or an escape that RFC 3986 doesn't allow",
-            hint="percent-encode it",
-        )
+        raise _not_a_path(path)
     if _DOT_SEGMENT.search(path):
         raise HtuRefused(
             "the target URI's path has a dot segment", hint="give the path without . and .."
         )
     origin = f"{scheme}://{host}{port}"
     return Target(origin + path, origin, cleartext=scheme == "http" and not loopback)
+
+
+def _not_a_path(path: str) -> HtuRefused:
+    """What is wrong with it, and what to write instead."""
+    found = _PATH.match(path)
+    assert found
+    wrong = path[found.end()]
+    if wrong == "%":
+        return HtuRefused(
+            "the target URI's path has a percent sign that begins no escape",
+            hint="write a percent sign as %25",
+        )
+    if wrong == "\\":
+        return HtuRefused(
+            "the target URI's path has a backslash, which some parsers take for a slash",
+            hint="write / between segments, and %5C where a backslash is meant",
+        )
+    return HtuRefused(
+        f"the target URI's path has the character {wrong}, which RFC 3986 doesn't allow there",
+        hint=f"write it as %{ord(wrong):02X}",
+    )
 
 
 def origin_of(uri: str) -> str:

@@ -99,8 +99,10 @@ class _Connection(asyncio.Protocol):
             return _Closed("the agent closed the connection")
         call.answer = asyncio.get_running_loop().create_future()
         self._unanswered[call.number] = call
-        self._transport.write(self._greeting + call.line)
-        self._greeting = b""
+        # After a write that failed, `connection_lost` is still to come, and answers for all.
+        if not self._transport.is_closing():
+            self._transport.write(self._greeting + call.line)
+            self._greeting = b""
         return await call.answer
 
     def leave(self) -> None:

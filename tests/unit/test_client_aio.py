@@ -247,6 +247,21 @@ def test_an_answer_that_is_none_fails_the_calls_and_the_next_one_works(
     asyncio.run(main())
 
 
+def test_a_loop_that_was_blocked_over_an_agents_restart_goes_on_without_a_word(
+    agent: FakeAgent, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with AsyncAgentClient(agent.path) as client:
+            await client.proof("GET", URI)
+            agent.restart()  # the loop hears nothing of it meanwhile
+            proofs = await asyncio.gather(*(client.proof("GET", URI) for _ in range(24)))
+            assert {proof.jkt for proof in proofs} == {JKT}
+
+    asyncio.run(main())
+    assert agent.connections == 2
+    assert caplog.messages == []
+
+
 def test_refusals_keep_their_types(agent: FakeAgent) -> None:
     async def main() -> None:
         async with AsyncAgentClient(agent.path) as client:

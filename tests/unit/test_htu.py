@@ -185,6 +185,27 @@ def test_what_two_parsers_could_read_differently_is_refused(uri: str) -> None:
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("path", "instead"),
+    [
+        ("/a|b", "%7C"),
+        ("/a^b", "%5E"),
+        ("/[a", "%5B"),
+        ("/a]", "%5D"),
+        ('/"', "%22"),
+        ("/{a}", "%7B"),
+        ("/a\\b", "%5C"),
+        ("/100%", "%25"),
+        ("/a%41%zz", "%25"),
+        ("/%4", "%25"),
+    ],
+)
+def test_a_path_that_is_refused_is_told_what_to_write_instead(path: str, instead: str) -> None:
+    with pytest.raises(HtuRefused) as refused:
+        target("https://as.example" + path)
+    assert instead in refused.value.hint
+
+
 def test_a_user_name_is_refused_as_what_it_is() -> None:
     with pytest.raises(HtuRefused, match="user name before its host"):
         target("https://user:pw@as.example/")
