@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from dpop_agent.client.aio import AsyncAgentClient
     from dpop_agent.client.answers import Proof
-    from dpop_agent.client.hop import Answer, Steps
+    from dpop_agent.client.hop import Steps
+    from dpop_agent.client.refusal import Answer
     from dpop_agent.client.sync import AgentClient
 
     Result = TypeVar("Result")

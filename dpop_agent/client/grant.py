@@ -16,7 +16,7 @@ from inspect import isawaitable
 from typing import TYPE_CHECKING
 
 from dpop_agent.client.exchange import awaiting, blocking
-from dpop_agent.client.hop import has_error
+from dpop_agent.client.refusal import has_error
 from dpop_agent.client.token import BoundToken
 from dpop_agent.errors import ConfigurationError, KeyMismatch, KeyUnusable
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from dpop_agent.client.answers import Proof
     from dpop_agent.client.exchange import Calls, Response
-    from dpop_agent.client.hop import Answer
+    from dpop_agent.client.refusal import Answer
 
 RENEW_BEFORE_S = 30.0
 """An access token is renewed this long before it expires, a short-lived one at half its life."""

@@ -13,9 +13,8 @@ A redirect is a hop of its own, so it has its own proof, by the rules for where 
 
 from __future__ import annotations
 
-import re
-
 from dpop_agent.client.answers import ABSENT
+from dpop_agent.client.refusal import CHALLENGE_STATUSES, has_error, is_json
 from dpop_agent.errors import ConfigurationError, HtuRefused, NonceRequired
 from dpop_agent.htu import origin_of, target
 from dpop_agent.jose import json_object
@@ -23,31 +22,16 @@ from dpop_agent.proof import is_nonce
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Sequence
+    from collections.abc import Generator, Iterable, Sequence
     from typing import Any
 
     from dpop_agent.client.answers import Proof
+    from dpop_agent.client.refusal import Answer
 
     Steps = Generator["Sign | Send | Read | Tell", Any, Proof | None]
 
 DEFAULT_KEY = "default"
 """The key that the agent takes where none is named (PROTOCOL.md)."""
-
-MAX_CHALLENGE_BODY = 16 * 1024
-"""Bytes of a body that may say `use_dpop_nonce`; RFC 6749 section 5.2's errors are short."""
-
-MAX_CHALLENGE_HEADER = 8 * 1024
-"""Characters of a WWW-Authenticate header that are looked at."""
-
-_CHALLENGE_STATUSES = (400, 401)  # both occur at authorization servers and at resource servers
-
-# RFC 9110 section 11: challenges and their parameters share one comma-separated list.
-_TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # noqa: S105  (RFC 9110's word)
-_GAP = re.compile(r"[ \t,]*")
-_PARAM = re.compile(rf'({_TOKEN})[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|({_TOKEN}))(?=[ \t]*(?:,|\Z))')
-_SCHEME = re.compile(rf"({_TOKEN})(?=[ \t,]|\Z)")
-_TO_COMMA = re.compile(r"[^,]*")
-_ESCAPED = re.compile(r"\\(.)")
 
 
 class Sign:
@@ -81,16 +65,6 @@ class Tell:
 
     def __init__(self, seen: dict[str, str | None]) -> None:
         self.seen = seen
-
-
-class Answer:
-    """A response's status, and its headers: each field line's value by itself."""
-
-    __slots__ = ("headers", "status")
-
-    def __init__(self, status: int, headers: Callable[[str], Sequence[str]]) -> None:
-        self.status = status
-        self.headers = headers
 
 
 class Origins:
@@ -214,7 +188,7 @@ def _news(uri: str, answer: Answer, proof: Proof) -> dict[str, str | None] | Non
     nonce = _nonce(answer)
     if nonce is not None and nonce != proof.nonce:
         seen["nonce"] = nonce
-    if answer.status in _CHALLENGE_STATUSES and (date := _server_time(answer)):
+    if answer.status in CHALLENGE_STATUSES and (date := _server_time(answer)):
         seen["date"] = date
     return {"htu": uri, **seen} if seen else None
 
@@ -238,58 +212,14 @@ def _server_time(answer: Answer) -> str | None:
 
 def _wants_nonce(answer: Answer) -> Generator[Read, bytes | None, bool]:
     """Whether the server refused for want of a nonce (sections 8 and 9)."""
-    if answer.status not in _CHALLENGE_STATUSES:
+    if answer.status not in CHALLENGE_STATUSES:
         return False
     if has_error(answer.headers("WWW-Authenticate"), "use_dpop_nonce"):
         return True
-    if not _is_json(answer.headers("Content-Type")):
+    if not is_json(answer.headers("Content-Type")):
         return False  # an event stream may never end
     body = yield Read()
     try:
         return body is not None and json_object(body).get("error") == "use_dpop_nonce"
     except ValueError:
         return False
-
-
-def _is_json(content_type: Sequence[str]) -> bool:
-    media_type = content_type[0].partition(";")[0].strip().lower() if content_type else ""
-    return media_type == "application/json" or media_type.endswith("+json")
-
-
-def has_error(www_authenticate: Iterable[str], error: str) -> bool:
-    """Whether a challenge has the parameter `error` with that value."""
-    return any(
-        params.get("error") == error
-        for header in www_authenticate
-        for _, params in challenges(header)
-    )
-
-
-def challenges(www_authenticate: str) -> list[tuple[str, dict[str, str]]]:
-    """Schemes and parameters of a WWW-Authenticate header (RFC 9110 section 11.6.1).
-
-    What isn't a scheme or a parameter is skipped; so are the values of old schemes that have no
-    parameters.
-    """
-    found: list[tuple[str, dict[str, str]]] = []
-    text = www_authenticate[:MAX_CHALLENGE_HEADER]
-    at = _end_of_match(_GAP, text, 0)
-    while at < len(text):
-        if found and (param := _PARAM.match(text, at)):
-            name, quoted, plain = param.groups()
-            found[-1][1].setdefault(
-                name.lower(), plain if quoted is None else _ESCAPED.sub(r"\1", quoted)
-            )
-            at = param.end()
-        elif scheme := _SCHEME.match(text, at):
-            found.append((scheme[1].lower(), {}))
-            at = scheme.end()
-        else:
-            at = _end_of_match(_TO_COMMA, text, at)
-        at = _end_of_match(_GAP, text, at)
-    return found
-
-
-def _end_of_match(pattern: re.Pattern[str], text: str, at: int) -> int:
-    match = pattern.match(text, at)
-    return match.end() if match else at

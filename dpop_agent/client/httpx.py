@@ -17,14 +17,8 @@ except ModuleNotFoundError as e:
 
 from dpop_agent.client.exchange import awaiting, blocking, exchange
 from dpop_agent.client.grant import AsyncGrant, BlockingGrant, current_renewal
-from dpop_agent.client.hop import (
-    DEFAULT_KEY,
-    MAX_CHALLENGE_BODY,
-    Answer,
-    Origins,
-    dpop_access_token,
-    hop,
-)
+from dpop_agent.client.hop import DEFAULT_KEY, Origins, dpop_access_token, hop
+from dpop_agent.client.refusal import MAX_CHALLENGE_BODY, Answer
 from dpop_agent.errors import ConfigurationError, KeyUnusable
 
 if TYPE_CHECKING:

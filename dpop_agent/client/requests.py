@@ -18,7 +18,8 @@ except ModuleNotFoundError as e:
     ) from e
 
 from dpop_agent.client.exchange import blocking, exchange
-from dpop_agent.client.hop import MAX_CHALLENGE_BODY, Answer, Origins, hop
+from dpop_agent.client.hop import Origins, hop
+from dpop_agent.client.refusal import MAX_CHALLENGE_BODY, Answer
 from dpop_agent.errors import ConfigurationError
 
 if TYPE_CHECKING:

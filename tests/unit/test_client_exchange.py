@@ -10,7 +10,8 @@ import pytest
 
 from dpop_agent.client.answers import Proof
 from dpop_agent.client.exchange import awaiting, blocking, exchange
-from dpop_agent.client.hop import Answer, Read, Send, Sign, Tell
+from dpop_agent.client.hop import Read, Send, Sign, Tell
+from dpop_agent.client.refusal import Answer
 from dpop_agent.errors import AgentUnavailable
 from tests.unit.fake_agent import JKT
 

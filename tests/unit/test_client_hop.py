@@ -7,18 +7,8 @@ from typing import Any
 import pytest
 
 from dpop_agent.client.answers import ABSENT, Proof
-from dpop_agent.client.hop import (
-    MAX_CHALLENGE_HEADER,
-    Answer,
-    Origins,
-    Read,
-    Send,
-    Sign,
-    Tell,
-    challenges,
-    has_error,
-    hop,
-)
+from dpop_agent.client.hop import Origins, Read, Send, Sign, Tell, hop
+from dpop_agent.client.refusal import MAX_CHALLENGE_HEADER, Answer, challenges, has_error
 from dpop_agent.errors import ConfigurationError, HtuRefused, NonceRequired
 from tests.timing import ratio
 from tests.unit.fake_agent import JKT

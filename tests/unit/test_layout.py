@@ -267,11 +267,12 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "aio": {"answers", "connection"},
         "token": set(),
         # From here on HTTP; one library's face imports no other's.
-        "hop": {"answers"},
-        "exchange": {"hop"},
-        "grant": {"hop", "exchange", "token"},
-        "httpx": {"hop", "exchange", "grant"},
-        "requests": {"hop", "exchange", "grant"},
+        "refusal": set(),
+        "hop": {"answers", "refusal"},
+        "exchange": {"hop", "refusal"},
+        "grant": {"hop", "refusal", "exchange", "token"},
+        "httpx": {"hop", "refusal", "exchange", "grant"},
+        "requests": {"hop", "refusal", "exchange", "grant"},
     },
 }
 
