@@ -7,6 +7,7 @@
     ├── LedgerUnreadable             the agent doesn't start on a ledger that it can't read
     ├── InvalidProof                 a proof failed a check of RFC 9449 section 4.3
     ├── TokenNotBound                a token response that bound nothing, or another key
+    ├── ProofRefused                 a server refused a proof, and the clock may be to blame
     ├── NonceRequired                a server wants a nonce and the body can't be sent again
     ├── ProtocolError                JSON-RPC's own codes
     │   └── ParseError, InvalidRequest, MethodNotFound, InvalidParams
@@ -127,6 +128,16 @@ class TokenNotBound(DPoPAgentError):
 
     wire_type = "token_not_bound"
     default_hint = "ask the server's operator whether DPoP is on for this client"
+
+
+class ProofRefused(DPoPAgentError):
+    """A server refused a proof, and the agent's clock may be to blame.
+
+    `details` has `clock_offset_s`: the seconds that the server's clock is ahead of the proof's
+    `iat`, or None where it didn't send its time.
+    """
+
+    wire_type = "proof_refused"
 
 
 class NonceRequired(DPoPAgentError):

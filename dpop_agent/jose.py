@@ -59,6 +59,7 @@ MAX_DIGITS = 32
 
 _URLSAFE = bytes.maketrans(b"+/", b"-_")
 _STANDARD = bytes.maketrans(b"-_", b"+/")
+_B64TOKEN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~+/")
 _ALPHABET = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
 
 
@@ -140,6 +141,11 @@ def thumbprint(jwk: Mapping[str, str]) -> str:
 
     members = ",".join(f'"{name}":"{jwk[name]}"' for name in PUBLIC_MEMBERS[jwk["kty"]])
     return b64url(hashlib.sha256(f"{{{members}}}".encode("ascii")).digest())
+
+
+def is_access_token(text: str) -> bool:
+    """Whether `text` can stand in an Authorization header (RFC 6750 section 2.1, `b64token`)."""
+    return text.isascii() and _B64TOKEN.issuperset(text.rstrip("=")) and text[:1] not in ("", "=")
 
 
 def access_token_hash(access_token: str) -> str:

@@ -82,10 +82,12 @@ def _is_seen(value: Any) -> bool:
         and len(value) <= MAX_SEEN
         and all(
             isinstance(item, dict)
-            and item.keys() <= {"htu", "nonce", "date"}
+            and item.keys() <= {"htu", "nonce", "date", "refused_nonce", "iat_refused"}
             and _HTU.check(item.get("htu"))
             and ("nonce" not in item or is_nonce(item["nonce"]))
             and ("date" not in item or _is_date(item["date"]))
+            and ("refused_nonce" not in item or is_nonce(item["refused_nonce"]))
+            and isinstance(item.get("iat_refused", False), bool)
             for item in value
         )
     )
@@ -117,7 +119,7 @@ _NONCE = Param(
     "a server's nonce (RFC 9449 section 8.1) of 512 characters at most, or null for none",
     lambda v: v is None or is_nonce(v),
 )
-_SEEN = Param(f"at most {MAX_SEEN} objects with htu, and nonce or date", _is_seen)
+_SEEN = Param(f"at most {MAX_SEEN} objects with htu, and what that server said", _is_seen)
 _TIMEOUT = Param(f"milliseconds, 1 to {MAX_TIMEOUT_MS}", _is_count(1, MAX_TIMEOUT_MS))
 _TEXT = Param("text of at most 64 characters", lambda v: isinstance(v, str) and len(v) <= 64)
 _CURSOR = Param("the cursor from the page before", lambda v: isinstance(v, str) and len(v) <= 128)

@@ -27,6 +27,7 @@ class Server:
     nonce: str | None = None
     nonce_at: float = 0.0
     clock_offset_s: float | None = None
+    iat_refused_at: float | None = None
 
 
 class Nonces:
@@ -36,11 +37,31 @@ class Nonces:
         self._servers: OrderedDict[str, Server] = OrderedDict()
 
     def observe(
-        self, origin: str, *, nonce: str | None, clock_offset_s: float | None, now: float
+        self,
+        origin: str,
+        *,
+        nonce: str | None,
+        clock_offset_s: float | None,
+        now: float,
+        refused_nonce: str | None = None,
+        iat_refused: bool = False,
     ) -> None:
-        """Remember what an origin's answer said."""
+        """Remember what an origin's answer said.
+
+        Args:
+            origin: whose answer.
+            nonce: the one for the next request.
+            clock_offset_s: seconds that its clock is ahead of this machine's.
+            now: when that was heard.
+            refused_nonce: one that it takes no more; without a newer one there is none.
+            iat_refused: it refused a proof, perhaps for its `iat`.
+        """
         server = self._servers.setdefault(origin, Server())
         self._servers.move_to_end(origin)
+        if refused_nonce is not None and refused_nonce == server.nonce:
+            server.nonce = None
+        if iat_refused:
+            server.iat_refused_at = now
         if nonce is not None:
             server.nonce, server.nonce_at = nonce, now
         if clock_offset_s is not None:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from dpop_agent.agent import drains
 from dpop_agent.agent.call import Call
 from dpop_agent.agent.frames import Form, signature_form
 from dpop_agent.agent.inventory import Inventory
@@ -132,6 +133,13 @@ class Proofs:
         self._records.used(generation.jkt, where.origin)
         self._inventory.missing.discard(generation.jkt)
 
+    def drain_left_s(self, generation: Generation) -> int | None:
+        """Seconds that it still signs if nobody uses it meanwhile; None unless it is draining."""
+        key, current = self._records.keys.by_jkt[generation.jkt]
+        if current.state is not State.DRAINING:
+            return None
+        return drains.drain_left_s(key, current, self._records.seen)
+
     def not_signed(self, error: DPoPAgentError, generation: Generation) -> None:
         """A signer says why there is no signature."""
         if isinstance(error, KeyMissing):
@@ -154,7 +162,7 @@ class Proofs:
         self._observe(params["seen"])
         return {}
 
-    def _observe(self, seen: list[dict[str, str]]) -> None:
+    def _observe(self, seen: list[dict[str, Any]]) -> None:
         for item in seen:
             where = target(item["htu"])
             date = item.get("date")
@@ -163,6 +171,8 @@ class Proofs:
                 nonce=item.get("nonce"),
                 clock_offset_s=None if date is None else _seconds(date) - time.time(),
                 now=self._loop.time(),
+                refused_nonce=item.get("refused_nonce"),
+                iat_refused=item.get("iat_refused", False),
             )
 
 
@@ -285,13 +295,15 @@ class _OwnProof(_Signing):
         return True
 
     def _result(self, signature: str, state: State) -> dict[str, Any]:
-        return {
+        result = {
             "proof": f"{self._made}.{signature}",
             "key": self._key.name,
             "jkt": self._generation.jkt,
             "state": state,
             "nonce": self._nonce,
         }
+        left_s = self._proofs.drain_left_s(self._generation)
+        return result if left_s is None else result | {"drain_left_s": left_s}
 
 
 class _ClientsProof(_Signing):

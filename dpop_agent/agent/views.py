@@ -190,6 +190,9 @@ class Views:
                     "clock_offset_s": (
                         None if server.clock_offset_s is None else round(server.clock_offset_s)
                     ),
+                    "iat_refused_age_s": (
+                        None if server.iat_refused_at is None else int(now - server.iat_refused_at)
+                    ),
                 }
                 for origin, server in list(self._nonces)[-MAX_SERVERS:]
             ],

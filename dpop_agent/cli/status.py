@@ -93,6 +93,7 @@ def _lines(status: dict[str, Any], path: str) -> list[str]:
     origins = get("origins") or []
     if origins:
         lines += ["", *output.table(("NONCE", "CLOCK", "ORIGIN"), [*map(_origin, origins)])]
+        lines += [output.plain(line) for origin in origins for line in _clock_trouble(origin)]
     return lines
 
 
@@ -145,3 +146,35 @@ def _origin(origin: dict[str, Any]) -> tuple[object, ...]:
     age, offset = output.span(origin.get("nonce_age_s")), origin.get("clock_offset_s")
     clock = None if offset is None else f"{offset:+g} s"
     return age and f"{age} old", clock, origin["origin"]
+
+
+BEHIND_S = 5
+"""Seconds behind a server from which on its refusals may come from the clock."""
+
+MAX_BACKDATING_S = 300
+"""Seconds that proofs are dated back for a server that is behind (PROTOCOL.md)."""
+
+
+def _clock_trouble(origin: dict[str, Any]) -> list[str]:
+    """Why that server may refuse proofs for their time."""
+    name, offset, age = (
+        origin.get(member) for member in ("origin", "clock_offset_s", "iat_refused_age_s")
+    )
+    if offset is None:
+        if age is None:
+            return []
+        return [
+            f"{name}: refused a proof {output.span(age)} ago, perhaps for its time, and sent no "
+            "Date to compare with; check this machine's clock"
+        ]
+    if offset >= BEHIND_S:
+        return [
+            f"{name}: this machine's clock is {offset:g} s behind the server's, and proofs are "
+            "never dated ahead; set the clock"
+        ]
+    if offset < -MAX_BACKDATING_S:
+        return [
+            f"{name}: this machine's clock is {-offset:g} s ahead of the server's, and proofs are "
+            f"dated back by {MAX_BACKDATING_S} s at most; set the clock"
+        ]
+    return []

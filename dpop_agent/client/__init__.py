@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from dpop_agent.client.aio import AsyncAgentClient
     from dpop_agent.client.answers import Generation, Proof, Touch
     from dpop_agent.client.httpx import AsyncDPoPAuth, AsyncDPoPTransport, DPoPAuth, DPoPTransport
-    from dpop_agent.client.requests import DPoPAdapter
+    from dpop_agent.client.requests import BoundTokenAuth, DPoPAdapter
     from dpop_agent.client.sync import AgentClient
     from dpop_agent.client.token import BoundToken
 
@@ -18,6 +18,7 @@ __all__ = [
     "AsyncDPoPAuth",
     "AsyncDPoPTransport",
     "BoundToken",
+    "BoundTokenAuth",
     "DPoPAdapter",
     "DPoPAuth",
     "DPoPTransport",
@@ -32,6 +33,7 @@ _PLACES = {
     "AsyncDPoPAuth": "httpx",
     "AsyncDPoPTransport": "httpx",
     "BoundToken": "token",
+    "BoundTokenAuth": "requests",
     "DPoPAdapter": "requests",
     "DPoPAuth": "httpx",
     "DPoPTransport": "httpx",

@@ -10,7 +10,7 @@ from dpop_agent.errors import (
     ProtocolError,
     Timeout,
 )
-from dpop_agent.jose import access_token_hash, is_compact
+from dpop_agent.jose import access_token_hash, is_access_token, is_compact
 from dpop_agent.protocol import MAX_TIMEOUT_MS, Event, decode_response, encode_request
 
 TYPE_CHECKING = False
@@ -89,14 +89,20 @@ class Proof(_Frozen):
         jkt: thumbprint of the generation that signed.
         state: that generation's state, `active` or `draining`.
         nonce: the server's nonce in the proof, or None.
+        drain_left_s: seconds that a draining generation still signs if it isn't used meanwhile;
+            None where it isn't draining, or the agent doesn't say.
     """
 
-    __slots__ = ("jkt", "key", "nonce", "state", "value")
+    __slots__ = ("drain_left_s", "jkt", "key", "nonce", "state", "value")
     value: str
     key: str
     jkt: str
     state: str
     nonce: str | None
+    drain_left_s: int | None
+
+    def __init__(self, *, drain_left_s: int | None = None, **values: object) -> None:
+        super().__init__(drain_left_s=drain_left_s, **values)
 
     def __str__(self) -> str:
         return self.value
@@ -203,18 +209,14 @@ def proof_params(
     """Parameters of `proof`; neither the access token nor the URI's query is among them.
 
     Raises:
-        ConfigurationError: both access_token and ath, or an access token that isn't ASCII.
+        ConfigurationError: both access_token and ath, or an access token that isn't one.
     """
     if access_token is not None:
         if ath is not None:
             raise ConfigurationError(
                 "both access_token and ath were given", hint="give the one that you have"
             )
-        if not access_token.isascii():  # no exception that would hold it
-            raise ConfigurationError(
-                "the access token has characters that aren't ASCII",
-                hint="give it as the server sent it (RFC 6750 section 2.1)",
-            )
+        require_access_token(access_token)
         ath = access_token_hash(access_token)
     params: dict[str, Any] = {"htm": htm, "htu": bare_uri(uri)}
     if key is not None:
@@ -229,6 +231,19 @@ def proof_params(
         params["seen"] = told
     params["timeout_ms"] = max(1, min(int(timeout * 1000), MAX_TIMEOUT_MS))
     return params
+
+
+def require_access_token(text: str) -> None:
+    """Refuse what no Authorization header can carry, before an error of others' shows it.
+
+    Raises:
+        ConfigurationError: `text` isn't an access token (RFC 6750 section 2.1).
+    """
+    if not is_access_token(text):
+        raise ConfigurationError(
+            "the access token has a character that none has, such as white space or a line end",
+            hint="give it as the server sent it, and nothing more (RFC 6750 section 2.1)",
+        )
 
 
 def seen_params(seen: Iterable[Mapping[str, str | None]]) -> list[dict[str, str | None]]:
@@ -252,7 +267,15 @@ def proof_of(result: Mapping[str, Any], *, jkt: str | None) -> Proof:
     values = [result.get(name) for name in ("proof", "key", "jkt", "state")]
     if not all(isinstance(v, str) for v in values) or not isinstance(nonce, str | None):
         raise ProtocolError("the agent's answer has no proof in it")
-    proof = Proof(value=values[0], key=values[1], jkt=values[2], state=values[3], nonce=nonce)
+    left_s = result.get("drain_left_s")
+    proof = Proof(
+        value=values[0],
+        key=values[1],
+        jkt=values[2],
+        state=values[3],
+        nonce=nonce,
+        drain_left_s=left_s if type(left_s) is int else None,
+    )
     if jkt is not None and proof.jkt != jkt:
         raise ProtocolError(f"the agent answered with a proof by {proof.jkt}, not by {jkt}")
     if not is_compact(proof.value):

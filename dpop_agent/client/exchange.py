@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from dpop_agent.client.aio import AsyncAgentClient
     from dpop_agent.client.answers import Proof
-    from dpop_agent.client.hop import Steps
+    from dpop_agent.client.hop import Done, Steps
     from dpop_agent.client.refusal import Answer
     from dpop_agent.client.sync import AgentClient
 
@@ -31,8 +31,10 @@ Response = TypeVar("Response")
 class Sender(Protocol[Response]):
     """What an HTTP library does with one request; where the library is async, it is awaited."""
 
-    def send(self, proof: Proof | None, /) -> Response | Awaitable[Response]:
-        """Send the request, with `proof` as its one DPoP header, or with none."""
+    def send(
+        self, proof: Proof | None, access_token: str | None, /
+    ) -> Response | Awaitable[Response]:
+        """Send the request, as `Send` has it."""
 
     def answer(self, response: Response, /) -> Answer:
         """What `hop` looks at; never awaited."""
@@ -49,7 +51,7 @@ class Sender(Protocol[Response]):
 
 def exchange(
     steps: Steps, agent: AgentClient | AsyncAgentClient, sender: Sender[Response]
-) -> Calls[tuple[Response, Proof | None]]:
+) -> Calls[tuple[Response, Done]]:
     """Do the steps of a hop.
 
     Args:
@@ -58,7 +60,7 @@ def exchange(
         sender: the request that the hop is about.
 
     Returns:
-        The last response, and the proof that its request carried.
+        The last response, and what came of the hop.
 
     Raises:
         Exception: what `steps`, the agent or the sender raises; no response is left open.
@@ -79,7 +81,7 @@ def exchange(
                 if response is not None:
                     yield partial(sender.close, response)
                     sender.rewind()
-                response = yield partial(sender.send, step.proof)
+                response = yield partial(sender.send, step.proof, step.access_token)
                 assert response is not None
                 result = sender.answer(response)
             elif isinstance(step, Tell):

@@ -16,7 +16,6 @@ from inspect import isawaitable
 from typing import TYPE_CHECKING
 
 from dpop_agent.client.exchange import awaiting, blocking
-from dpop_agent.client.refusal import has_error
 from dpop_agent.client.token import BoundToken
 from dpop_agent.errors import ConfigurationError, KeyMismatch, KeyUnusable
 
@@ -26,10 +25,14 @@ if TYPE_CHECKING:
 
     from dpop_agent.client.answers import Proof
     from dpop_agent.client.exchange import Calls, Response
-    from dpop_agent.client.refusal import Answer
+    from dpop_agent.client.hop import Done
 
 RENEW_BEFORE_S = 30.0
 """An access token is renewed this long before it expires, a short-lived one at half its life."""
+
+
+LEAVE_BEFORE_S = 300
+"""Seconds before a draining generation stops signing in which a grant leaves it, if it may."""
 
 
 class Renewal:
@@ -57,11 +60,11 @@ class Renewal:
 
     def hop(
         self,
-        hop_by: Callable[[str | None], Calls[tuple[Response, Proof | None]]],
+        hop_by: Callable[[str | None], Calls[tuple[Response, Done]]],
         *,
         agent: str,
         key: str,
-    ) -> Calls[tuple[Response, Proof | None]]:
+    ) -> Calls[tuple[Response, Done]]:
         """Do one hop of the renewal's by the right generation.
 
         Args:
@@ -71,18 +74,18 @@ class Renewal:
         """
         jkt = self._signers.get((agent, key), self.pin)
         try:
-            response, proof = yield from hop_by(jkt)
+            response, done = yield from hop_by(jkt)
         except KeyMismatch:
             # The grant is another key's.
-            response, proof = yield from hop_by(None)
+            response, done = yield from hop_by(None)
         except KeyUnusable:
             if jkt is not None and jkt == self.pin:
                 self.lost = True
             raise
-        if proof is not None:
+        if done.proof is not None:
             # What follows stays with the generation that signed first.
-            self._signers.setdefault((agent, key), proof.jkt)
-        return response, proof
+            self._signers.setdefault((agent, key), done.proof.jkt)
+        return response, done
 
 
 _renewal: contextvars.ContextVar[Renewal | None] = contextvars.ContextVar("renewal", default=None)
@@ -121,33 +124,37 @@ class Grant:
         self._rebind = rebind
         self._renew_at = _renew_at(token, RENEW_BEFORE_S)
         self._overdue: BoundToken | None = None
-        self._drained: str | None = None
+        self._left: str | None = None
 
-    def replaces(
-        self, access_token: BoundToken, answer: Answer, proof: Proof | None, *, repeatable: bool
-    ) -> bool:
-        """Hear what a server answered to an access token.
+    def replaces(self, access_token: BoundToken, done: Done, *, repeatable: bool) -> bool:
+        """Hear what came of presenting an access token.
 
         Args:
             access_token: the one that was presented.
-            answer: the server's.
-            proof: what went along.
+            done: what came of the request.
             repeatable: whether the request can be sent again; if not, the next request gets
                 another access token.
 
         Returns:
             Whether to send the request again with another access token (RFC 6750 section 3.1).
         """
-        if proof is not None and proof.state == "draining" and access_token.jkt != self._drained:
-            # Once for each generation: a grant that stays with it gets no other.
-            self._drained = access_token.jkt
-            self._overdue = access_token
-        refused = answer.status == 401 and has_error(
-            answer.headers("WWW-Authenticate"), "invalid_token"
-        )
-        if refused and not repeatable:
+        refused = done.refused_access_token
+        if self._leaves_early(access_token, done.proof) or (refused and not repeatable):
             self._overdue = access_token
         return refused and repeatable
+
+    def _leaves_early(self, access_token: BoundToken, proof: Proof | None) -> bool:
+        """Whether another generation had better take over, as this one is about to stop signing.
+
+        Not for a grant that stays with its generation: renewed, it would be as near to its end, and
+        some servers refuse the old access token from then on, in requests under way too.
+        """
+        stays = access_token.refresh_token is not None and not self._rebind
+        left_s = None if proof is None else proof.drain_left_s
+        if stays or left_s is None or left_s > LEAVE_BEFORE_S or access_token.jkt == self._left:
+            return False
+        self._left = access_token.jkt  # once for each generation
+        return True
 
     def _usable(self, *, but: BoundToken | None) -> BoundToken | None:
         access_token = self._access_token

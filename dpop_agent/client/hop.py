@@ -4,7 +4,7 @@
 sends back what came of them:
 
     Sign  → the agent's Proof for these arguments
-    Send  → an Answer, having sent the request with that proof or with none
+    Send  → an Answer, having sent the request with that proof and access token, or with neither
     Read  → the body of that answer, decoded, or None where it is too long or broken
     Tell  → nothing: the agent hears what the server said
 
@@ -13,11 +13,19 @@ A redirect is a hop of its own, so it has its own proof, by the rules for where 
 
 from __future__ import annotations
 
-from dpop_agent.client.answers import ABSENT
-from dpop_agent.client.refusal import CHALLENGE_STATUSES, has_error, is_json
-from dpop_agent.errors import ConfigurationError, HtuRefused, NonceRequired
+import re
+
+from dpop_agent.client.answers import ABSENT, require_access_token
+from dpop_agent.client.refusal import (
+    CHALLENGE_STATUSES,
+    CLOCK_AHEAD_S,
+    CLOCK_BEHIND_S,
+    Refusal,
+    clock_offset_s,
+    is_json,
+)
+from dpop_agent.errors import ConfigurationError, HtuRefused, NonceRequired, ProofRefused
 from dpop_agent.htu import origin_of, target
-from dpop_agent.jose import json_object
 from dpop_agent.proof import is_nonce
 
 TYPE_CHECKING = False
@@ -28,10 +36,23 @@ if TYPE_CHECKING:
     from dpop_agent.client.answers import Proof
     from dpop_agent.client.refusal import Answer
 
-    Steps = Generator["Sign | Send | Read | Tell", Any, Proof | None]
+    Steps = Generator["Sign | Send | Read | Tell", Any, "Done"]
 
 DEFAULT_KEY = "default"
 """The key that the agent takes where none is named (PROTOCOL.md)."""
+
+
+_TCHAR = r"!#$%&'*+\-.^_`|~0-9A-Za-z"
+
+# Wherever a lenient server might find the scheme.
+_DPOP = re.compile(rf"(?:\A|,)[^{_TCHAR},]*dpop(?![{_TCHAR}])", re.I)
+
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+
+_ESCAPABLE = re.compile(r"[\[\]^|]")
+
+# What a server calls a nonce that it takes no more.
+_NONCE_REFUSED = frozenset({"use_dpop_nonce", "invalid_dpop_proof", "invalid_token"})
 
 
 class Sign:
@@ -44,12 +65,17 @@ class Sign:
 
 
 class Send:
-    """Send the request, with `proof` as its one DPoP header, or with none."""
+    """Send the request: `proof` is its one DPoP header, or it has none.
 
-    __slots__ = ("proof",)
+    An access token, which there is beside a proof alone, is its one Authorization header; without
+    one the request's own stays.
+    """
 
-    def __init__(self, proof: Proof | None) -> None:
+    __slots__ = ("access_token", "proof")
+
+    def __init__(self, proof: Proof | None, access_token: str | None = None) -> None:
         self.proof = proof
+        self.access_token = access_token
 
 
 class Read:
@@ -65,6 +91,30 @@ class Tell:
 
     def __init__(self, seen: dict[str, str | None]) -> None:
         self.seen = seen
+
+
+class Done:
+    """What came of a hop.
+
+    Attributes:
+        proof: that of the last answer, None where the server isn't listed.
+        refused_access_token: the server takes that access token no more (RFC 6750 section 3.1).
+        clock: the error to raise where another access token is refused too: its server's clock
+            isn't the agent's.
+    """
+
+    __slots__ = ("clock", "proof", "refused_access_token")
+
+    def __init__(
+        self,
+        proof: Proof | None,
+        *,
+        refused_access_token: bool = False,
+        clock: ProofRefused | None = None,
+    ) -> None:
+        self.proof = proof
+        self.refused_access_token = refused_access_token
+        self.clock = clock
 
 
 class Origins:
@@ -102,47 +152,51 @@ def hop(
     authority: str,
     path: str,
     authorization: Sequence[str],
+    access_token: str | None,
     origins: Origins,
     key: str | None,
     jkt: str | None,
     replayable: bool,
+    redirected_body: bool,
 ) -> Steps:
-    """Send one request, a second time at most where the server asks for a nonce.
+    """Send one request; a second time at most, with the server's nonce or dated back.
 
     Args:
         htm: the HTTP method.
         authority: scheme, host and port of the request's URI, without user name.
         path: its path, byte for byte as it goes over the wire.
         authorization: values of the request's Authorization headers.
+        access_token: one that isn't among them, and is to be presented.
         origins: the servers that get proofs.
         key: the key's name, if one is set.
         jkt: the generation that signs, where it is pinned.
         replayable: whether the request's body can be sent twice.
-
-    Returns:
-        The proof of the last answer, None where the server isn't listed.
+        redirected_body: whether it has a body that was sent to a listed server before.
 
     Raises:
-        ConfigurationError: an access token for a server that isn't listed.
+        ConfigurationError: an access token that isn't one, or an access token or the body of a
+            request to a listed server would go to one that isn't listed.
         NonceRequired: the server wants a nonce, and the body can't be sent twice.
+        ProofRefused: the server refuses the proof, and the agent's clock may be to blame.
     """
-    access_token = dpop_access_token(authorization)
+    if access_token is None:
+        access_token = dpop_access_token(authorization)
+    else:
+        require_access_token(access_token)
     if not origins.has(authority):
-        if access_token is not None:
-            raise ConfigurationError(
-                f"a DPoP access token would go to {authority}, which isn't among the origins",
-                hint="add it to origins=[…] if it may have this access token",
-            )
+        _refuse_unlisted(authority, access_token=access_token, redirected_body=redirected_body)
         yield Send(None)
-        return None
+        return Done(None)
 
     uri = authority + path
     wanted = {"htm": htm, "uri": uri, "key": key, "jkt": jkt, "access_token": access_token}
     proof: Proof = yield Sign(**wanted, nonce=ABSENT)
-    answer: Answer = yield Send(proof)
+    answer: Answer = yield Send(proof, access_token)
+    refusal = yield from _refusal(answer)
     seen = _news(uri, answer, proof)
     nonce = _nonce(answer)
-    if nonce is not None and (yield from _wants_nonce(answer)):
+    again: Proof | None = None
+    if nonce is not None and refusal is not None and "use_dpop_nonce" in refusal.errors:
         if not replayable:
             yield Tell({"htu": uri, "nonce": nonce, **(seen or {})})
             raise NonceRequired(
@@ -150,30 +204,81 @@ def hop(
                 nonce=nonce,
             )
         # A new proof has a new jti; the agent learns the nonce by the way.
-        proof = yield Sign(**wanted, nonce=nonce, seen=[seen] if seen else [])
-        answer = yield Send(proof)
+        again = yield Sign(**wanted, nonce=nonce, seen=[seen] if seen else [])
+    elif refusal is not None and refusal.maybe_of_time and replayable and seen:
+        offset_s = clock_offset_s(_server_time(answer), proof)
+        if offset_s is not None and offset_s <= -CLOCK_AHEAD_S:
+            # The agent dates proofs back for a server that is behind, so far as it does.
+            later: Proof = yield Sign(**wanted, nonce=ABSENT, seen=[seen])
+            moved_s = clock_offset_s(_server_time(answer), later)
+            again = later if moved_s is not None and moved_s > offset_s + 1 else None
+            seen = None
+    if again is not None:
+        proof = again
+        answer = yield Send(proof, access_token)
+        refusal = yield from _refusal(answer)
         seen = _news(uri, answer, proof)
     if seen:
         yield Tell(seen)
-    return proof
+    if refusal is None:
+        return Done(proof)
+    if trouble := _trouble(answer, refusal, proof):
+        yield Tell({"htu": uri, **trouble})
+    clock = _clock_error(authority, answer, refusal, proof)
+    if clock is not None and refusal.of_proof:
+        raise clock
+    expired = answer.status == 401 and "invalid_token" in refusal.errors
+    return Done(proof, refused_access_token=expired and access_token is not None, clock=clock)
+
+
+def _refuse_unlisted(authority: str, *, access_token: str | None, redirected_body: bool) -> None:
+    if access_token is not None:
+        raise ConfigurationError(
+            f"a DPoP access token would go to {authority}, which isn't among the origins",
+            hint="add it to origins=[…] if it may have this access token",
+        )
+    if redirected_body:
+        raise ConfigurationError(
+            f"a redirect would carry a request's body on to {authority}, which isn't among the "
+            "origins",
+            hint="add it to origins=[…] if it may have what was in that body",
+        )
 
 
 def dpop_access_token(authorization: Sequence[str]) -> str | None:
     """The access token in `Authorization: DPoP …` (RFC 9449 section 7.1).
 
     Raises:
-        ConfigurationError: there is another Authorization header.
+        ConfigurationError: there is another Authorization header, or it can be read otherwise.
     """
-    found = [
-        value.strip()
-        for scheme, _, value in (header.strip().partition(" ") for header in authorization)
-        if scheme.lower() == "dpop"
-    ]
-    if found and len(authorization) > 1:
+    if any(_CONTROL.search(value) for value in authorization):
+        raise ConfigurationError(
+            "the Authorization header has a line end or another control character",
+            hint="give the credentials as the server sent them, and nothing more",
+        )
+    if not any(_DPOP.search(value) for value in authorization):
+        return None
+    if len(authorization) > 1:
         raise ConfigurationError(
             "the request has several Authorization headers", hint="give one access token"
         )
-    return found[0] if found else None
+    scheme, _, access_token = authorization[0].strip(" ").partition(" ")
+    if scheme.lower() != "dpop":
+        raise ConfigurationError(
+            "the Authorization header isn't DPoP, a space and an access token",
+            hint="give it as RFC 9449 section 7.1 has it",
+        )
+    require_access_token(access_token.lstrip(" "))
+    return access_token.lstrip(" ")
+
+
+def wire_path(path: str) -> str:
+    """A path as it is to go over the wire: escaped where there is but one way to (RFC 3986).
+
+    What could be meant otherwise is left, for the agent to refuse: a backslash that some take for a
+    slash, a percent sign that begins no escape.
+    """
+    return _ESCAPABLE.sub(lambda found: f"%{ord(found[0]):02X}", path)
 
 
 def _nonce(answer: Answer) -> str | None:
@@ -182,19 +287,75 @@ def _nonce(answer: Answer) -> str | None:
     return values[0] if len(values) == 1 and is_nonce(values[0]) else None
 
 
-def _news(uri: str, answer: Answer, proof: Proof) -> dict[str, str | None] | None:
+def _news(uri: str, answer: Answer, proof: Proof) -> dict[str, Any] | None:
     """What the agent doesn't know yet: another nonce, and the server's clock where it refused."""
-    seen: dict[str, str | None] = {}
+    from datetime import UTC, datetime
+
+    seen: dict[str, Any] = {}
     nonce = _nonce(answer)
     if nonce is not None and nonce != proof.nonce:
         seen["nonce"] = nonce
     if answer.status in CHALLENGE_STATUSES and (date := _server_time(answer)):
-        seen["date"] = date
+        seen["date"] = datetime.fromtimestamp(date, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return {"htu": uri, **seen} if seen else None
 
 
-def _server_time(answer: Answer) -> str | None:
-    """The answer's Date (RFC 9110 section 6.6.1) as RFC 3339, UTC."""
+def _trouble(answer: Answer, refusal: Refusal, proof: Proof) -> dict[str, Any]:
+    """What an agent takes since 0.2, told apart: an older one refuses whatever it comes with."""
+    trouble: dict[str, Any] = {}
+    named = refusal.errors or ({"invalid_token"} if answer.status == 401 else set())
+    if proof.nonce is not None and _nonce(answer) is None and not _NONCE_REFUSED.isdisjoint(named):
+        trouble["refused_nonce"] = proof.nonce
+    if refusal.maybe_of_time:
+        trouble["iat_refused"] = True
+    return trouble
+
+
+def _clock_error(
+    authority: str, answer: Answer, refusal: Refusal, proof: Proof
+) -> ProofRefused | None:
+    """Say that the clock may be to blame, where the server's time doesn't say otherwise."""
+    offset_s = clock_offset_s(_server_time(answer), proof)
+    if offset_s is None:
+        # What was signed may be at fault as well: the nonce, or what the server names.
+        return _unknown_clock(authority) if _suspect_unseen(refusal, proof) else None
+    if -CLOCK_AHEAD_S < offset_s < CLOCK_BEHIND_S:
+        return None
+    if not refusal.maybe_of_time and "invalid_token" not in refusal.errors:
+        return None
+    return _wrong_clock(authority, offset_s)
+
+
+def _suspect_unseen(refusal: Refusal, proof: Proof) -> bool:
+    return refusal.maybe_of_time and proof.nonce is None
+
+
+def _unknown_clock(authority: str) -> ProofRefused:
+    return ProofRefused(
+        f"{authority} refused a proof; the agent's clock may be wrong, and the answer has no Date "
+        "to compare it with",
+        hint="compare the clock of the agent's machine with the right time",
+        details={"clock_offset_s": None},
+    )
+
+
+def _wrong_clock(authority: str, offset_s: int) -> ProofRefused:
+    behind = offset_s > 0
+    return ProofRefused(
+        f"{authority} refused a proof; by its Date the agent's clock is {abs(offset_s)} s "
+        f"{'behind' if behind else 'ahead'}",
+        hint="set the clock of the agent's machine; "
+        + (
+            "proofs are never dated ahead of it"
+            if behind
+            else "proofs are dated back by 300 s at most, from the next request on"
+        ),
+        details={"clock_offset_s": offset_s},
+    )
+
+
+def _server_time(answer: Answer) -> float | None:
+    """The answer's Date (RFC 9110 section 6.6.1), in seconds since 1970."""
     from datetime import UTC
     from email.utils import parsedate_to_datetime
 
@@ -205,21 +366,18 @@ def _server_time(answer: Answer) -> str | None:
         when = parsedate_to_datetime(values[0])
         if when.tzinfo is None:  # "-0000", which RFC 5322 allows
             when = when.replace(tzinfo=UTC)
-        return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if when.year > 1970 else None
+        return when.timestamp() if 1970 < when.year < 9999 else None
     except (ValueError, OverflowError):
         return None
 
 
-def _wants_nonce(answer: Answer) -> Generator[Read, bytes | None, bool]:
-    """Whether the server refused for want of a nonce (sections 8 and 9)."""
+def _refusal(answer: Answer) -> Generator[Read, bytes | None, Refusal | None]:
+    """What the server says where it refused, in its challenges or in its body."""
     if answer.status not in CHALLENGE_STATUSES:
-        return False
-    if has_error(answer.headers("WWW-Authenticate"), "use_dpop_nonce"):
-        return True
+        return None
+    said = Refusal.from_challenges(answer.headers("WWW-Authenticate"))
+    if "use_dpop_nonce" in said.errors or (said.errors and _nonce(answer) is None):
+        return said
     if not is_json(answer.headers("Content-Type")):
-        return False  # an event stream may never end
-    body = yield Read()
-    try:
-        return body is not None and json_object(body).get("error") == "use_dpop_nonce"
-    except ValueError:
-        return False
+        return said  # an event stream may never end
+    return said.and_body((yield Read()))

@@ -3,6 +3,10 @@
 The transport signs because redirects run inside `httpx.Auth`: an auth's proof would go on to the
 next URL, wherever that is. The auth never sees the agent; where the agent refuses a generation, the
 transport asks the request's own grant for another access token.
+
+The auth only names the access token; the transport alone writes the Authorization header, and only
+beside a proof. httpx may take another transport for a request, or for a redirect of it (`proxy=`,
+`mounts=`): a `_Guard` keeps that from sending what isn't for it.
 """
 
 from __future__ import annotations
@@ -17,8 +21,8 @@ except ModuleNotFoundError as e:
 
 from dpop_agent.client.exchange import awaiting, blocking, exchange
 from dpop_agent.client.grant import AsyncGrant, BlockingGrant, current_renewal
-from dpop_agent.client.hop import DEFAULT_KEY, Origins, dpop_access_token, hop
-from dpop_agent.client.refusal import MAX_CHALLENGE_BODY, Answer
+from dpop_agent.client.hop import DEFAULT_KEY, Origins, dpop_access_token, hop, wire_path
+from dpop_agent.client.refusal import MAX_CHALLENGE_BODY, Answer, decoded
 from dpop_agent.errors import ConfigurationError, KeyUnusable
 
 if TYPE_CHECKING:
@@ -32,23 +36,70 @@ if TYPE_CHECKING:
         Iterator,
     )
     from types import TracebackType
-    from typing import Self
+    from typing import Any, Self
 
     from dpop_agent.client.aio import AsyncAgentClient
     from dpop_agent.client.answers import Proof
     from dpop_agent.client.exchange import Calls, Sender
     from dpop_agent.client.grant import Grant, Renewal
+    from dpop_agent.client.hop import Done
     from dpop_agent.client.sync import AgentClient
     from dpop_agent.client.token import BoundToken
 
 _JKT = "dpop_jkt"
 _PRESENTED = "dpop_agent.presented"
+_SIGNED = "dpop_agent.signed"
+_TRACE = "trace"  # httpcore's: called at each step of sending, before it is done
+
+
+class _Guard:
+    """Keeps a transport that isn't ours from sending a request, as its `trace` extension.
+
+    Attributes:
+        trace: the one that it stands in for.
+    """
+
+    def __init__(self, request: httpx.Request, *, presented: _Presented | None) -> None:
+        before = request.extensions.get(_TRACE)
+        self.trace: Any = before.trace if isinstance(before, _Guard) else before
+        self._presented = presented
+
+    def check(self, step: str, info: dict[str, Any]) -> None:
+        """Refuse a step that isn't for this transport.
+
+        Raises:
+            ConfigurationError
+        """
+        if self._presented is not None:
+            self._presented.require_transport()
+        sent = info.get("request") if step.endswith("send_request_headers.started") else None
+        if self._presented is None and sent is not None and _has_body(httpx.Headers(sent.headers)):
+            raise ConfigurationError(
+                "a redirect would carry the body of a signed request on, by a transport that isn't "
+                "DPoPTransport",
+                hint="give that URL a DPoPTransport too, or don't follow the redirect",
+            )
+
+    def __call__(self, step: str, info: dict[str, Any]) -> object:
+        self.check(step, info)
+        return None if self.trace is None else self.trace(step, info)
+
+
+class _AsyncGuard(_Guard):
+    async def __call__(self, step: str, info: dict[str, Any]) -> object:
+        self.check(step, info)
+        return None if self.trace is None else await self.trace(step, info)
+
+
+def _has_body(headers: httpx.Headers) -> bool:
+    return "Transfer-Encoding" in headers or headers.get("Content-Length", "0") != "0"
 
 
 class _Signing:
     """What both transports do with a request, each by a sender of its own."""
 
     _grant_type: type[BlockingGrant | AsyncGrant]
+    _guard_type: type[_Guard]
 
     def __init__(
         self, agent: AgentClient | AsyncAgentClient, *, key: str | None, origins: Iterable[str]
@@ -60,14 +111,22 @@ class _Signing:
     def _response(
         self, request: httpx.Request, sender: Sender[httpx.Response]
     ) -> Calls[httpx.Response]:
-        response, proof = yield from self._signed_hop(request, sender)
-        if proof is not None:
-            response.extensions = {**response.extensions, "dpop": proof}
+        if (named := _named(request)) is not None:
+            named.taken = True
+        response, done = yield from self._signed_hop(request, sender)
+        if (presented := _presented(request)) is not None:
+            presented.done = done
+        if done.proof is not None:
+            response.extensions = {**response.extensions, "dpop": done.proof}
+            if _has_body(request.headers):
+                guard = self._guard_type(request, presented=None)
+                # A redirect has the extensions of the request that led to it.
+                request.extensions = {**request.extensions, _SIGNED: True, _TRACE: guard}
         return response
 
     def _signed_hop(
         self, request: httpx.Request, sender: Sender[httpx.Response]
-    ) -> Calls[tuple[httpx.Response, Proof | None]]:
+    ) -> Calls[tuple[httpx.Response, Done]]:
         """One hop by the generation of its renewal, of its access token, or that it names."""
         if (renewal := _renewal_of(request)) is not None:
             key = self._key or DEFAULT_KEY
@@ -81,7 +140,8 @@ class _Signing:
             if presented is None or not isinstance(presented.grant, self._grant_type):
                 raise
             other = yield partial(presented.grant.access_token, but=presented.access_token)
-            _present(request, _Presented(presented.grant, other))
+            presented.access_token = other
+            request.extensions = {**request.extensions, _JKT: other.jkt}
         return (yield from hop_by(other.jkt))
 
     def _hop(
@@ -90,18 +150,20 @@ class _Signing:
         sender: Sender[httpx.Response],
         key: str | None,
         jkt: str | None,
-    ) -> Calls[tuple[httpx.Response, Proof | None]]:
+    ) -> Calls[tuple[httpx.Response, Done]]:
         url = request.url
-        wire_path: bytes = request.extensions.get("target", url.raw_path)  # httpcore's override
+        presented = _presented(request)
         steps = hop(
             htm=request.method,
             authority=f"{url.scheme}://{url.netloc.decode('ascii')}",
-            path=wire_path.decode("latin-1").partition("?")[0],
+            path=wire_path(_target(request).decode("latin-1")).partition("?")[0],
             authorization=request.headers.get_list("Authorization"),
+            access_token=None if presented is None else presented.access_token.access_token,
             origins=self._origins,
             key=key,
             jkt=jkt,
             replayable=isinstance(request.stream, httpx.ByteStream),
+            redirected_body=_SIGNED in request.extensions and _has_body(request.headers),
         )
         return exchange(steps, self._agent, sender)
 
@@ -112,7 +174,11 @@ class DPoPTransport(_Signing, httpx.BaseTransport):
     `response.extensions["dpop"]` is the hop's Proof. `extensions={"dpop_jkt": jkt}` with a request
     pins the generation that signs it, redirects included; None there means the active one, also
     where DPoPAuth would pin another. A request is sent a second time only if the server wants a
-    nonce, and only if its body is bytes: a stream gets NonceRequired instead.
+    nonce, or its clock is behind the agent's, and only if its body is bytes: a stream gets
+    NonceRequired instead. In a path `[`, `]`, `^` and `|` go out as their escapes.
+
+    What httpx sends by another transport (`proxy=`, `mounts=`) is unsigned: for a proxy, give
+    `transport=httpx.HTTPTransport(proxy=…)` here.
 
     Args:
         agent: gives the proofs; it isn't closed with the transport.
@@ -121,11 +187,14 @@ class DPoPTransport(_Signing, httpx.BaseTransport):
         transport: does the sending; `httpx.HTTPTransport()` where None.
 
     Requests raise, besides httpx's own errors, what `AgentClient.proof` raises, and:
-        ConfigurationError: `Authorization: DPoP` to an origin that isn't listed.
+        ConfigurationError: an access token, or by a redirect the body of a signed request, would go
+            to an origin that isn't listed; or the access token isn't one.
         NonceRequired: see above.
+        ProofRefused: the server refuses the proof, and the agent's clock may be to blame.
     """
 
     _grant_type = BlockingGrant
+    _guard_type = _Guard
 
     def __init__(
         self,
@@ -163,6 +232,7 @@ class AsyncDPoPTransport(_Signing, httpx.AsyncBaseTransport):
     """`DPoPTransport` for `httpx.AsyncClient`, with an AsyncAgentClient."""
 
     _grant_type = AsyncGrant
+    _guard_type = _AsyncGuard
 
     def __init__(
         self,
@@ -196,18 +266,36 @@ class AsyncDPoPTransport(_Signing, httpx.AsyncBaseTransport):
         return await awaiting(self._response(request, _AsyncSender(request, self._inner)))
 
 
-def _with_proof(request: httpx.Request, proof: Proof | None) -> httpx.Request:
-    # The caller's request stays as it is: a redirect copies its headers.
-    headers = httpx.Headers(request.headers)
+def _target(request: httpx.Request) -> bytes:
+    target: bytes = request.extensions.get("target", request.url.raw_path)  # httpcore's override
+    return target
+
+
+def _outgoing(
+    request: httpx.Request, proof: Proof | None, access_token: str | None
+) -> httpx.Request:
+    """What the transport within gets; the caller's stays as it is, for a redirect to copy."""
+    url, headers = request.url, httpx.Headers(request.headers)
+    private = (_PRESENTED, _SIGNED)
+    extensions = {k: v for k, v in request.extensions.items() if k not in private}
+    if isinstance(guard := extensions.get(_TRACE), _Guard):
+        if guard.trace is None:
+            del extensions[_TRACE]
+        else:
+            extensions[_TRACE] = guard.trace
     headers.pop("DPoP", None)
     if proof is not None:
         headers["DPoP"] = str(proof)
+        if access_token is not None:
+            headers["Authorization"] = f"DPoP {access_token}"
+        path, question, query = _target(request).decode("latin-1").partition("?")
+        target = (wire_path(path) + question + query).encode("latin-1")
+        if "target" in extensions:
+            extensions["target"] = target
+        elif target != url.raw_path:
+            url = url.copy_with(raw_path=target)
     return httpx.Request(
-        request.method,
-        request.url,
-        headers=headers,
-        stream=request.stream,
-        extensions=request.extensions,
+        request.method, url, headers=headers, stream=request.stream, extensions=extensions
     )
 
 
@@ -224,8 +312,8 @@ class _Sender:
         self._request = request
         self._transport = transport
 
-    def send(self, proof: Proof | None) -> httpx.Response:
-        return self._transport.handle_request(_with_proof(self._request, proof))
+    def send(self, proof: Proof | None, access_token: str | None) -> httpx.Response:
+        return self._transport.handle_request(_outgoing(self._request, proof, access_token))
 
     def read(self, response: httpx.Response) -> bytes | None:
         stream = response.stream
@@ -239,7 +327,7 @@ class _Sender:
             size += len(part)
             if size > MAX_CHALLENGE_BODY:
                 return None
-        return _decoded(response, begun)
+        return decoded(b"".join(begun), response.headers.get_list("Content-Encoding"))
 
     def close(self, response: httpx.Response) -> None:
         response.close()
@@ -257,8 +345,9 @@ class _AsyncSender:
         self._request = request
         self._transport = transport
 
-    async def send(self, proof: Proof | None) -> httpx.Response:
-        return await self._transport.handle_async_request(_with_proof(self._request, proof))
+    async def send(self, proof: Proof | None, access_token: str | None) -> httpx.Response:
+        outgoing = _outgoing(self._request, proof, access_token)
+        return await self._transport.handle_async_request(outgoing)
 
     async def read(self, response: httpx.Response) -> bytes | None:
         stream = response.stream
@@ -272,7 +361,7 @@ class _AsyncSender:
             size += len(part)
             if size > MAX_CHALLENGE_BODY:
                 return None
-        return _decoded(response, begun)
+        return decoded(b"".join(begun), response.headers.get_list("Content-Encoding"))
 
     async def close(self, response: httpx.Response) -> None:
         await response.aclose()
@@ -315,42 +404,57 @@ class _AsyncReplay(httpx.AsyncByteStream):
         await self._stream.aclose()
 
 
-def _decoded(response: httpx.Response, raw: list[bytes]) -> bytes | None:
-    encoding = response.headers.get("Content-Encoding")
-    headers = {"Content-Encoding": encoding} if encoding else None
-    try:
-        return httpx.Response(200, headers=headers, content=b"".join(raw)).content
-    except httpx.DecodingError:
-        return None
-
-
 class _Presented:
-    """Which access token a request presents, and whose it is."""
+    """An access token that an auth named for a request to one origin.
 
-    __slots__ = ("access_token", "grant")
+    Attributes:
+        access_token: the one to present there.
+        grant: whose it is.
+        taken: a DPoPTransport has the request.
+        done: what came of presenting it.
+    """
 
-    def __init__(self, grant: Grant, access_token: BoundToken) -> None:
+    __slots__ = ("_origin", "access_token", "done", "grant", "taken")
+
+    def __init__(self, grant: Grant, access_token: BoundToken, request: httpx.Request) -> None:
         self.grant = grant
         self.access_token = access_token
+        self.taken = False
+        self.done: Done | None = None
+        self._origin = _origin(request)
+
+    def is_for(self, request: httpx.Request) -> bool:
+        """False for a redirect to another server."""
+        return _origin(request) == self._origin
+
+    def require_transport(self) -> None:
+        """Refuse a request that no DPoPTransport has: nobody would sign it.
+
+        Raises:
+            ConfigurationError
+        """
+        if not self.taken:
+            raise ConfigurationError(
+                "an access token was to be presented by a transport that isn't DPoPTransport: it "
+                "wasn't sent",
+                hint="give DPoPTransport as transport=, in mounts= too; a proxy goes inside it: "
+                "DPoPTransport(…, transport=httpx.HTTPTransport(proxy=…))",
+            )
 
 
-def _present(request: httpx.Request, presented: _Presented) -> None:
-    access_token = presented.access_token
-    request.headers["Authorization"] = f"DPoP {access_token.access_token}"
-    request.extensions = {
-        **request.extensions,
-        _JKT: access_token.jkt,
-        _PRESENTED: presented,
-    }
+def _origin(request: httpx.Request) -> tuple[str, bytes, int | None]:
+    return request.url.scheme, request.url.raw_host, request.url.port
+
+
+def _named(request: httpx.Request) -> _Presented | None:
+    named = request.extensions.get(_PRESENTED)
+    return named if isinstance(named, _Presented) else None
 
 
 def _presented(request: httpx.Request) -> _Presented | None:
-    """What the request still presents: a redirect elsewhere took the header away."""
-    presented = request.extensions.get(_PRESENTED)
-    if not isinstance(presented, _Presented):
-        return None
-    shown = request.headers.get("Authorization") == f"DPoP {presented.access_token.access_token}"
-    return presented if shown else None
+    """What was named for this very server."""
+    named = _named(request)
+    return named if named is not None and named.is_for(request) else None
 
 
 def _renewal_of(request: httpx.Request) -> Renewal | None:
@@ -366,28 +470,64 @@ def _renewal_of(request: httpx.Request) -> Renewal | None:
     return None if presents else renewal
 
 
-def _refused(grant: Grant, request: httpx.Request, response: httpx.Response) -> BoundToken | None:
-    """The access token to replace before the request is sent again, if that makes sense."""
-    presented = _presented(response.request)
-    if presented is None or presented.grant is not grant:
-        return None
-    # httpx reads an answer to its end before it sends the request again.
-    endless = response.headers.get("Content-Type", "").startswith("text/event-stream")
-    replace = presented.grant.replaces(
-        presented.access_token,
-        _answer(response),
-        response.extensions.get("dpop"),
-        repeatable=not endless and isinstance(request.stream, httpx.ByteStream),
-    )
-    return presented.access_token if replace else None
+class _Presenting:
+    """What both auths do with a request, each by a grant of its own."""
+
+    _grant: Grant
+    _guard_type: type[_Guard]
+
+    def _present(self, request: httpx.Request, access_token: BoundToken) -> _Presented:
+        presented = _Presented(self._grant, access_token, request)
+        request.headers.pop("Authorization", None)
+        request.extensions = {
+            **request.extensions,
+            _JKT: access_token.jkt,
+            _PRESENTED: presented,
+            _TRACE: self._guard_type(request, presented=presented),
+        }
+        return presented
+
+    def _refused(
+        self, request: httpx.Request, presented: _Presented, response: httpx.Response
+    ) -> BoundToken | None:
+        """The access token to replace before the request is sent again, if that makes sense.
+
+        Raises:
+            ConfigurationError: no DPoPTransport was asked.
+        """
+        presented.require_transport()
+        if not presented.is_for(response.request) or presented.done is None:
+            return None
+        # httpx reads an answer to its end before it sends the request again.
+        endless = response.headers.get("Content-Type", "").startswith("text/event-stream")
+        replace = self._grant.replaces(
+            presented.access_token,
+            presented.done,
+            repeatable=not endless and isinstance(request.stream, httpx.ByteStream),
+        )
+        return presented.access_token if replace else None
+
+    def _refused_again(
+        self, request: httpx.Request, presented: _Presented, response: httpx.Response
+    ) -> None:
+        """Hear what came of another access token.
+
+        Raises:
+            ProofRefused: it was refused too, and by the server's clock the agent's is wrong.
+        """
+        refused = self._refused(request, presented, response)
+        if refused is not None and presented.done is not None and presented.done.clock is not None:
+            raise presented.done.clock
 
 
-class DPoPAuth(httpx.Auth):
+class DPoPAuth(_Presenting, httpx.Auth):
     """Presents an access token, and renews it: one renewal at a time, others wait for it.
 
     Renewed are: none yet, one near its expiry, one that the server calls `invalid_token` (the
     request is then sent again, if its body is bytes), one whose generation gives no proofs any
-    more, and once one whose generation is draining. Goes with DPoPTransport.
+    more, and, where the grant may change its generation, one whose generation is about to stop
+    signing. Goes with DPoPTransport, which sends the access token: no other transport gets it, and
+    ConfigurationError says where httpx takes one.
 
     A grant stays with its generation: what `renew(old)` requests is signed by `old.jkt` if there is
     a refresh token, else by whichever generation is active at the first request. That holds for
@@ -404,6 +544,9 @@ class DPoPAuth(httpx.Auth):
             RFC 9449 section 5; others refuse, and a Bluesky server ends the whole session.
     """
 
+    _grant: BlockingGrant
+    _guard_type = _Guard
+
     def __init__(
         self,
         renew: Callable[[BoundToken | None], BoundToken],
@@ -418,13 +561,11 @@ class DPoPAuth(httpx.Auth):
         self, request: httpx.Request
     ) -> Generator[httpx.Request, httpx.Response, None]:
         """Choose, and choose anew once; httpx calls this."""
-        access_token = self._grant.access_token()
-        _present(request, _Presented(self._grant, access_token))
-        refused = _refused(self._grant, request, (yield request))
+        presented = self._present(request, self._grant.access_token())
+        refused = self._refused(request, presented, (yield request))
         if refused is not None:
-            access_token = self._grant.access_token(but=refused)
-            _present(request, _Presented(self._grant, access_token))
-            _refused(self._grant, request, (yield request))
+            presented = self._present(request, self._grant.access_token(but=refused))
+            self._refused_again(request, presented, (yield request))
 
     async def async_auth_flow(
         self, request: httpx.Request
@@ -436,8 +577,11 @@ class DPoPAuth(httpx.Auth):
         yield request
 
 
-class AsyncDPoPAuth(httpx.Auth):
+class AsyncDPoPAuth(_Presenting, httpx.Auth):
     """`DPoPAuth` for `httpx.AsyncClient`: `renew` is async, `on_token` may be."""
+
+    _grant: AsyncGrant
+    _guard_type = _AsyncGuard
 
     def __init__(
         self,
@@ -462,10 +606,8 @@ class AsyncDPoPAuth(httpx.Auth):
         self, request: httpx.Request
     ) -> AsyncGenerator[httpx.Request, httpx.Response]:
         """Choose, and choose anew once; httpx calls this."""
-        access_token = await self._grant.access_token()
-        _present(request, _Presented(self._grant, access_token))
-        refused = _refused(self._grant, request, (yield request))
+        presented = self._present(request, await self._grant.access_token())
+        refused = self._refused(request, presented, (yield request))
         if refused is not None:
-            access_token = await self._grant.access_token(but=refused)
-            _present(request, _Presented(self._grant, access_token))
-            _refused(self._grant, request, (yield request))
+            presented = self._present(request, await self._grant.access_token(but=refused))
+            self._refused_again(request, presented, (yield request))

@@ -217,7 +217,7 @@ class AgentClient:
             KeyUnusable: no proof by that key now.
             JktRequired: an access token, and several generations that it may be bound to.
             HtuRefused, PolicyRefused, StoreUnusable: as they say.
-            ConfigurationError: both access_token and ath, or an access token that isn't ASCII.
+            ConfigurationError: both access_token and ath, or an access token that isn't one.
         """
         params = proof_params(
             htm,

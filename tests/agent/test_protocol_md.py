@@ -23,6 +23,7 @@ NEVER_SENT = {
     errors.Cancelled,
     errors.InvalidProof,
     errors.NonceRequired,
+    errors.ProofRefused,
     errors.TokenNotBound,
     errors.UnsafeSocket,
     # an agent that has this doesn't serve

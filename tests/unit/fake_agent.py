@@ -8,11 +8,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from dpop_agent.errors import DPoPAgentError, MethodNotFound
+from dpop_agent.jose import b64url
 from dpop_agent.protocol import encode_error, encode_event, encode_result
 
 Params = dict[str, Any]
@@ -51,6 +53,9 @@ class FakeAgent:
         requests: method and params of everything that came, in order.
         connections: how many were accepted.
         state: of the generation that signs.
+        drain_left_s: how much longer it does, where the agent says so.
+        clock_s: seconds that its clock is ahead of this machine's; its proofs have `iat` then.
+        backdates: how far it goes back for a server's `date`.
         refuse: an error for proofs by a jkt.
     """
 
@@ -67,7 +72,10 @@ class FakeAgent:
         self.bytes = 0
         self.jkt = JKT
         self.state = "active"
+        self.drain_left_s: int | None = None
         self.nonces: dict[str, str] = {}
+        self.clock_s: float | None = None
+        self.backdates: dict[str, float] = {}
         self.refuse: dict[str, DPoPAgentError] = {}
         self._proofs = 0
         self._lock = threading.Lock()
@@ -176,23 +184,37 @@ class FakeAgent:
             connection.sendall(encode_result(request["id"], reply))
         return True
 
+    def _claims(self, params: Params) -> str:
+        if self.clock_s is None:
+            return "e30"
+        iat = time.time() + self.clock_s - self.backdates.get(_origin(params["htu"]), 0.0)
+        return b64url(json.dumps({"iat": int(iat)}).encode())
+
     def _usual(self, method: str, params: Params) -> Reply:
         for item in params.get("seen", []):
             if "nonce" in item:
                 self.nonces[_origin(item["htu"])] = item["nonce"]
+            if "date" in item and self.clock_s is not None:
+                ahead = time.time() + self.clock_s - _seconds(item["date"])
+                self.backdates[_origin(item["htu"])] = ahead if 2 <= ahead <= 300 else 0.0
         if method != "proof":
             return {"method": method}
         jkt = params.get("jkt", self.jkt)
         if jkt in self.refuse:
             return self.refuse[jkt]
         self._proofs += 1
-        return {
-            "proof": f"e30.e30.proof-{self._proofs}",
+        left = {} if self.drain_left_s is None else {"drain_left_s": self.drain_left_s}
+        return left | {
+            "proof": f"e30.{self._claims(params)}.proof-{self._proofs}",
             "key": params.get("key", "default"),
             "jkt": jkt,
             "state": self.state,
             "nonce": params.get("nonce", self.nonces.get(_origin(params["htu"]))),
         }
+
+
+def _seconds(date: str) -> float:
+    return datetime.fromisoformat(date).timestamp()
 
 
 def _origin(htu: str) -> str:

@@ -36,14 +36,19 @@ class Reply:
 
 
 class FakeServer:
-    """Answers what `handle` says; `seen` is what came."""
+    """Answers what `handle` says; `seen` is what came, over so many `connections`."""
 
     def __init__(self, handle: Callable[[Seen], Reply]) -> None:
         self.seen: list[Seen] = []
+        self.connections = 0
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                outer.connections += 1
+                super().setup()
 
             def _answer(self) -> None:
                 # http.server's own path has repeated slashes folded
@@ -52,7 +57,7 @@ class FakeServer:
                 outer.seen.append(seen)
                 self._send(handle(seen))
 
-            do_GET = do_POST = _answer  # noqa: N815  (http.server's names)
+            do_GET = do_POST = do_PUT = do_DELETE = _answer  # noqa: N815  (http.server's names)
 
             def _read(self) -> bytes:
                 if self.headers.get("Transfer-Encoding") != "chunked":

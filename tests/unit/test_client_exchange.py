@@ -10,7 +10,7 @@ import pytest
 
 from dpop_agent.client.answers import Proof
 from dpop_agent.client.exchange import awaiting, blocking, exchange
-from dpop_agent.client.hop import Read, Send, Sign, Tell
+from dpop_agent.client.hop import Done, Read, Send, Sign, Tell
 from dpop_agent.client.refusal import Answer
 from dpop_agent.errors import AgentUnavailable
 from tests.unit.fake_agent import JKT
@@ -19,12 +19,12 @@ PROOF = Proof(value="proof-1", key="default", jkt=JKT, state="active", nonce=Non
 STEPS = (Sign(htm="GET"), Send(PROOF), Read(), Sign(htm="GET"), Send(PROOF), Tell({"nonce": "n"}))
 
 
-def hop_of(*steps: Sign | Send | Read | Tell) -> Generator[Any, Any, Proof | None]:
+def hop_of(*steps: Sign | Send | Read | Tell) -> Generator[Any, Any, Done]:
     """A hop with these steps, which checks what comes of each."""
     for step in steps:
         result = yield step
         assert isinstance(result, {Sign: Proof, Send: Answer, Read: bytes}.get(type(step), object))
-    return PROOF
+    return Done(PROOF)
 
 
 class Library:
@@ -47,7 +47,7 @@ class Library:
     def observe(self, seen: Any) -> Any:
         return self._called("observe")
 
-    def send(self, proof: Proof | None) -> Any:
+    def send(self, proof: Proof | None, access_token: str | None) -> Any:
         return self._called(f"send {self.calls.count('send 0')}", object())
 
     def answer(self, response: object) -> Answer:
@@ -103,8 +103,8 @@ def test_a_response_is_closed_and_the_body_rewound_before_the_request_is_sent_ag
     kind: Kind, run: Run
 ) -> None:
     library = kind()
-    _, proof = run(hop_of(*STEPS), library)
-    assert proof is PROOF
+    _, done = run(hop_of(*STEPS), library)
+    assert done.proof is PROOF
     assert library.calls == [
         *("proof", "send 0", "read"),
         *("proof", "close", "rewind", "send 1", "observe"),
@@ -134,6 +134,6 @@ def test_nothing_is_closed_where_nothing_was_sent(kind: Kind, run: Run) -> None:
 @each
 def test_a_response_outlives_an_agent_that_can_not_be_told(kind: Kind, run: Run) -> None:
     library = kind(failing="observe", error=AgentUnavailable("gone"))
-    _, proof = run(hop_of(*STEPS), library)
-    assert proof is PROOF
+    _, done = run(hop_of(*STEPS), library)
+    assert done.proof is PROOF
     assert library.calls[-1] == "observe"

@@ -23,6 +23,7 @@ from dpop_agent.client import (
     DPoPAuth,
     DPoPTransport,
 )
+from dpop_agent.client.grant import LEAVE_BEFORE_S
 from dpop_agent.errors import (
     ConfigurationError,
     DPoPAgentError,
@@ -510,7 +511,7 @@ def test_a_generation_that_signs_no_more_leads_to_a_new_access_token(
         response = http.post(f"{API}/me", content=iter([b"a ", b"stream"]))
     assert response.status_code == 200
     assert response.history == []
-    assert response.request.headers["Authorization"] == "DPoP a1"
+    assert "Authorization" not in response.request.headers  # the caller's has no secret in it
     assert wire.authorizations() == ["DPoP a1"]
     assert wire.sent[0].extensions["dpop_jkt"] == JKT
     assert renewals.old == ["old"]
@@ -546,23 +547,81 @@ def test_a_redirect_elsewhere_gets_no_access_token_even_if_its_key_is_gone(
     assert len(wire.sent) == 1
 
 
-def test_a_draining_generation_leads_to_one_renewal_at_the_next_request(
-    agent: FakeAgent, client: AgentClient
+@pytest.mark.parametrize(
+    ("refresh_token", "rebind"), [(None, False), (None, True), ("refresh", True)]
+)
+def test_a_generation_about_to_stop_leads_to_one_renewal_where_the_grant_may_leave_it(
+    agent: FakeAgent, client: AgentClient, refresh_token: str | None, rebind: bool
 ) -> None:
-    agent.state = "draining"
+    agent.drain_left_s = LEAVE_BEFORE_S
     wire = Wire(ok)
     renewals = Renewals()
-    with mocked(client, wire, auth=DPoPAuth(renewals, token=grant("old"))) as http:
+    old = BoundToken("old", JKT, refresh_token=refresh_token)
+    with mocked(client, wire, auth=DPoPAuth(renewals, token=old, rebind=rebind)) as http:
         for _ in range(4):
             http.get(f"{API}/me")
     assert wire.authorizations() == ["DPoP old", "DPoP a1", "DPoP a1", "DPoP a1"]
     assert renewals.old == ["old"]
 
 
+@pytest.mark.parametrize(
+    ("left_s", "old", "rebind"),
+    [
+        (None, BoundToken("old", JKT), True),  # an agent that doesn't say
+        (LEAVE_BEFORE_S + 1, BoundToken("old", JKT), False),
+        (LEAVE_BEFORE_S + 1, BoundToken("old", JKT, refresh_token="refresh"), True),
+        # It stays with its generation, which a refresh doesn't change.
+        (LEAVE_BEFORE_S + 1, BoundToken("old", JKT, refresh_token="refresh"), False),
+        (0, BoundToken("old", JKT, refresh_token="refresh"), False),
+    ],
+)
+def test_after_a_rotation_a_grant_goes_on_while_its_generation_signs_or_it_stays_with_it(
+    agent: FakeAgent, client: AgentClient, left_s: int | None, old: BoundToken, rebind: bool
+) -> None:
+    agent.state, agent.drain_left_s = "draining", left_s
+    wire = Wire(ok)
+    with mocked(client, wire, auth=DPoPAuth(_never, token=old, rebind=rebind)) as http:
+        for _ in range(3):
+            http.get(f"{API}/me")
+    assert wire.authorizations() == ["DPoP old"] * 3
+
+
+def test_requests_under_way_when_an_access_token_is_replaced_renew_it_no_second_time(
+    client: AgentClient,
+) -> None:
+    under_way = threading.Barrier(7)
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        if request.headers["Authorization"] == "DPoP a1":
+            return ok(request)
+        under_way.wait(5)  # all seven are refused, some after the first one's renewal
+        if threading.current_thread().name != "first":
+            assert replaced.wait(5)
+        return httpx.Response(401, headers=INVALID)
+
+    replaced = threading.Event()
+    renewals = Renewals()
+    auth = DPoPAuth(renewals, token=grant("old"), on_token=lambda _: replaced.set())
+    statuses: list[int] = []
+    with mocked(client, handle, auth=auth) as http:
+        threads = [
+            threading.Thread(
+                target=lambda: statuses.append(http.get(f"{API}/me").status_code), name=name
+            )
+            for name in ("first", *"234567")
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert statuses == [200] * 7
+    assert renewals.old == ["old"]
+
+
 def test_a_draining_generation_is_left_though_renewing_failed_once(
     agent: FakeAgent, client: AgentClient
 ) -> None:
-    agent.state = "draining"
+    agent.drain_left_s = 0
 
     def renew(old: BoundToken | None) -> BoundToken:
         raise OSError("the authorization server is down")

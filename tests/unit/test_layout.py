@@ -191,8 +191,8 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "call": {"keys", "queue"},
         "views": {"keys", "uses", "drains", "nonces", "records", "signers", "inventory"},
         "proofs": {
-            *("call", "frames", "inventory", "keys", "nonces", "policy", "queue", "records"),
-            "signers",
+            *("call", "drains", "frames", "inventory", "keys", "nonces", "policy", "queue"),
+            *("records", "signers"),
         },
         "stores": {"records", "signers", "views"},
         "handler": {"background", "call", "keys", "lifecycle", "proofs", "stores", "views"},
