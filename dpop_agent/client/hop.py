@@ -31,7 +31,7 @@ from dpop_agent.proof import is_nonce
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Sequence
-    from typing import Any
+    from typing import Any, TypeGuard
 
     from dpop_agent.client.answers import Proof
     from dpop_agent.client.refusal import Answer
@@ -207,11 +207,12 @@ def hop(
         again = yield Sign(**wanted, nonce=nonce, seen=[seen] if seen else [])
     elif refusal is not None and refusal.maybe_of_time and replayable and seen:
         offset_s = clock_offset_s(_server_time(answer), proof)
-        if offset_s is not None and offset_s <= -CLOCK_AHEAD_S:
-            # The agent dates proofs back for a server that is behind, so far as it does.
+        if _is_wrong(offset_s):
+            # The agent dates proofs back for a server that is behind, and no longer for one that
+            # was; whether it does now, its next proof shows.
             later: Proof = yield Sign(**wanted, nonce=ABSENT, seen=[seen])
             moved_s = clock_offset_s(_server_time(answer), later)
-            again = later if moved_s is not None and moved_s > offset_s + 1 else None
+            again = later if moved_s is not None and abs(moved_s) + 1 < abs(offset_s) else None
             seen = None
     if again is not None:
         proof = again
@@ -222,10 +223,11 @@ def hop(
         yield Tell(seen)
     if refusal is None:
         return Done(proof)
-    if trouble := _trouble(answer, refusal, proof):
-        yield Tell({"htu": uri, **trouble})
     clock = _clock_error(authority, answer, refusal, proof)
-    if clock is not None and refusal.of_proof:
+    iat_refused = clock is not None and refusal.of_proof
+    if trouble := _trouble(answer, refusal, proof, iat_refused=iat_refused):
+        yield Tell({"htu": uri, **trouble})
+    if clock is not None and iat_refused:
         raise clock
     expired = answer.status == 401 and "invalid_token" in refusal.errors
     return Done(proof, refused_access_token=expired and access_token is not None, clock=clock)
@@ -300,13 +302,15 @@ def _news(uri: str, answer: Answer, proof: Proof) -> dict[str, Any] | None:
     return {"htu": uri, **seen} if seen else None
 
 
-def _trouble(answer: Answer, refusal: Refusal, proof: Proof) -> dict[str, Any]:
+def _trouble(
+    answer: Answer, refusal: Refusal, proof: Proof, *, iat_refused: bool
+) -> dict[str, Any]:
     """What an agent takes since 0.2, told apart: an older one refuses whatever it comes with."""
     trouble: dict[str, Any] = {}
     named = refusal.errors or ({"invalid_token"} if answer.status == 401 else set())
     if proof.nonce is not None and _nonce(answer) is None and not _NONCE_REFUSED.isdisjoint(named):
         trouble["refused_nonce"] = proof.nonce
-    if refusal.maybe_of_time:
+    if iat_refused:
         trouble["iat_refused"] = True
     return trouble
 
@@ -315,19 +319,18 @@ def _clock_error(
     authority: str, answer: Answer, refusal: Refusal, proof: Proof
 ) -> ProofRefused | None:
     """Say that the clock may be to blame, where the server's time doesn't say otherwise."""
-    offset_s = clock_offset_s(_server_time(answer), proof)
-    if offset_s is None:
-        # What was signed may be at fault as well: the nonce, or what the server names.
-        return _unknown_clock(authority) if _suspect_unseen(refusal, proof) else None
-    if -CLOCK_AHEAD_S < offset_s < CLOCK_BEHIND_S:
-        return None
-    if not refusal.maybe_of_time and "invalid_token" not in refusal.errors:
-        return None
-    return _wrong_clock(authority, offset_s)
+    date = _server_time(answer)
+    if date is None:
+        # The nonce may be to blame as well.
+        suspect = refusal.maybe_of_time and proof.nonce is None
+        return _unknown_clock(authority) if suspect else None
+    offset_s = clock_offset_s(date, proof)
+    suspect = refusal.maybe_of_time or "invalid_token" in refusal.errors
+    return _wrong_clock(authority, offset_s) if suspect and _is_wrong(offset_s) else None
 
 
-def _suspect_unseen(refusal: Refusal, proof: Proof) -> bool:
-    return refusal.maybe_of_time and proof.nonce is None
+def _is_wrong(clock_offset_s: int | None) -> TypeGuard[int]:
+    return clock_offset_s is not None and not -CLOCK_AHEAD_S < clock_offset_s < CLOCK_BEHIND_S
 
 
 def _unknown_clock(authority: str) -> ProofRefused:

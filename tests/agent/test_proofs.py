@@ -235,7 +235,27 @@ def test_status_tells_what_is_known_of_a_server_but_not_its_nonce(wire: Wire, fr
     (told,) = [o for o in status["origins"] if o["origin"] == fresh]
     assert told["nonce_age_s"] in (0, 1)
     assert told["clock_offset_s"] is None
+    assert told["iat_refused_age_s"] is None
     assert "canary-nonce" not in json.dumps(status)
+
+
+def test_a_refused_nonce_is_forgotten_and_a_refused_iat_told(wire: Wire, fresh: str) -> None:
+    wire.result("observe", seen=[{"htu": fresh, "nonce": "stale"}])
+    wire.result("observe", seen=[{"htu": fresh, "refused_nonce": "other", "iat_refused": True}])
+    assert wire.result("proof", htm="GET", htu=fresh)["nonce"] == "stale"
+    wire.result("observe", seen=[{"htu": fresh, "refused_nonce": "stale"}])
+    assert wire.result("proof", htm="GET", htu=fresh)["nonce"] is None
+    (told,) = [o for o in wire.result("status")["origins"] if o["origin"] == fresh]
+    assert told["iat_refused_age_s"] in (0, 1)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"refused_nonce": 'a"b'}, {"refused_nonce": None}, {"iat_refused": 1}, {"iat": 1}]
+)
+def test_what_a_server_said_has_its_checked_form(
+    wire: Wire, fresh: str, wrong: dict[str, object]
+) -> None:
+    assert wire.error("observe", seen=[{"htu": fresh, **wrong}])["type"] == "invalid_params"
 
 
 # Which key

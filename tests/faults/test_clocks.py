@@ -12,11 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from dpop_agent.client import DPoPTransport
+from dpop_agent.errors import ProofRefused
 from tests.faults.invariants import HTU
 from tests.faults.odd_clock_agent import LOOK_S
 from tests.processes import Agent, new_token
+from tests.unit.fake_server import FakeServer, Reply, Seen
 
 HOUR, DAY, YEAR = 3600, 24 * 3600, 365 * 24 * 3600
 SETTLE_S = 10 * LOOK_S
@@ -93,6 +97,59 @@ def test_a_jump_of_the_wall_clock_retires_and_destroys_nothing(
         after = clocks.now
     claims = json.loads(base64.urlsafe_b64decode(proof.split(".")[1] + "=="))
     assert before <= claims["iat"] <= after
+
+
+class TakesSixtySeconds:
+    """Takes `iat` of a minute ago to a minute ahead, by a clock that is right; or has none."""
+
+    def __init__(self, *, dated: bool) -> None:
+        self.iats: list[int] = []
+        self._dated = dated
+
+    def __call__(self, seen: Seen) -> Reply:
+        claims = json.loads(base64.urlsafe_b64decode(seen.proofs[0].split(".")[1] + "=="))
+        self.iats.append(claims["iat"])
+        good = abs(time.time() - claims["iat"]) < 60
+        challenge = 'DPoP error="invalid_dpop_proof"'
+        reply = Reply(200) if good else Reply(401, WWW_Authenticate=challenge)
+        reply.dated = self._dated
+        return reply
+
+
+def ask(agent: Agent, server: FakeServer) -> int:
+    transport = DPoPTransport(
+        agent.client(), origins=[server.origin], transport=httpx.HTTPTransport(verify=False)
+    )
+    with httpx.Client(transport=transport) as http:
+        return http.get(server.origin).status_code
+
+
+def test_a_clock_that_is_90_s_wrong_is_made_up_for_or_told_with_the_offset(
+    clocks: OddClocks,
+) -> None:
+    with (
+        FakeServer(dated := TakesSixtySeconds(dated=True)) as server,
+        FakeServer(silent := TakesSixtySeconds(dated=False)) as another,
+        clocks.agent() as agent,
+    ):
+        agent.create_key("default")
+        clocks.move(wall=90)
+        assert [ask(agent, server) for _ in range(2)] == [200, 200]
+        assert len(dated.iats) == 3
+        # One server's Date moves no other's `iat`.
+        with pytest.raises(ProofRefused, match="clock may be wrong, and the answer has no Date"):
+            ask(agent, another)
+        assert abs(silent.iats[0] - time.time() - 90) < 10
+        status = agent.run("status", check=True).stdout
+        assert f"{another.origin}: refused a proof" in status
+        assert f"{server.origin}: " not in status
+
+        clocks.move(wall=-180)
+        with pytest.raises(ProofRefused, match=r"is (89|90|91) s behind; .*never dated ahead"):
+            ask(agent, server)
+        status = agent.run("status", check=True).stdout
+        assert f"{server.origin}: this machine's clock is " in status
+        assert max(dated.iats[3:]) < time.time() - 80  # never ahead of the agent's own clock
 
 
 def test_a_month_off_retires_and_destroys_nothing(clocks: OddClocks) -> None:

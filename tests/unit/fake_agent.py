@@ -194,6 +194,8 @@ class FakeAgent:
         for item in params.get("seen", []):
             if "nonce" in item:
                 self.nonces[_origin(item["htu"])] = item["nonce"]
+            if "refused_nonce" in item:
+                self.nonces.pop(_origin(item["htu"]), None)
             if "date" in item and self.clock_s is not None:
                 ahead = time.time() + self.clock_s - _seconds(item["date"])
                 self.backdates[_origin(item["htu"])] = ahead if 2 <= ahead <= 300 else 0.0

@@ -25,13 +25,17 @@ class Seen:
 
 
 class Reply:
-    """What the server answers; a body in parts is sent chunked, each part when it comes."""
+    """What the server answers; a body in parts is sent chunked, each part when it comes.
+
+    It has a Date, unless `dated` is set to False.
+    """
 
     def __init__(
         self, status: int = 200, body: bytes | Iterable[bytes] = b"", **headers: str
     ) -> None:
         self.status = status
         self.body = body
+        self.dated = True
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
 
@@ -70,7 +74,10 @@ class FakeServer:
                 return body
 
             def _send(self, reply: Reply) -> None:
-                self.send_response(reply.status)
+                if reply.dated:
+                    self.send_response(reply.status)
+                else:
+                    self.send_response_only(reply.status)
                 for name, value in reply.headers.items():
                     self.send_header(name, value)
                 if isinstance(reply.body, bytes):

@@ -917,6 +917,40 @@ class TestStatus:
             assert f"\n{line}\n" in out
         assert "\x1b" not in out
 
+    @pytest.mark.parametrize(
+        ("offset_s", "refused_s", "said"),
+        [
+            (90, None, "clock is 90 s behind the server's, and proofs are never dated ahead"),
+            (5, 10, "clock is 5 s behind the server's"),
+            (-400, 10, "clock is 400 s ahead of the server's, and proofs are dated back by 300 s"),
+            (None, 130, "refused a proof 2 min ago, perhaps for its time, and sent no Date"),
+            (-90, 10, None),  # what proofs are dated back for
+            (0, 10, None),
+            (4, None, None),
+            (None, None, None),
+        ],
+    )
+    def test_a_clock_that_servers_may_refuse_proofs_for_is_told(
+        self,
+        agent: Agent,
+        capsys: Capture,
+        offset_s: int | None,
+        refused_s: int | None,
+        said: str | None,
+    ) -> None:
+        origin = {
+            "origin": "https://as.example",
+            "nonce_age_s": None,
+            "clock_offset_s": offset_s,
+            "iat_refused_age_s": refused_s,
+        }
+        agent.answers["status"] = STATUS | {"origins": [origin]}
+        assert main(["status"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        told = [line for line in lines if line.startswith("https://as.example: ")]
+        assert len(told) == (said is not None)
+        assert (said or "") in "".join(told)
+
     def test_free_slots_are_told_in_eighty_columns(
         self, agent: Agent, capsys: Capture, monkeypatch: pytest.MonkeyPatch
     ) -> None:

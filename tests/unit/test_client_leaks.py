@@ -97,20 +97,31 @@ def refused(call: Callable[[], object]) -> ConfigurationError:
 
 
 def signing(client: AgentClient, *origins: str) -> DPoPTransport:
-    return DPoPTransport(client, origins=origins)
+    # Whoever speaks plain http needs no certificates, and loading them takes its time.
+    return DPoPTransport(client, origins=origins, transport=httpx.HTTPTransport(verify=False))
+
+
+def asigning(client: AsyncAgentClient, *origins: str) -> AsyncDPoPTransport:
+    inner = httpx.AsyncHTTPTransport(verify=False)
+    return AsyncDPoPTransport(client, origins=origins, transport=inner)
 
 
 def unsigned_ways(client: AgentClient, server: FakeServer) -> dict[str, Callable[[], httpx.Client]]:
     origin = server.origin
     return {
-        "none": lambda: httpx.Client(trust_env=False),
-        "of httpx's own": lambda: httpx.Client(transport=httpx.HTTPTransport(), trust_env=False),
-        "a proxy's": lambda: httpx.Client(transport=signing(client, origin), proxy=origin),
+        "none": lambda: httpx.Client(trust_env=False, verify=False),
+        "of httpx's own": lambda: httpx.Client(
+            transport=httpx.HTTPTransport(verify=False), trust_env=False
+        ),
+        "a proxy's": lambda: httpx.Client(
+            transport=signing(client, origin), proxy=origin, verify=False
+        ),
         "a mounted one": lambda: httpx.Client(
-            transport=signing(client, origin), mounts={"all://": httpx.HTTPTransport()}
+            transport=signing(client, origin), mounts={"all://": httpx.HTTPTransport(verify=False)}
         ),
         "one mounted for the host": lambda: httpx.Client(
-            transport=signing(client, origin), mounts={"http://127.0.0.1": httpx.HTTPTransport()}
+            transport=signing(client, origin),
+            mounts={"http://127.0.0.1": httpx.HTTPTransport(verify=False)},
         ),
     }
 
@@ -139,9 +150,10 @@ def test_an_access_token_goes_by_no_async_transport_but_ours_and_nothing_is_sent
         async with (
             AsyncAgentClient(agent.path) as client,
             httpx.AsyncClient(
-                transport=AsyncDPoPTransport(client, origins=[server.origin]) if mounted else None,
-                mounts={"all://": httpx.AsyncHTTPTransport()} if mounted else None,
+                transport=asigning(client, server.origin) if mounted else None,
+                mounts={"all://": httpx.AsyncHTTPTransport(verify=False)} if mounted else None,
                 trust_env=False,
+                verify=False,
             ) as http,
         ):
             for _ in range(2):
@@ -176,7 +188,7 @@ def test_a_transport_that_knows_no_trace_gets_no_access_token_either(
 
 
 def test_a_proxy_within_our_transport_gets_both(client: AgentClient, server: FakeServer) -> None:
-    inner = httpx.HTTPTransport(proxy=server.origin)
+    inner = httpx.HTTPTransport(proxy=server.origin, verify=False)
     transport = DPoPTransport(client, origins=["http://as.example"], transport=inner)
     with httpx.Client(transport=transport) as http:
         http.get("http://as.example/me", auth=DPoPAuth(never, token=HELD))
@@ -302,9 +314,7 @@ def test_an_access_token_that_is_none_is_refused_before_anything_is_sent_and_not
     async def main() -> None:
         async with (
             AsyncAgentClient(agent.path) as asking,
-            httpx.AsyncClient(
-                transport=AsyncDPoPTransport(asking, origins=[server.origin]), trust_env=False
-            ) as http,
+            httpx.AsyncClient(transport=asigning(asking, server.origin), trust_env=False) as http,
         ):
             with pytest.raises(ConfigurationError) as caught:
                 await http.get(server.origin, auth=AsyncDPoPAuth(anever, token=held))
@@ -332,7 +342,7 @@ def test_a_redirect_carries_no_body_of_a_signed_request_to_an_unlisted_server(
     other_transport: bool,
 ) -> None:
     if other_transport:  # httpx's own is asked for what isn't the server's
-        http = httpx.Client(mounts={server.origin: signing(client, server.origin)})
+        http = httpx.Client(mounts={server.origin: signing(client, server.origin)}, verify=False)
     else:
         http = httpx.Client(transport=signing(client, server.origin), trust_env=False)
     uri = f"{server.origin}/{status}/{other.origin}/"
@@ -359,9 +369,11 @@ def test_an_async_redirect_carries_no_body_of_a_signed_request_to_an_unlisted_se
 
     async def main() -> None:
         async with AsyncAgentClient(agent.path) as client:
-            ours = AsyncDPoPTransport(client, origins=[server.origin])
+            ours = asigning(client, server.origin)
             if mounted:
-                http = httpx.AsyncClient(mounts={server.origin: ours}, follow_redirects=True)
+                http = httpx.AsyncClient(
+                    mounts={server.origin: ours}, follow_redirects=True, verify=False
+                )
             else:
                 http = httpx.AsyncClient(transport=ours, follow_redirects=True, trust_env=False)
             async with http:
@@ -381,7 +393,7 @@ def test_a_redirect_that_leaves_the_body_behind_is_followed(
     client: AgentClient, server: FakeServer, other: FakeServer, status: int, other_transport: bool
 ) -> None:
     if other_transport:
-        http = httpx.Client(mounts={server.origin: signing(client, server.origin)})
+        http = httpx.Client(mounts={server.origin: signing(client, server.origin)}, verify=False)
     else:
         http = httpx.Client(transport=signing(client, server.origin), trust_env=False)
     with http:

@@ -58,6 +58,23 @@ def test_a_nonce_is_forgotten_after_a_day() -> None:
     assert nonces.nonce(A, 100.1 + NONCE_LIFETIME_S) is None
 
 
+def test_a_refused_nonce_is_forgotten_unless_there_is_a_newer_one() -> None:
+    nonces = seen(A, "stale", into=seen(B, "stale"))
+    nonces.observe(A, nonce=None, clock_offset_s=None, now=1.0, refused_nonce="stale")
+    assert nonces.nonce(A, 1.0) is None
+    assert nonces.nonce(B, 1.0) == "stale"
+    nonces.observe(B, nonce="new", clock_offset_s=None, now=1.0)
+    nonces.observe(B, nonce=None, clock_offset_s=None, now=2.0, refused_nonce="stale")
+    assert nonces.nonce(B, 2.0) == "new"
+
+
+def test_a_proof_that_was_refused_for_its_time_is_remembered() -> None:
+    nonces = seen(A, "n", into=seen(B))
+    nonces.observe(A, nonce=None, clock_offset_s=None, now=3.0, iat_refused=True)
+    nonces.observe(A, nonce="n2", clock_offset_s=None, now=4.0)
+    assert {origin: server.iat_refused_at for origin, server in nonces} == {B: None, A: 3.0}
+
+
 def test_what_was_heard_since_doesnt_make_a_nonce_younger() -> None:
     nonces = seen(A, None, 0.0, now=NONCE_LIFETIME_S, into=seen(A, "n", now=0.0))
     assert nonces.nonce(A, NONCE_LIFETIME_S + 1) is None
@@ -83,6 +100,13 @@ def test_iat_goes_back_for_a_clock_that_is_behind_by_300_seconds_at_most(
     nonces = seen(A, None, offset)
     assert nonces.backdating_s(A) == moves
     assert nonces.backdating_s(B) == 0
+
+
+def test_one_origins_date_moves_no_other_origins_iat() -> None:
+    nonces = seen(B, None, -30.0, into=seen(A, None, -60.0))
+    for other in (f"{A}:8443", A.replace("https", "http"), A.replace("a.", "b.a."), "https://c"):
+        assert nonces.backdating_s(other) == 0
+    assert (nonces.backdating_s(A), nonces.backdating_s(B)) == (60, 30)
 
 
 def test_a_clock_that_was_set_right_moves_nothing_any_more() -> None:
