@@ -47,7 +47,9 @@ class _Ours(str):
 
     __slots__ = ()
 
-    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:  # noqa: ARG002
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        if encoding != "latin-1":  # http.client's, for what it sends
+            return super().encode(encoding, errors)
         raise ConfigurationError(
             "an access token, or the body of a signed request, was to go out by an adapter that "
             "isn't DPoPAdapter: nothing was sent",
@@ -174,15 +176,16 @@ class DPoPAdapter(HTTPAdapter):
         return response
 
 
-_OF_A_BODY = ("Content-Length", "Transfer-Encoding")
+# A redirect has them if it has the body, but Content-Length is made anew with credentials of netrc.
+_OF_A_BODY = ("Content-Length", "Content-Type", "Transfer-Encoding")
 
 
 def _keep_body(request: requests.PreparedRequest) -> None:
     """Have a redirect of it, which copies its headers, carry its body by a DPoPAdapter alone."""
-    for name in _OF_A_BODY:
-        value = request.headers.get(name)
-        if value is not None and _text(value) != "0":
-            request.headers[name] = _Ours(_text(value))
+    if request.body is not None:
+        for name in _OF_A_BODY:
+            if name in request.headers:
+                request.headers[name] = _Ours(_text(request.headers[name]))
 
 
 class _Sender:

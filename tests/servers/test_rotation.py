@@ -23,6 +23,7 @@ from dpop_agent.client import (
     DPoPAuth,
     DPoPTransport,
 )
+from dpop_agent.client.grant import LEAVE_BEFORE_S
 from dpop_agent.errors import (
     DPoPAgentError,
     JktRequired,
@@ -360,13 +361,13 @@ def test_a_public_client_on_dpop_auth_lives_through_rotation_and_the_drains_end(
     assert service.me() == key.first
     new = key.rotate(drain_s=DRAIN_S)
 
-    # It goes on, and renews once; the grant stays with its key.
+    # It goes on, and renews nothing; the grant stays with its key.
     assert [service.me() for _ in range(4)] == [key.first] * 4
-    assert [old and old.jkt for old in service.renewals] == [None, key.first]
+    assert [old and old.jkt for old in service.renewals] == [None]
 
     key.wait_until_retired()
     assert [service.me() for _ in range(2)] == [new] * 2
-    assert [old and old.jkt for old in service.renewals] == [None, key.first, key.first, None]
+    assert [old and old.jkt for old in service.renewals] == [None, key.first, None]
 
 
 def test_a_confidential_client_on_dpop_auth_that_opted_in_refreshes_with_the_new_key(
@@ -374,11 +375,24 @@ def test_a_confidential_client_on_dpop_auth_that_opted_in_refreshes_with_the_new
 ) -> None:
     service, careful = start_service(CONFIDENTIAL, rebind=True), start_service(CONFIDENTIAL)
     assert {service.me(), careful.me()} == {key.first}
-    new = key.rotate()
+    new = key.rotate(drain_s=LEAVE_BEFORE_S)
 
     assert [service.me() for _ in range(4)] == [key.first, new, new, new]
     assert [old and old.jkt for old in service.renewals] == [None, key.first]
     assert [careful.me() for _ in range(4)] == [key.first] * 4
+    assert careful.renewals == [None]
+
+
+@pytest.mark.parametrize("rebind", [False, True])
+def test_a_rotation_alone_renews_nothing_on_dpop_auth(
+    rebind: bool, key: Key, start_service: Callable[..., Service]
+) -> None:
+    service = start_service(CONFIDENTIAL, rebind=rebind)
+    service.me()
+    key.rotate()
+
+    assert [service.me() for _ in range(3)] == [key.first] * 3
+    assert service.renewals == [None]
 
 
 @pytest.mark.parametrize("client", [NATIVE, CONFIDENTIAL], ids=lambda client: client.id)
@@ -427,7 +441,7 @@ def test_threads_on_dpop_auth_notice_nothing_of_rotations(
         try:
             for _ in range(3):
                 until_more()
-                key.rotate()
+                key.rotate(drain_s=LEAVE_BEFORE_S)
             until_more()
         finally:
             over.set()
@@ -485,11 +499,11 @@ def test_tasks_on_async_dpop_auth_notice_nothing_of_a_rotation(
                 for _ in range(3):
                     tasks.create_task(work(auth, seen))
             await until_more()
-            await asyncio.to_thread(key.rotate)
+            await asyncio.to_thread(key.rotate, drain_s=LEAVE_BEFORE_S)
             await until_more()
             over.set()
 
     asyncio.run(main())
     assert (jkts["rebind"][0], jkts["rebind"][-1]) == (key.first, key.active)
     assert set(jkts["pinned"]) == {key.first}
-    assert renewals == [saved, saved]
+    assert renewals == [saved]

@@ -514,6 +514,38 @@ def test_requests_carries_no_body_of_a_signed_request_to_an_unlisted_server(
     assert [seen.method for seen in other.seen] == ["GET"]
 
 
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_netrc_that_has_credentials_for_every_server_makes_no_difference(
+    session: requests.Session,
+    client: AgentClient,
+    server: FakeServer,
+    other: FakeServer,
+    ours: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "netrc").write_text("default login me password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    if ours:
+        session.mount("http://", DPoPAdapter(client, origins=[server.origin]))
+    uri = f"{server.origin}/307/{other.origin}/"
+    refused(lambda: session.post(uri, data=FORM, auth=BoundTokenAuth(HELD), timeout=5))
+    refused(lambda: session.post(uri, json=FORM, timeout=5))
+    assert other.seen == []
+
+
+def _utf8(value: str | bytes) -> bytes:
+    return value if isinstance(value, bytes) else value.encode("utf-8")
+
+
+def test_what_was_sent_can_be_looked_at(session: requests.Session, server: FakeServer) -> None:
+    sent = session.post(server.origin, data=FORM, auth=BoundTokenAuth(HELD), timeout=5).request
+    assert str(sent.headers["Content-Length"]) == "20"
+    assert [_utf8(value) for value in sent.headers.values()]
+    assert sent.headers["Content-Type"] == "application/x-www-form-urlencoded"
+    assert _utf8(sent.headers["Authorization"]) == b"DPoP"
+
+
 def test_a_prepared_request_can_be_sent_again(
     session: requests.Session, server: FakeServer
 ) -> None:
