@@ -193,33 +193,16 @@ def hop(
     proof: Proof = yield Sign(**wanted, nonce=ABSENT)
     answer: Answer = yield Send(proof, access_token)
     refusal = yield from _refusal(answer)
-    seen = _news(uri, answer, proof)
-    nonce = _nonce(answer)
-    again: Proof | None = None
-    if nonce is not None and refusal is not None and "use_dpop_nonce" in refusal.errors:
-        if not replayable:
-            yield Tell({"htu": uri, "nonce": nonce, **(seen or {})})
-            raise NonceRequired(
-                f"{authority} asks for a nonce in the proof, but the body can't be sent twice",
-                nonce=nonce,
-            )
-        # A new proof has a new jti; the agent learns the nonce by the way.
-        again = yield Sign(**wanted, nonce=nonce, seen=[seen] if seen else [])
-    elif refusal is not None and refusal.maybe_of_time and replayable and seen:
-        offset_s = clock_offset_s(_server_time(answer), proof)
-        if _is_wrong(offset_s):
-            # The agent dates proofs back for a server that is behind, and no longer for one that
-            # was; whether it does now, its next proof shows.
-            later: Proof = yield Sign(**wanted, nonce=ABSENT, seen=[seen])
-            moved_s = clock_offset_s(_server_time(answer), later)
-            again = later if moved_s is not None and abs(moved_s) + 1 < abs(offset_s) else None
-            seen = None
+    again = None
+    if refusal is not None:
+        again = yield from _second_proof(
+            wanted, authority, answer, refusal, proof, replayable=replayable
+        )
     if again is not None:
         proof = again
         answer = yield Send(proof, access_token)
         refusal = yield from _refusal(answer)
-        seen = _news(uri, answer, proof)
-    if seen:
+    if seen := _news(uri, answer, proof):
         yield Tell(seen)
     if refusal is None:
         return Done(proof)
@@ -231,6 +214,42 @@ def hop(
         raise clock
     expired = answer.status == 401 and "invalid_token" in refusal.errors
     return Done(proof, refused_access_token=expired and access_token is not None, clock=clock)
+
+
+def _second_proof(
+    wanted: dict[str, Any],
+    authority: str,
+    answer: Answer,
+    refusal: Refusal,
+    proof: Proof,
+    *,
+    replayable: bool,
+) -> Generator[Sign | Tell, Proof, Proof | None]:
+    """Another proof after a refusal, if it may fare better: it has a new jti.
+
+    Raises:
+        NonceRequired: it would, but the body can't be sent twice.
+    """
+    uri, nonce = wanted["uri"], _nonce(answer)
+    seen = _news(uri, answer, proof)
+    told = [seen] if seen else []
+    if nonce is not None and "use_dpop_nonce" in refusal.errors:
+        if not replayable:
+            yield Tell({"htu": uri, "nonce": nonce, **(seen or {})})
+            raise NonceRequired(
+                f"{authority} asks for a nonce in the proof, but the body can't be sent twice",
+                nonce=nonce,
+            )
+        return (yield Sign(**wanted, nonce=nonce, seen=told))
+    date = _server_time(answer)
+    offset_s = clock_offset_s(date, proof)
+    if not (refusal.maybe_of_time and replayable and _is_wrong(offset_s)):
+        return None
+    # The agent dates proofs back for a server that is behind, and no longer for one that was;
+    # whether it does now, its next proof shows.
+    later = yield Sign(**wanted, nonce=ABSENT, seen=told)
+    later_s = clock_offset_s(date, later)
+    return later if later_s is not None and abs(later_s) + 1 < abs(offset_s) else None
 
 
 def _refuse_unlisted(authority: str, *, access_token: str | None, redirected_body: bool) -> None:

@@ -70,6 +70,8 @@ class _Guard:
         Raises:
             ConfigurationError
         """
+        if "close" in step:
+            return  # httpcore tidies up after our own error
         if self._presented is not None:
             self._presented.require_transport()
         sent = info.get("request") if step.endswith("send_request_headers.started") else None

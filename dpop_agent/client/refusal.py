@@ -26,7 +26,7 @@ CHALLENGE_STATUSES = (400, 401)  # both occur at authorization servers and at re
 CLOCK_AHEAD_S = 2
 """Seconds from which on an agent counts as ahead of a server; a Date has whole ones."""
 
-CLOCK_BEHIND_S = 5
+CLOCK_BEHIND_S = 10
 """Seconds from which on it counts as behind: a proof is as old as its request was under way."""
 
 # What Keycloak, Bluesky and others write where `iat` is the reason, and where it isn't.

@@ -142,6 +142,27 @@ def test_an_access_token_goes_by_no_transport_but_ours_and_nothing_is_sent(
     assert [seen.method for seen in server.seen] == ["GET"]
 
 
+def test_the_other_transports_connection_serves_on(server: FakeServer) -> None:
+    with httpx.Client(
+        trust_env=False, verify=False, timeout=2, limits=httpx.Limits(max_connections=1)
+    ) as http:
+        for _ in range(3):
+            http.get(server.origin)
+            refused(lambda: http.get(server.origin, auth=DPoPAuth(never, token=HELD)))
+
+    async def main() -> None:
+        async with httpx.AsyncClient(
+            trust_env=False, verify=False, timeout=2, limits=httpx.Limits(max_connections=1)
+        ) as http:
+            for _ in range(3):
+                await http.get(server.origin)
+                with pytest.raises(ConfigurationError):
+                    await http.get(server.origin, auth=AsyncDPoPAuth(anever, token=HELD))
+
+    asyncio.run(main())
+    assert len(server.seen) == 6
+
+
 @pytest.mark.parametrize("mounted", [False, True])
 def test_an_access_token_goes_by_no_async_transport_but_ours_and_nothing_is_sent(
     agent: FakeAgent, server: FakeServer, mounted: bool
