@@ -406,6 +406,40 @@ class _AsyncReplay(httpx.AsyncByteStream):
         await self._stream.aclose()
 
 
+class _Cut(httpx.SyncByteStream):
+    """The beginning of a body that nobody wants: httpx reads an answer before it asks again."""
+
+    def __init__(self, stream: httpx.SyncByteStream) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        size = 0
+        for part in self._stream:
+            yield part
+            size += len(part)
+            if size > MAX_CHALLENGE_BODY:
+                return
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class _AsyncCut(httpx.AsyncByteStream):
+    def __init__(self, stream: httpx.AsyncByteStream) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        size = 0
+        async for part in self._stream:
+            yield part
+            size += len(part)
+            if size > MAX_CHALLENGE_BODY:
+                return
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
 class _Presented:
     """An access token that an auth named for a request to one origin.
 
@@ -500,7 +534,7 @@ class _Presenting:
         presented.require_transport()
         if not presented.is_for(response.request) or presented.done is None:
             return None
-        # httpx reads an answer to its end before it sends the request again.
+        # httpx reads an answer before it sends the request again.
         endless = response.headers.get("Content-Type", "").startswith("text/event-stream")
         replace = self._grant.replaces(
             presented.access_token,
@@ -564,8 +598,11 @@ class DPoPAuth(_Presenting, httpx.Auth):
     ) -> Generator[httpx.Request, httpx.Response, None]:
         """Choose, and choose anew once; httpx calls this."""
         presented = self._present(request, self._grant.access_token())
-        refused = self._refused(request, presented, (yield request))
+        response = yield request
+        refused = self._refused(request, presented, response)
         if refused is not None:
+            assert isinstance(response.stream, httpx.SyncByteStream)
+            response.stream = _Cut(response.stream)
             presented = self._present(request, self._grant.access_token(but=refused))
             self._refused_again(request, presented, (yield request))
 
@@ -609,7 +646,10 @@ class AsyncDPoPAuth(_Presenting, httpx.Auth):
     ) -> AsyncGenerator[httpx.Request, httpx.Response]:
         """Choose, and choose anew once; httpx calls this."""
         presented = self._present(request, await self._grant.access_token())
-        refused = self._refused(request, presented, (yield request))
+        response = yield request
+        refused = self._refused(request, presented, response)
         if refused is not None:
+            assert isinstance(response.stream, httpx.AsyncByteStream)
+            response.stream = _AsyncCut(response.stream)
             presented = self._present(request, await self._grant.access_token(but=refused))
             self._refused_again(request, presented, (yield request))

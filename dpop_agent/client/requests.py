@@ -205,7 +205,8 @@ class _Sender:
         for name in _OF_A_BODY:
             if name in signed.headers:
                 signed.headers[name] = _text(signed.headers[name])
-        signed.headers.pop("DPoP", None)
+        for field in _fields(signed, "dpop"):
+            del signed.headers[field]
         if proof is not None:
             signed.headers["DPoP"] = str(proof)
         if access_token is not None:

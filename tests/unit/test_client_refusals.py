@@ -350,6 +350,30 @@ def test_what_calls_no_access_token_invalid_renews_none(
     assert renewals.given == 0
 
 
+@each_auth
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain"])
+def test_a_refusal_without_end_keeps_no_access_token_from_being_renewed(
+    agent: FakeAgent, content_type: str, asynchronous: bool
+) -> None:
+    sent: list[int] = []
+
+    def endless() -> Iterator[bytes]:
+        while True:
+            sent.append(1)
+            yield b"x" * 1024
+
+    def handle(seen: Seen) -> Reply:
+        if seen.headers["Authorization"] == "DPoP a1":
+            return Reply(200)
+        invalid = 'DPoP error="invalid_token"'
+        return Reply(401, endless(), Content_Type=content_type, WWW_Authenticate=invalid)
+
+    renewals = Renewals()
+    with FakeServer(handle) as server:
+        assert get_by_auth(agent, server.origin, renewals, asynchronous=asynchronous) == 200
+    assert len(sent) * 1024 < MAX_CHALLENGE_BODY + 8 * 1024 * 1024  # what fits the sockets' buffers
+
+
 # --- a nonce that is refused, and no other
 
 
