@@ -145,15 +145,6 @@ def is_json(content_type: Sequence[str]) -> bool:
     return media_type == "application/json" or media_type.endswith("+json")
 
 
-def has_error(www_authenticate: Iterable[str], error: str) -> bool:
-    """Whether a challenge has the parameter `error` with that value."""
-    return any(
-        params.get("error") == error
-        for header in www_authenticate
-        for _, params in challenges(header)
-    )
-
-
 def challenges(www_authenticate: str) -> list[tuple[str, dict[str, str]]]:
     """Schemes and parameters of a WWW-Authenticate header (RFC 9110 section 11.6.1).
 
