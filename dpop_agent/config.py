@@ -24,13 +24,14 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NoReturn
 
 from dpop_agent import paths
 from dpop_agent.errors import ConfigurationError
+from dpop_agent.spelling import nearest
 
 MAX_CONNECTIONS = 100_000
 """More than one process has any use for; what the machine has room for is found at the start."""
@@ -265,15 +266,6 @@ def _decoded(name: str, value: str) -> str:
             hint="see what the PKCS#11 token calls itself: dpop-agent init --dry-run",
         )
     return text
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for a name that isn't known: the nearest one that is, else all of them."""
-    import difflib
-
-    known = list(known)
-    near = difflib.get_close_matches(name[:64], known, n=1)
-    return f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
 
 
 def _read(path: str) -> str:

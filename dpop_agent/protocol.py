@@ -21,6 +21,7 @@ from dpop_agent.errors import (
 from dpop_agent.htu import MAX_URI
 from dpop_agent.jose import NotAnObject, is_sha256, json_object
 from dpop_agent.proof import is_htm, is_nonce
+from dpop_agent.spelling import nearest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -308,7 +309,7 @@ def _no_method(method: str, methods: Mapping[str, Mapping[str, Param]]) -> Metho
         return MethodNotFound(
             f"{method} isn't answered on this socket", hint="send it to admin.sock beside it"
         )
-    return MethodNotFound("there is no such method", hint=_nearest(method, methods))
+    return MethodNotFound("there is no such method", hint=nearest(method, methods))
 
 
 def _no_param(method: str, name: str, forms: Mapping[str, Param]) -> InvalidParams:
@@ -318,15 +319,8 @@ def _no_param(method: str, name: str, forms: Mapping[str, Param]) -> InvalidPara
         )
     return InvalidParams(
         f"{method} has no such parameter",
-        hint=_nearest(name, forms) if forms else "it takes no parameters",
+        hint=nearest(name, forms) if forms else "it takes no parameters",
     )
-
-
-def _nearest(name: str, known: Mapping[str, object]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(name[:64], known, n=1)
-    return f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
 
 
 _COMPACT = json.JSONEncoder(separators=(",", ":")).encode

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 from dpop_agent.cli.output import width
 from dpop_agent.errors import HtuRefused
 from dpop_agent.jose import is_sha256
 from dpop_agent.proof import MAX_HTM, MAX_NONCE, is_htm, is_nonce
 from dpop_agent.protocol import KEY_NAME, MAX_SECONDS, SLOT
+from dpop_agent.spelling import near, nearest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 
 # Values that may begin with a dash: a jkt does one time in 64.
 _ANY_TEXT = ("--jkt", "--ath", "--nonce")
+
+_OPTION = re.compile(r"--?[^0-9.-]")
+"""How an option begins, which a negative number doesn't."""
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
 MAX_REF = 64
@@ -33,12 +38,23 @@ class _Help(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """One that never says what it didn't understand: it may be an access token."""
+    """One that never says what it didn't understand: it may be an access token.
+
+    Attributes:
+        verbs: those below this one, if it has any.
+    """
+
+    verbs: Verbs | None = None
 
     def __init__(self, **settings: Any) -> None:
         settings.setdefault("allow_abbrev", False)
         settings.setdefault("formatter_class", _Help)
         super().__init__(**settings)
+
+    def add_verbs(self) -> Verbs:
+        """Where the verbs below this one are added."""
+        self.verbs = self.add_subparsers(metavar="VERB", required=True)
+        return self.verbs
 
     def parse_known_args(  # type: ignore[override]  # overloads that nobody here uses
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -48,11 +64,35 @@ class Parser(argparse.ArgumentParser):
         for word in rest:
             value = next(rest, None) if word in _ANY_TEXT else None
             words.append(word if value is None else f"{word}={value}")
+        if self.verbs is not None:
+            if words and not words[0].startswith("-") and words[0] not in self.verbs.choices:
+                self.error(
+                    f"there is no such verb; {nearest(words[0].lower(), self.verbs.choices)}"
+                )
+            self._refuse_unknown(words[:1])  # the others are for the verb's own parser
+        else:
+            self._refuse_unknown(words)
         found, unknown = super().parse_known_args(words, namespace)
         if unknown:
-            options = [w.partition("=")[0] for w in unknown if w.startswith("--")]
-            self.error(f"unknown: {', '.join(options)}" if options else "too many arguments")
+            self.error("too many arguments")
         return found, unknown
+
+    def _refuse_unknown(self, words: list[str]) -> None:
+        """Refuse options that aren't any, before anybody is told that another one is missing."""
+        known = self._option_string_actions
+        for word in words:
+            option, _, _ = word.partition("=")
+            if option == "--":
+                return
+            if option in known or " " in word or not _OPTION.match(option):
+                continue
+            if option.startswith("--"):
+                meant, what = near(option, known), f"unknown: {option}"
+            elif all(f"-{flag}" in known for flag in option[1:]):
+                continue
+            else:  # what stands in it may be the value of one letter's option
+                meant, what = near(f"-{option}", known), "there is no such option"
+            self.error(f"{what}; did you mean {meant}?" if meant else what)
 
 
 def add_verb(

@@ -23,7 +23,7 @@ EXPORTABLE = "keys in the keychain are exportable: any program of yours can read
 def add_config(parser: arguments.Parser) -> None:
     """`dpop-agent config` and its verbs."""
     parser.description = "Show, check or find the configuration."
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    verbs = parser.add_verbs()
     arguments.add_verb(verbs, "show", "Show what the configuration says", _show)
     arguments.add_verb(
         verbs, "check", "Check that it can work here: files, their owners and modes", _check

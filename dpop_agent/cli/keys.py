@@ -17,7 +17,7 @@ _TIMES = ("rotate_every_s", "drain_s", "max_drain_s")
 def add_key(parser: arguments.Parser) -> None:
     """`dpop-agent key` and its verbs."""
     parser.description = "Make, list, rotate, block and destroy keys."
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    verbs = parser.add_verbs()
     add_create(verbs)
     add_list(verbs)
     add_show(verbs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dpop_agent.cli import output
+from dpop_agent.jose import THUMBPRINT_LENGTH
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     Generation = dict[str, Any]
 
 _HEAD = ("KEY", "STATE", "NOTES", "LAST USED", "PROTECTION", "ALG", "STORE", "CREATED", "JKT")
+_BELOW = "  jkt "
 _DROP = ("CREATED", "STORE", "ALG", "PROTECTION", "LAST USED", "NOTES", "STATE")
 
 _DATE_FROM_S = 2 * 24 * 3600
@@ -19,7 +21,9 @@ _DATE_FROM_S = 2 * 24 * 3600
 
 
 def table(keys: list[Key]) -> list[str]:
-    """A line for each generation."""
+    """A line for each generation, and its jkt below it where the terminal is too narrow for both,
+    so that it can be copied whole.
+    """
     rows = [
         (
             name(key, generation),
@@ -35,7 +39,16 @@ def table(keys: list[Key]) -> list[str]:
         for key in keys
         for generation in key["generations"]
     ]
-    return output.table(_HEAD, rows, drop=_DROP)
+    width = output.width()
+    if width is None or width < len(_BELOW) + THUMBPRINT_LENGTH:
+        return output.table(_HEAD, rows, drop=_DROP)
+    lines = output.table(_HEAD, rows)
+    if all(len(line) <= width and not line.endswith("…") for line in lines):
+        return lines
+    # Neither the jkt nor the time of creation, which would be cut where it is the last one.
+    head, *lines = output.table(_HEAD[:-2], [row[:-2] for row in rows], drop=_DROP)
+    below = [f"{_BELOW}{row[-1] or '-'}" for row in rows]
+    return [head, *(line for both in zip(lines, below, strict=True) for line in both)]
 
 
 def name(key: Key, generation: Generation) -> str:

@@ -34,6 +34,9 @@ _VERBS = {
 }
 """Each verb's module, which has a function `add_VERB` that takes its parser, and what it does."""
 
+_GROUPS = ("key", "config")
+"""Those that have verbs of their own."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the words after the program's name are `argv`, else `sys.argv`'s."""
@@ -118,13 +121,22 @@ def _run(words: list[str]) -> int:
     if not verb:
         print(_overview(), file=sys.stderr)
         return USAGE
-    from difflib import get_close_matches
-
-    near = get_close_matches(verb[:64], _VERBS, n=1)
-    hint = f"did you mean {near[0]}?" if near else "see: dpop-agent --help"
     what = "option" if verb.startswith("-") else "verb"
-    print(f"dpop-agent: there is no such {what}; {hint}", file=sys.stderr)
+    print(f"dpop-agent: there is no such {what}; {_meant(verb)}", file=sys.stderr)
     return USAGE
+
+
+def _meant(word: str) -> str:
+    """A hint for what is no verb: those at the top, and those below one, are looked through."""
+    from dpop_agent.spelling import near
+
+    known: dict[str, list[str]] = {verb: [verb] for verb in (*_VERBS, "--help", "--version")}
+    for group in _GROUPS:
+        verbs = _parser(group).verbs
+        for verb in () if verbs is None else verbs.choices:
+            known.setdefault(verb, []).append(f"{group} {verb}")
+    found = near(word.lower(), known)
+    return f"did you mean {' or '.join(known[found])}?" if found else "see: dpop-agent --help"
 
 
 def _parser(verb: str) -> Parser:

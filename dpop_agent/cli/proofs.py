@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from dpop_agent.cli import arguments
-from dpop_agent.errors import ConfigurationError
+from dpop_agent.errors import ConfigurationError, JktRequired, KeyPending
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,12 +26,15 @@ def add_proof(parser: arguments.Parser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--key",
-        metavar="NAME",
-        type=arguments.key_name,
-        help="sign with its active generation; by default that of the key default",
+        metavar="NAME[@N]",
+        type=arguments.generation,
+        help="sign with this generation, or with the active one of that name; by default the "
+        "active one of the key default",
     )
     which.add_argument(
-        "--jkt", type=arguments.sha256, help="sign with the generation the access token is bound to"
+        "--jkt",
+        type=arguments.sha256,
+        help="sign with the generation that the access token is bound to (its cnf.jkt)",
     )
     bound = parser.add_mutually_exclusive_group()
     bound.add_argument(
@@ -52,15 +55,22 @@ def add_proof(parser: arguments.Parser) -> None:
 def _proof(args: Namespace) -> int:
     from dpop_agent.client.sync import AgentClient
 
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"ath": args.ath}
     if args.no_nonce:
         options["nonce"] = None
     elif args.nonce is not None:
         options["nonce"] = args.nonce
     if args.access_token_file is not None:
         options["access_token"] = _access_token(args.access_token_file)
-    with AgentClient(on_touch=_say_touch) as agent:
-        proof = agent.proof(args.htm, args.uri, key=args.key, jkt=args.jkt, ath=args.ath, **options)
+    key, jkt = None, args.jkt
+    if args.key is not None:
+        key, number = args.key
+        jkt = None if number is None else _jkt_of(key, number)
+    try:
+        with AgentClient(on_touch=_say_touch) as agent:
+            proof = agent.proof(args.htm, args.uri, key=key, jkt=jkt, **options)
+    except JktRequired as e:
+        raise _with_choices(e, key) from e
     if args.json:
         from dpop_agent.cli.output import print_json
 
@@ -78,6 +88,32 @@ def _proof(args: Namespace) -> int:
     return 0
 
 
+def _jkt_of(key: str, number: int) -> str:
+    """The jkt of one generation; whether it signs, the agent says."""
+    from dpop_agent.cli import calls
+
+    jkt: str | None = calls.generation(calls.the_key(key, include_destroyed=True), number)["jkt"]
+    if jkt is None:
+        raise KeyPending(f"{key}@{number} isn't made yet", hint="see: dpop-agent status")
+    return jkt
+
+
+def _with_choices(error: JktRequired, key: str | None) -> JktRequired:
+    """The same, with what could be given here."""
+    from dpop_agent.cli import calls
+    from dpop_agent.cli.listing import name
+    from dpop_agent.client.hop import DEFAULT_KEY
+
+    owner = calls.the_key(key or DEFAULT_KEY)
+    choices = ", ".join(
+        f"{g['jkt']} ({name(owner, g)}, {g['state']})"
+        for g in owner["generations"]
+        if g["jkt"] in error.details.get("choices", [])
+    )
+    hint = f"name it with --jkt, by the access token's cnf.jkt: {choices}"
+    return JktRequired(error.message, hint=hint, details=error.details)
+
+
 def _say_touch(touch: Touch) -> None:
     from dpop_agent.cli.output import say_touch
 
@@ -86,7 +122,7 @@ def _say_touch(touch: Touch) -> None:
 
 def _access_token(file: str) -> str:
     what = "standard input" if file == "-" else file
-    text = _text(what, file).strip()
+    text = _text(what, file, "an access token").strip()
     if not text or not text.isascii() or not text.isprintable() or " " in text:
         raise ConfigurationError(
             f"{what} has to hold an access token and nothing else",
@@ -95,9 +131,13 @@ def _access_token(file: str) -> str:
     return text
 
 
-def _text(what: str, file: str) -> str:
+def _text(what: str, file: str, wanted: str) -> str:
+    """What the file has, `-` being standard input; who sits there is told what is wanted."""
     try:
         if file == "-":
+            if sys.stdin.isatty():
+                told = f"reading {wanted} from standard input; end it with Enter and Ctrl-D"
+                print(told, file=sys.stderr, flush=True)
             data = sys.stdin.buffer.read(MAX_INPUT + 1)
         else:
             with open(file, "rb") as stream:
@@ -117,16 +157,29 @@ def _text(what: str, file: str) -> str:
 
 def add_verify(parser: arguments.Parser) -> None:
     """`dpop-agent verify`."""
+    from dpop_agent.verify import MAX_AGE_S
+
     parser.description = (
         "Check the proof on standard input against RFC 9449 section 4.3, without an agent."
     )
     parser.add_argument("--htm", required=True, type=arguments.htm, help="the request's method")
     parser.add_argument("--htu", required=True, help="the request's target URI")
-    parser.add_argument("--jkt", type=arguments.sha256, help="what the access token is bound to")
-    parser.add_argument("--ath", type=arguments.sha256, help="the access token's hash")
-    parser.add_argument("--nonce", type=arguments.nonce, help="the nonce that the server gave")
     parser.add_argument(
-        "--max-age", metavar="S", type=_seconds, help="how many seconds old iat may be"
+        "--jkt", type=arguments.sha256, help="what the access token is bound to; by default any"
+    )
+    parser.add_argument(
+        "--ath", type=arguments.sha256, help="the access token's hash; by default it isn't checked"
+    )
+    parser.add_argument(
+        "--nonce",
+        type=arguments.nonce,
+        help="the nonce that the server gave; by default it isn't checked",
+    )
+    parser.add_argument(
+        "--max-age",
+        metavar="S",
+        type=_seconds,
+        help=f"how many seconds old iat may be; by default {MAX_AGE_S}",
     )
     arguments.add_json(parser)
     parser.set_defaults(run=_verify)
@@ -143,7 +196,7 @@ def _seconds(text: str) -> int:
 def _verify(args: Namespace) -> int:
     from dpop_agent.verify import MAX_AGE_S, verify
 
-    text = _text("standard input", "-").strip()
+    text = _text("standard input", "-", "a proof").strip()
     name, colon, value = text.partition(":")
     if colon and name.strip().lower() == "dpop":
         text = value.strip()

@@ -171,6 +171,45 @@ class TestProof:
         params = agent.seen[0][2]
         assert {n: params[n] for n in params.keys() - {"htm", "htu", "timeout_ms"}} == expected
 
+    @pytest.mark.parametrize("number", [1, 2])
+    def test_a_named_generation_is_asked_for_by_its_jkt(self, agent: Agent, number: int) -> None:
+        agent.answers["key.list"] = {"keys": [key(generation(1, state="draining"), generation(2))]}
+        agent.answers["proof"] = agent.answers["proof"] | {"jkt": [JKT, OTHER][number - 1]}  # type: ignore[operator]
+        assert main(["proof", "GET", "https://api.example/", "--key", f"default@{number}"]) == 0
+        _, method, params = agent.seen[-1]
+        assert (method, params["key"]) == ("proof", "default")
+        assert params["jkt"] == [JKT, OTHER][number - 1]
+
+    def test_a_named_generation_that_is_not_there_signs_nothing(
+        self, agent: Agent, capsys: Capture
+    ) -> None:
+        agent.answers["key.list"] = {"keys": [key(generation(1, state="pending", jkt=None))]}
+        words = ["proof", "GET", "https://api.example/", "--key"]
+        assert main([*words, "default@2"]) == 1
+        assert "no generation 2" in capsys.readouterr().err
+        assert main([*words, "default@1"]) == 1
+        assert "default@1 isn't made yet" in capsys.readouterr().err
+        assert {method for _, method, _ in agent.seen} == {"key.list"}
+
+    @pytest.mark.parametrize("words", [[], ["--key", "default"]])
+    def test_where_the_jkt_is_required_the_option_and_the_choices_are_named(
+        self, agent: Agent, capsys: Capture, words: list[str]
+    ) -> None:
+        agent.answers["proof"] = errors.JktRequired(
+            "several generations of default sign", details={"choices": [JKT, OTHER]}
+        )
+        old, gone = generation(1, state="draining"), generation(3, state="retired", jkt=ATH)
+        agent.answers["key.list"] = {"keys": [key(old, generation(2), gone)]}
+        words = ["proof", "GET", "https://api.example/", "--ath", ATH, *words]
+        assert main(words) == 1
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        assert " --jkt" in err
+        assert f"{JKT} (default@1, draining), {OTHER} (default@2, active)\n" in err
+        assert main([*words, "--json"]) == 1
+        data = json.loads(capsys.readouterr().err)["error"]["data"]
+        assert (data["type"], data["choices"]) == ("jkt_required", [JKT, OTHER])
+
     @pytest.mark.parametrize("end", ["", "\n", "\r\n"])
     def test_an_access_token_s_hash_is_sent_never_itself(
         self, agent: Agent, tmp_path: Path, end: str
@@ -272,6 +311,25 @@ class TestVerify:
         self.give(monkeypatch, text)
         assert main([*self.WORDS, *more, "--json"]) == 1
         assert json.loads(capsys.readouterr().err)["error"]["data"]["check"] == check
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (TestVerify.WORDS, "a proof"),
+        (("proof", "GET", "https://a.example/", "--access-token-file", "-"), "an access token"),
+    ],
+)
+def test_who_sits_at_standard_input_is_told_that_it_is_read(
+    agent: Agent, capsys: Capture, monkeypatch: pytest.MonkeyPatch, words: list[str], what: str
+) -> None:
+    for is_terminal in (True, False):
+        stdin = io.TextIOWrapper(io.BytesIO(vectors.RFC9449_TOKEN_REQUEST_PROOF.encode()))
+        monkeypatch.setattr(stdin, "isatty", lambda: is_terminal)  # noqa: B023  (asked at once)
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert main([*words]) == 0
+        told = f"reading {what} from standard input; end it with Enter and Ctrl-D\n"
+        assert capsys.readouterr().err == (told if is_terminal else "")
 
 
 def test_a_touch_is_never_asked_for_on_standard_output(
@@ -999,6 +1057,25 @@ def test_a_socket_path_that_is_too_long_is_refused(
     monkeypatch.setenv("DPOP_AGENT_SOCK", "/" + "a" * 200)
     assert main(["key", "list"]) == 1
     assert "201 bytes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["default", "a" * 64])
+@pytest.mark.parametrize("width", [200, 124, 100, 80, 49])
+def test_list_shows_every_jkt_whole_where_the_terminal_has_room_for_one(
+    agent: Agent, capsys: Capture, monkeypatch: pytest.MonkeyPatch, name: str, width: int
+) -> None:
+    long = generation(1, state="draining", drain_left_s=60, exportable=True, shared=True)
+    agent.answers["key.list"] = {"keys": [key(long, generation(2), name=name)]}
+    monkeypatch.setattr(output, "width", lambda: width)
+    assert main(["key", "list"]) == 0
+    out = capsys.readouterr().out
+    assert re.findall(rf"{JKT}|{OTHER}", out) == [JKT, OTHER]
+    if len(name) + 10 < width:
+        assert [line.split()[0] for line in out.splitlines() if f"{name}@" in line] == [
+            f"{name}@1",
+            f"{name}@2",
+        ]
+        assert max(map(len, out.splitlines())) <= width
 
 
 def test_a_narrow_terminal_keeps_key_and_jkt(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,33 @@ from dpop_agent.cli import main as cli
 
 JKT = "-" * 42 + "A"
 SECRET = "Kz~8mXK1EalYznwH-LC"
+VERBS = [
+    ["init"],
+    ["serve"],
+    ["key"],
+    ["key", "create"],
+    ["key", "list"],
+    ["key", "show"],
+    ["key", "set"],
+    ["key", "rotate"],
+    ["key", "activate"],
+    ["key", "suspend"],
+    ["key", "resume"],
+    ["key", "compromise"],
+    ["key", "destroy"],
+    ["key", "adopt"],
+    ["proof"],
+    ["verify"],
+    ["status"],
+    ["reload"],
+    ["lock"],
+    ["unlock"],
+    ["config"],
+    ["config", "show"],
+    ["config", "check"],
+    ["config", "path"],
+    ["env"],
+]
 
 
 @pytest.mark.parametrize("words", [["--help"], ["-h"], ["help"]])
@@ -28,36 +56,7 @@ def test_the_overview_names_every_verb(
         assert f"\n  {verb} " in out
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["init"],
-        ["serve"],
-        ["key"],
-        ["key", "create"],
-        ["key", "list"],
-        ["key", "show"],
-        ["key", "set"],
-        ["key", "rotate"],
-        ["key", "activate"],
-        ["key", "suspend"],
-        ["key", "resume"],
-        ["key", "compromise"],
-        ["key", "destroy"],
-        ["key", "adopt"],
-        ["proof"],
-        ["verify"],
-        ["status"],
-        ["reload"],
-        ["lock"],
-        ["unlock"],
-        ["config"],
-        ["config", "show"],
-        ["config", "check"],
-        ["config", "path"],
-        ["env"],
-    ],
-)
+@pytest.mark.parametrize("words", VERBS)
 def test_every_verb_has_help(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     assert cli.main([*words, "--help"]) == 0
     assert capsys.readouterr().out.startswith(f"usage: dpop-agent {' '.join(words)} ")
@@ -250,6 +249,58 @@ def test_an_interrupt_ends_with_130_and_says_nothing(
     monkeypatch.setattr("dpop_agent.paths.agent_socket", interrupted)
     assert cli.main(["env"]) == 130
     assert capsys.readouterr() == ("", "")
+
+
+MISSPELT = [
+    (["stauts"], "status"),
+    (["Status"], "status"),
+    (["version"], "--version"),
+    (["--verison"], "--version"),
+    (["--hlep"], "--help"),
+    (["rotate", "default"], "key rotate"),
+    (["creat", "default"], "key create"),
+    (["show"], "key show or config show"),
+    (["key", "lst"], "list"),
+    (["key", "Create", "default"], "create"),
+    (["config", "chekc"], "check"),
+    (["status", "--jsno"], "--json"),
+    (["status", "-json"], "--json"),
+    (["serve", "--lock-afer", "15m"], "--lock-after"),
+    (["serve", "--verbos"], "--verbose"),
+    (["verify", "--htm", "GET", "--hut", "https://a.example"], "--htu"),  # which is missing too
+    (["proof", "GET", "https://a.example", "--access-token", SECRET], "--access-token-file"),
+    (["proof", "GET", "https://a.example", f"--nonse={SECRET}"], "--nonce"),
+    (["proof", "GET", "https://a.example", "--jkt", JKT, "--headr"], "--header"),
+    (["key", "set", "default", "--any-orign"], "--any-origin"),
+    (["key", "destroy", "default@1", "--yse"], "--yes"),
+    (["config", "show", "--jso"], "--json"),
+    (["init", "--dryrun"], "--dry-run"),
+]
+
+
+@pytest.mark.parametrize(("words", "meant"), MISSPELT)
+def test_a_verb_or_an_option_that_is_misspelt_is_told_what_was_meant(
+    capsys: pytest.CaptureFixture[str], words: list[str], meant: str
+) -> None:
+    assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.endswith(f"; did you mean {meant}?\n")
+    assert SECRET not in err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_and_every_option_is_found_though_a_letter_is_missing(
+    capsys: pytest.CaptureFixture[str], verb: list[str]
+) -> None:
+    *group, last = verb
+    assert cli.main([*group, f"{last[:-2]}{last[-1]}x" if len(last) < 4 else last[:-1]]) == 2
+    assert f" {last}" in capsys.readouterr().err.rpartition("did you mean")[2]
+    assert cli.main([*verb, "--help"]) == 0
+    usage = capsys.readouterr().out
+    for option in re.findall(r"--[a-z-]{4,}", usage.partition("\n\n")[0]):
+        assert cli.main([*verb, option[:-1]]) == 2
+        assert f"; did you mean {option}?" in capsys.readouterr().err
 
 
 def run(words: list[str], *, stdout: int) -> subprocess.CompletedProcess[bytes]:
