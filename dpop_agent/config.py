@@ -3,6 +3,8 @@
 [agent]
 default_store = "work"
 max_connections = 512                  # on agent.sock; without it 512, or as many as fit
+lock_after = "15m"                     # lock stores that nobody has used for so long; else never
+release_after = "30s"                  # leave an idle PKCS#11 token to other programs; else never
 
 [stores.work]
 type = "pkcs11"
@@ -53,7 +55,7 @@ _ENV_OF_THE_AGENT = ("LD_", "GLIBC_TUNABLES", "MALLOC_", "PYTHON", "LANG", "LC_"
 
 _VERIFY = ("first", "always")
 _TOP = ("agent", "stores")
-_AGENT = ("default_store", "max_connections")
+_AGENT = ("default_store", "max_connections", "lock_after", "release_after")
 _SETTINGS_BY_TYPE = {
     "pkcs11": (
         *("type", "module", "module_args", "uri", "pin_source", "login_retries", "verify"),
@@ -171,13 +173,21 @@ class StoreConfig:
 class Config:
     """A configuration that was read and found to make sense.
 
-    `max_connections` on `agent.sock` is None where it doesn't say.
+    `max_connections` on `agent.sock` is None where it doesn't say. `lock_after_s` and
+    `release_after_s` are the seconds without use after which a store is locked, or a PKCS#11 token
+    left to other programs; None for never.
     """
 
     path: str
     default_store: str
     stores: Mapping[str, StoreConfig]
     max_connections: int | None = None
+    lock_after_s: int | None = None
+    release_after_s: int | None = None
+
+
+IDLE = ("lock_after_s", "release_after_s")
+"""Of a configuration what the options of `serve` say otherwise."""
 
 
 def load(path: str | None = None) -> Config:
@@ -322,7 +332,19 @@ class _Reader:
             default_store=self._default(agent, stores),
             stores=MappingProxyType(stores),
             max_connections=self._connections(agent),
+            lock_after_s=self._interval("lock_after", agent),
+            release_after_s=self._interval("release_after", agent),
         )
+
+    def _interval(self, name: str, agent: dict[str, Any]) -> int | None:
+        if name not in agent:
+            return None
+        from dpop_agent import durations  # no signer needs it
+
+        try:
+            return durations.interval(self._text(f"agent.{name}", agent[name]))
+        except ValueError as e:
+            self._refuse(f"agent.{name}: {e}", "correct it, or leave it out for never")
 
     def _connections(self, agent: dict[str, Any]) -> int | None:
         if "max_connections" not in agent:

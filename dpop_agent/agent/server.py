@@ -11,6 +11,7 @@ import socket
 import stat
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -76,15 +77,13 @@ class Agent:
         agent_socket: str,
         ledger: Ledger,
         forked: tuple[int, socket.socket] | None,
-        lock_after_s: float | None,
-        release_after_s: float | None,
+        options: Mapping[str, Any],
     ) -> None:
         """Inside a running event loop; `run` opens stores and sockets."""
         self._forker = None if forked is None else Forker(*forked, on_end=self._no_more_signers)
-        self._lock_after_s = lock_after_s
-        self._release_after_s = release_after_s
+        self._options = options
         self.signers = Signers()
-        self._config = config
+        self._config = replace(config, **options)
         self._agent_socket = agent_socket
         self._starting: defaultdict[str | None, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._reloading = asyncio.Lock()
@@ -294,7 +293,7 @@ class Agent:
                 await self._reload()
 
     async def _reload(self) -> None:
-        self._config = load(self._config.path)
+        self._config = replace(load(self._config.path), **self._options)
         self._room = self._make_room(self._config)
         for name, signer in list(self.signers.items()):
             store = self._config.stores.get(name)
@@ -332,8 +331,6 @@ class Agent:
         self._background.start(reload())
 
     async def _watch_idle(self) -> None:
-        if self._lock_after_s is None and self._release_after_s is None:
-            return
         loop = asyncio.get_running_loop()
         while True:
             began = loop.time()
@@ -342,7 +339,8 @@ class Agent:
                 continue  # the agent stood still: what was sent meanwhile comes first
             for signer in list(self.signers.values()):
                 signer.look_idle(
-                    lock_after_s=self._lock_after_s, release_after_s=self._release_after_s
+                    lock_after_s=self._config.lock_after_s,
+                    release_after_s=self._config.release_after_s,
                 )
 
     async def _save(self, *, clean: bool) -> None:
@@ -403,8 +401,7 @@ def run(
     agent_socket: str,
     state_folder: str,
     forked: tuple[int, socket.socket] | None,
-    lock_after_s: float | None = None,
-    release_after_s: float | None = None,
+    options: Mapping[str, Any],
 ) -> None:
     """Serve until SIGTERM or SIGINT.
 
@@ -413,8 +410,7 @@ def run(
         agent_socket: where `agent.sock` goes, `admin.sock` beside it.
         state_folder: where the ledger is.
         forked: the process that forks signers, and the channel to it; None where they come by exec.
-        lock_after_s: seconds without use after which a store is locked; None for never.
-        release_after_s: seconds after which other programs may have it; None for never.
+        options: of the configuration's `IDLE` what is otherwise, whatever a reload finds there.
 
     Raises:
         DPoPAgentError: why the agent doesn't start.
@@ -427,8 +423,7 @@ def run(
             agent_socket=agent_socket,
             ledger=ledger,
             forked=forked,
-            lock_after_s=lock_after_s,
-            release_after_s=release_after_s,
+            options=options,
         ).run()
 
     try:

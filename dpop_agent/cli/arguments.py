@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 
+from dpop_agent import durations
 from dpop_agent.cli.output import width
 from dpop_agent.errors import HtuRefused
 from dpop_agent.jose import is_sha256
 from dpop_agent.proof import MAX_HTM, MAX_NONCE, is_htm, is_nonce
-from dpop_agent.protocol import KEY_NAME, MAX_SECONDS, SLOT
+from dpop_agent.protocol import KEY_NAME, SLOT
 from dpop_agent.spelling import near, nearest
 
 TYPE_CHECKING = False
@@ -25,7 +26,6 @@ _ANY_TEXT = ("--jkt", "--ath", "--nonce")
 _OPTION = re.compile(r"--?[^0-9.-]")
 """How an option begins, which a negative number doesn't."""
 
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
 MAX_REF = 64
 """Bytes of an object's id, as on the wire."""
 
@@ -156,23 +156,20 @@ def ref(text: str) -> str:
 
 def duration(text: str) -> int:
     """`90s`, `15m`, `12h`, `30d` or `4w`, in seconds."""
-    number, unit = text[:-1], text[-1:]
-    if unit not in _UNITS_S or not (number.isascii() and number.isdigit()):
-        raise argparse.ArgumentTypeError(
-            "a duration is a number and its unit, as in 90s, 15m, 12h, 30d or 4w"
-        )
-    seconds = int(number) * _UNITS_S[unit] if len(number) <= 12 else MAX_SECONDS + 1
-    if seconds > MAX_SECONDS:
-        raise argparse.ArgumentTypeError("a duration is ten years at most")
-    return seconds
+    try:
+        return durations.seconds(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(str(e)) from e
 
 
 def interval(text: str) -> int | None:
     """A duration that isn't zero; None for `never`."""
-    seconds = None if text == "never" else duration(text)
-    if seconds == 0:
-        raise argparse.ArgumentTypeError("it can't be zero; to end it, say never")
-    return seconds
+    if text == "never":
+        return None
+    try:
+        return durations.interval(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(f"{e}; for none at all say never") from e
 
 
 def sha256(text: str) -> str:

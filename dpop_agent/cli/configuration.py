@@ -39,6 +39,8 @@ def _show(args: Namespace) -> int:
                 "path": found.path,
                 "default_store": found.default_store,
                 "max_connections": found.max_connections,
+                "lock_after_s": found.lock_after_s,
+                "release_after_s": found.release_after_s,
                 "stores": [
                     {"store": store.name, "type": store.type}
                     | _settings(store)
@@ -51,6 +53,11 @@ def _show(args: Namespace) -> int:
     lines = [f"configuration  {found.path}", f"default store  {found.default_store}"]
     if found.max_connections is not None:
         lines.append(f"connections    {found.max_connections} at most")
+    for what, idle_s in (
+        ("lock after", found.lock_after_s),
+        ("release after", found.release_after_s),
+    ):
+        lines.append(f"{what:13}  {'never' if idle_s is None else output.duration(idle_s)}")
     for store in found.stores.values():
         lines += [
             "",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 from dpop_agent.cli import arguments
 
 TYPE_CHECKING = False
@@ -17,19 +19,27 @@ def add_serve(parser: arguments.Parser) -> None:
     parser.add_argument(
         "-v", "--verbose", action="store_true", help="log each request, but never a secret"
     )
-    parser.add_argument(
-        "--lock-after",
-        type=arguments.duration,
-        metavar="TIME",
-        help="lock stores that nobody has used for this long (15m), until dpop-agent unlock",
+    _add_idle(
+        parser, "--lock-after", "lock stores that nobody has used for this long (15m), until unlock"
     )
-    parser.add_argument(
+    _add_idle(
+        parser,
         "--release-after",
-        type=arguments.duration,
-        metavar="TIME",
-        help="let other programs have a PKCS#11 token that nobody has used for this long (30s)",
+        "let other programs have a PKCS#11 token that nobody has used for this long (30s)",
     )
     parser.set_defaults(run=_serve)
+
+
+def _add_idle(parser: arguments.Parser, option: str, what: str) -> None:
+    setting = option.removeprefix("--").replace("-", "_")
+    parser.add_argument(
+        option,
+        dest=f"{setting}_s",
+        type=arguments.interval,
+        default=argparse.SUPPRESS,  # never is another thing than nothing
+        metavar="TIME",
+        help=f"{what}; or never; by default as the configuration's {setting} says, or never",
+    )
 
 
 def _serve(args: Namespace) -> int:
@@ -68,8 +78,7 @@ def _run_agent(args: Namespace, forked: tuple[int, socket] | None) -> int:
         agent_socket=paths.agent_socket(),
         state_folder=paths.state_folder(),
         forked=forked,
-        lock_after_s=args.lock_after,
-        release_after_s=args.release_after,
+        options={name: value for name, value in vars(args).items() if name in config.IDLE},
     )
     return 0
 

@@ -318,6 +318,36 @@ def test_a_store_that_nobody_uses_is_locked_after_a_while(
     agent.client().proof("GET", HTU)
 
 
+def test_the_configuration_says_after_how_long_and_the_options_of_serve_win(
+    make_agent: Callable[..., Agent],
+) -> None:
+    says, waits, wins = (
+        make_agent(preexec=serve_with(*options))
+        for options in ((), (), ("--lock-after", "never", "--release-after", "1s"))
+    )
+    for agent in (says, wins):
+        set_in_agent(agent, 'lock_after = "2s"')
+    for agent in (says, waits, wins):
+        agent.start()
+        until_open(agent)
+    until_state(says, "locked")
+    assert store(waits)["state"] == "ready"
+    set_in_agent(waits, 'lock_after = "1s"')
+    waits.run("reload", check=True)
+    until_state(waits, "locked")
+    until_logged(wins, "is released")
+    wins.run("reload", check=True)  # which changes nothing of what wins
+    says.run("unlock", check=True)
+    until_state(says, "locked")
+    assert store(wins)["state"] == "ready"
+
+
+def set_in_agent(agent: Agent, line: str) -> None:
+    """Add a setting to the `[agent]` of its configuration."""
+    text = agent.config.read_text()
+    agent.config.write_text(text.replace("[agent]\n", f"[agent]\n{line}\n"))
+
+
 def test_a_store_whose_pin_was_typed_is_locked_after_a_while_and_asks_again(
     prompting: Agent, token: Token, make_agent: Callable[..., Agent]
 ) -> None:

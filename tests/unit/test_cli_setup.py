@@ -538,6 +538,22 @@ class TestConfig:
             }
         ]
 
+    def test_show_tells_after_how_long_stores_are_locked_or_released(
+        self, machine: Machine, capsys: Capture
+    ) -> None:
+        machine.softhsm()
+        assert init(machine) == 0
+        text = machine.config.read_text()
+        capsys.readouterr()
+        assert main(["config", "show"]) == 0
+        assert "\nlock after     never\nrelease after  never\n" in capsys.readouterr().out
+        machine.config.write_text(text.replace("[agent]", '[agent]\nlock_after = "90m"'))
+        assert main(["config", "show"]) == 0
+        assert "\nlock after     90m\nrelease after  never\n" in capsys.readouterr().out
+        assert main(["config", "show", "--json"]) == 0
+        shown = json.loads(capsys.readouterr().out)
+        assert (shown["lock_after_s"], shown["release_after_s"]) == (5400, None)
+
     def test_check_tells_every_problem(self, machine: Machine, capsys: Capture) -> None:
         module = machine.softhsm()
         assert init(machine) == 0

@@ -382,6 +382,28 @@ def test_the_number_of_connections_is_read_where_it_is_said(tmp_path: Path) -> N
     assert config.load(write(tmp_path, text)).max_connections == 6000
 
 
+@pytest.mark.parametrize("name", ["lock_after", "release_after"])
+def test_stores_are_left_alone_unless_the_configuration_says_after_how_long_not(
+    tmp_path: Path, name: str
+) -> None:
+    found = config.load(write(tmp_path, STORE))
+    assert (found.lock_after_s, found.release_after_s) == (None, None)
+    found = config.load(write(tmp_path, f'[agent]\n{name} = "15m"\n{STORE}'))
+    assert [getattr(found, idle) for idle in config.IDLE if getattr(found, idle)] == [900]
+    assert getattr(found, f"{name}_s") == 900
+
+
+@pytest.mark.parametrize("name", ["lock_after", "release_after"])
+@pytest.mark.parametrize("value", ["900", "true", '"900"', '"0s"', '"never"', '""', '"11000000d"'])
+def test_what_is_no_time_without_use_is_refused_by_its_name(
+    tmp_path: Path, name: str, value: str
+) -> None:
+    path = write(tmp_path, f"[agent]\n{name} = {value}\n{STORE}")
+    with pytest.raises(ConfigurationError, match=rf"agent\.{name}(:| has to be text)") as caught:
+        config.load(path)
+    assert caught.value.hint
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "100001", "true", '"512"', "512.0", "[512]"])
 def test_a_number_of_connections_that_is_none_is_refused(tmp_path: Path, value: str) -> None:
     path = write(tmp_path, f"[agent]\nmax_connections = {value}\n{STORE}")
