@@ -8,13 +8,16 @@ import sys
 
 from dpop_agent import config, paths
 from dpop_agent.cli import arguments, output
-from dpop_agent.cli.discovery import keychain
+from dpop_agent.cli.discovery import keychain, or_variable, tokens
 from dpop_agent.errors import ConfigurationError, DPoPAgentError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Callable, Mapping
+
+    _Problems = list[tuple[str, str]]
+    """What is wrong, and what to do about it."""
 
 KEYCHAIN = "keychain"
 EXPORTABLE = "keys in the keychain are exportable: any program of yours can read them there"
@@ -26,7 +29,11 @@ def add_config(parser: arguments.Parser) -> None:
     verbs = parser.add_verbs()
     arguments.add_verb(verbs, "show", "Show what the configuration says", _show)
     arguments.add_verb(
-        verbs, "check", "Check that it can work here: files, their owners and modes", _check
+        verbs,
+        "check",
+        "Check that it can work here: files, their owners and modes, and each store",
+        _check,
+        "Stores are looked for by their modules, in processes of their own; nobody logs in.",
     )
     arguments.add_verb(verbs, "path", "Show where it is", _path)
 
@@ -84,26 +91,32 @@ def _settings(store: config.StoreConfig) -> dict[str, str]:
 
 
 def _check(args: Namespace) -> int:
-    found = config.load()
-    problems = _place_problems() + [
-        (f"stores.{store.name}: {problem}", hint)
-        for store in found.stores.values()
-        for problem, hint in _problems(store)
-    ]
+    loaded = config.load()
+    problems, found = _place_problems(), {}
+    for store in loaded.stores.values():
+        of_store, place = _problems(store)
+        problems += [(f"stores.{store.name}: {problem}", hint) for problem, hint in of_store]
+        if place is not None:
+            found[store.name] = place
+    if not args.json:
+        for name, place in found.items():
+            print(output.plain(f"{name}: found {place}"))
+        if not problems:
+            print(output.plain(f"{loaded.path} is fine"))
+    elif not problems:
+        output.print_json({"path": loaded.path, "problems": [], "found": found})
     if not problems:
-        if args.json:
-            output.print_json({"path": found.path, "problems": []})
-        else:
-            print(f"{output.plain(found.path)} is fine: {', '.join(found.stores)}")
         return 0
     *others, (last, hint) = problems
     if not args.json:
+        sys.stdout.flush()
         for problem, what_next in others:
             print(output.plain(f"dpop-agent: {problem}; {what_next}"), file=sys.stderr)
-    raise ConfigurationError(last, hint=hint, details={"problems": [what for what, _ in problems]})
+    details = {"problems": [what for what, _ in problems], "found": found}
+    raise ConfigurationError(last, hint=hint, details=details)
 
 
-def _place_problems() -> list[tuple[str, str]]:
+def _place_problems() -> _Problems:
     """What is wrong with the folders of the ledger and of the sockets."""
     state, socket = paths.state_folder(), paths.agent_socket()
 
@@ -116,7 +129,7 @@ def _place_problems() -> list[tuple[str, str]]:
     ) + _problem_of(check_socket)
 
 
-def _problem_of(check: Callable[[], None]) -> list[tuple[str, str]]:
+def _problem_of(check: Callable[[], None]) -> _Problems:
     try:
         check()
     except FileNotFoundError:  # it is told elsewhere, or made when it is needed
@@ -128,40 +141,73 @@ def _problem_of(check: Callable[[], None]) -> list[tuple[str, str]]:
     return []
 
 
-def _problems(store: config.StoreConfig) -> list[tuple[str, str]]:
+def _problems(store: config.StoreConfig) -> tuple[_Problems, str | None]:
+    """What is wrong with a store, and what was found where it is to be."""
     if store.backend is not None:
         return _keychain_problems(store.backend, store.env)
-    assert store.module is not None  # PKCS#11 has all three
-    assert store.pin_source is not None
-    problems: list[tuple[str, str]] = []
-    if not os.path.isfile(store.module):
-        problems.append(
-            (f"there is no PKCS#11 module at {store.module}", "install it, or correct the path")
-        )
-    elif not os.access(store.module, os.R_OK):
-        problems.append((f"the PKCS#11 module {store.module} can't be read", "check its mode"))
+    problems = _module_problems(store)
+    place = None
+    if not problems:
+        problems, place = _token_problems(store)
+    assert store.pin_source is not None  # PKCS#11 has one
+    if store.pin_source.kind == "file":
+        problems += pin_file_problems(store.pin_source.argument)
+    elif store.pin_source.kind == "keychain":
+        problems += _keychain_problems(config.default_backend(), store.env)[0]
+    return problems, place
+
+
+def _module_problems(store: config.StoreConfig) -> _Problems:
     module = store.module
-    problems += _problem_of(
+    assert module is not None  # PKCS#11 has one
+    if not os.path.isfile(module):
+        return [(f"there is no PKCS#11 module at {module}", "install it, or correct the path")]
+    if not os.access(module, os.R_OK):
+        return [(f"the PKCS#11 module {module} can't be read", "check its mode")]
+    return _problem_of(
         lambda: paths.check_only_ours(
             module, "the PKCS#11 module", instead="name another in module"
         )
     )
-    if store.pin_source.kind == "file":
-        problems += pin_file_problems(store.pin_source.argument)
-    elif store.pin_source.kind == "keychain":
-        problems += _keychain_problems(config.default_backend(), store.env)
-    return problems
 
 
-def _keychain_problems(backend: str, env: Mapping[str, str]) -> list[tuple[str, str]]:
+def _token_problems(store: config.StoreConfig) -> tuple[_Problems, str | None]:
+    """Whether the one PKCS#11 token is there that its URI names; nobody logs in."""
+    assert store.module is not None  # PKCS#11 has both
+    assert store.uri is not None
     try:
-        keychain(backend, env)
+        shown = tokens(store.module, store.module_args, store.env)
     except ConfigurationError as e:
-        return [(e.message, e.hint)]
-    return []
+        return [(e.message, e.hint)], None
+    fitting = [token for token in shown if token.usable and token.fits(store.uri)]
+    if len(fitting) == 1:
+        serial = f", serial {fitting[0].serial}" if fitting[0].serial else ""
+        return [], f"PKCS#11 token {fitting[0].label!r}{serial}"
+    if fitting:
+        return [
+            (
+                f"{len(fitting)} PKCS#11 tokens fit {store.uri}",
+                "correct uri so that only one does: dpop-agent init --dry-run shows them",
+            )
+        ], None
+    return [
+        (
+            f"not found: PKCS#11 token {store.uri}",
+            f"plug it in, or correct uri{or_variable(store.module, store.env)}",
+        )
+    ], None
 
 
-def pin_file_problems(path: str) -> list[tuple[str, str]]:
+def _keychain_problems(backend: str, env: Mapping[str, str]) -> tuple[_Problems, str | None]:
+    try:
+        shown = keychain(backend, env)
+    except ConfigurationError as e:
+        return [(e.message, e.hint)], None
+    label = f" {shown['label']!r}" if shown.get("label") else ""
+    return [], f"keychain{label}{', locked' if shown.get('locked') else ''}"
+
+
+def pin_file_problems(path: str) -> _Problems:
     """What is wrong with a file that is to have a PIN, each with what to do about it."""
     try:
         info = os.stat(path)

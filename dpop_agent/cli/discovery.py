@@ -36,6 +36,28 @@ _MODULES = (
 )
 
 
+_VARIABLES = ("SOFTHSM2_CONF", "KRYOPTIC_CONF", "TPM2_PKCS11_STORE", "P11_KIT_SERVER_ADDRESS")
+"""What tells modules where their PKCS#11 tokens are."""
+
+_READ_BY = {
+    "softhsm": ("SOFTHSM2_CONF",),
+    "kryoptic": ("KRYOPTIC_CONF",),
+    "tpm2_pkcs11": ("TPM2_PKCS11_STORE",),
+    "p11-kit-client": ("P11_KIT_SERVER_ADDRESS",),
+    "ykcs11": (),
+    "opensc": (),
+}
+"""What is in a module's name, and which of them it reads. Others, such as p11-kit's proxy, load
+further modules, or may be any of these under another name.
+"""
+
+
+def variables_of(module: str) -> tuple[str, ...]:
+    """The variables that may tell a module where its PKCS#11 tokens are."""
+    file = os.path.basename(module)
+    return next((names for part, names in _READ_BY.items() if part in file), _VARIABLES)
+
+
 class Token:
     """A PKCS#11 token that a module shows."""
 
@@ -89,23 +111,41 @@ def look(module: str | None, module_args: str) -> list[tuple[str, Token]]:
     silent: dict[str, ConfigurationError] = {}
     for store, path in modules:
         try:
-            found += [(store, token) for token in _tokens(path, module_args) if token.usable]
+            found += [(store, token) for token in tokens(path, module_args) if token.usable]
         except ConfigurationError as e:
-            silent[path] = e
+            if module is not None or not _is_not_set_up(path):
+                hint = f"{e.hint}{or_variable(path, os.environ)}"
+                silent[path] = ConfigurationError(e.message, hint=hint)
     if found:
         return found
     if silent and len(silent) == len(modules):
         raise next(iter(silent.values()))
     what = f"no initialised PKCS#11 token in {', '.join(p for _, p in modules if p not in silent)}"
+    told = "".join(dict.fromkeys(or_variable(p, os.environ) for _, p in modules if p not in silent))
     if silent:
         raise ConfigurationError(
             f"{what}, and no answer from {', '.join(silent)}",
-            hint=f"to see why: dpop-agent init --module {next(iter(silent))}; or use the operating "
-            "system's keychain, whose keys are exportable: dpop-agent init --keychain",
+            hint=f"to see why: dpop-agent init --module {next(iter(silent))}{told}; or use the "
+            "operating system's keychain, whose keys are exportable: dpop-agent init --keychain",
         )
     raise NothingHere(
-        what, hint="plug one in, or make one with its vendor's tool (for SoftHSM2 see the README)"
+        what,
+        hint="plug one in, or make one with its vendor's tool (for SoftHSM2 see the README)" + told,
     )
+
+
+def _is_not_set_up(module: str) -> bool:
+    """Whether it is a software module that was never told where its PKCS#11 tokens are: Debian's
+    own configuration of SoftHSM2 is for the group softhsm only.
+    """
+    return "softhsm" in os.path.basename(module) and not os.environ.get("SOFTHSM2_CONF")
+
+
+def or_variable(module: str, env: Mapping[str, str]) -> str:
+    """What is to be added to a hint: that a variable tells the module where to look."""
+    names = variables_of(module)
+    wrong = [f", or correct {name}, which is {env[name]}" for name in names if env.get(name)]
+    return "".join(wrong) if wrong or len(names) != 1 else f", or set {names[0]}"
 
 
 def _known_modules() -> list[tuple[str, str]]:
@@ -133,12 +173,16 @@ def _store_name(module: str) -> str:
     return stem[:64] if config.STORE_NAME.fullmatch(stem[:64]) else "pkcs11"
 
 
-def _tokens(module: str, module_args: str) -> list[Token]:
-    """What the module shows, asked in a process of its own: it may crash or hang."""
+def tokens(module: str, module_args: str, env: Mapping[str, str] | None = None) -> list[Token]:
+    """What the module shows, asked in a process of its own: it may crash or hang. Nobody logs in.
+
+    Raises:
+        ConfigurationError: it shows nothing that can be read.
+    """
     what = f"the PKCS#11 module {module}"
     words = ["dpop_agent.signer", "--tokens", module, module_args]
     hint = "correct --module-args, or give another --module"
-    shown = _json_from(words, what, hint if module_args else "give another --module")
+    shown = _json_from(words, what, hint if module_args else "give another --module", env)
     try:
         return [Token(module, module_args, one) for one in shown]
     except (TypeError, AttributeError) as e:

@@ -7,15 +7,12 @@ import os
 from dpop_agent import config, paths
 from dpop_agent.cli import arguments, output
 from dpop_agent.cli.configuration import EXPORTABLE, KEYCHAIN, pin_file_problems
-from dpop_agent.cli.discovery import NothingHere, Token, keychain, look
+from dpop_agent.cli.discovery import NothingHere, Token, keychain, look, variables_of
 from dpop_agent.errors import ConfigurationError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-
-_FOUND_BY = (("softhsm", "SOFTHSM2_CONF"), ("tpm2_pkcs11", "TPM2_PKCS11_STORE"))
-"""What is in a module's name, and the variable that tells it where its tokens are."""
 
 
 def add_init(parser: arguments.Parser) -> None:
@@ -28,19 +25,19 @@ def add_init(parser: arguments.Parser) -> None:
     where.add_argument(
         "--keychain",
         action="store_true",
-        help="the operating system's keychain, whose keys are exportable; used anyway if no "
-        "PKCS#11 token is found",
+        help="the operating system's keychain, whose keys are exportable; by default used if no "
+        "PKCS#11 token is found, and every module answered: a card may be behind one that doesn't",
     )
     parser.add_argument(
         "--module-args",
         metavar="TEXT",
         default="",
-        help="arguments for C_Initialize, for a module that wants some (NSS)",
+        help="arguments for C_Initialize, for a module that wants some (NSS); by default none",
     )
     parser.add_argument(
         "--token",
         metavar="LABEL",
-        help="the PKCS#11 token's label or RFC 7512 URI, if there are several",
+        help="the PKCS#11 token's label or RFC 7512 URI; by default the only one here",
     )
     parser.add_argument(
         "--pin-file",
@@ -97,12 +94,13 @@ def _proposal(args: Namespace) -> tuple[str, str, bool]:
         if any(given is not None for given in (args.module, args.token, args.pin_file)):
             raise
         try:
-            return _with_keychain(instead=f"{e.message}, so it is the keychain; ")
+            return _with_keychain(instead=e)
         except ConfigurationError:
             raise e from None
 
 
-def _with_keychain(instead: str = "") -> tuple[str, str, bool]:
+def _with_keychain(instead: NothingHere | None = None) -> tuple[str, str, bool]:
+    """`instead`: why it isn't a PKCS#11 token, where nobody asked for a keychain."""
     shown = keychain(config.default_backend())
     locked = "\nit is locked now: unlock it first" if shown.get("locked") else ""
     label = f" {output.plain(str(shown['label']))!r}" if shown.get("label") else ""
@@ -119,10 +117,13 @@ def _with_keychain(instead: str = "") -> tuple[str, str, bool]:
             "",
         )
     )
+    why = f"{instead.message}, so it is the keychain; " if instead is not None else ""
     said = (
         f"store {KEYCHAIN!r}, the operating system's keychain{label}\n"
-        f"note:  {output.plain(instead)}{EXPORTABLE}{locked}"
+        f"note:  {output.plain(why)}{EXPORTABLE}{locked}"
     )
+    if instead is not None:
+        said += f"\nfor a PKCS#11 token:  move the file away, then {output.plain(instead.hint)}"
     return text, said, True
 
 
@@ -142,6 +143,8 @@ def _with_token(args: Namespace) -> tuple[str, str, bool]:
         for problem, hint in pin_file_problems(source.argument):
             raise ConfigurationError(problem, hint=hint)
     said = f"store {store!r}, PKCS#11 token {output.plain(token.label)!r}"
+    for name, value in _found_by(token).items():
+        said += f"\nfound by:  {name}={output.plain(value)}, which is in it too"
     return _toml(store, token, source), said, False
 
 
@@ -196,11 +199,21 @@ def _toml(store: str, token: Token, pin_source: config.PinSource) -> str:
         f"uri = {_quoted(str(token.uri))}",
         f"pin_source = {_quoted(str(pin_source))}",
     ]
-    for module, variable in _FOUND_BY:
-        place = os.environ.get(variable)
-        if place and module in os.path.basename(token.module):
-            lines.append(f"env = {{ {variable} = {_quoted(os.path.abspath(place))} }}")
+    env = _found_by(token)
+    if env:
+        pairs = ", ".join(f"{name} = {_quoted(value)}" for name, value in env.items())
+        lines.append(f"env = {{ {pairs} }}")
     return "\n".join(lines) + "\n"
+
+
+def _found_by(token: Token) -> dict[str, str]:
+    """The variables that it may take to find it again, each with its value."""
+    given = {name: os.environ[name] for name in variables_of(token.module) if os.environ.get(name)}
+    # A path is meant from here, an address (unix:path=/…) is one anywhere.
+    return {
+        name: value if name.endswith("_ADDRESS") else os.path.abspath(value)
+        for name, value in given.items()
+    }
 
 
 def _quoted(text: str) -> str:

@@ -326,7 +326,7 @@ def test_the_configuration_says_after_how_long_and_the_options_of_serve_win(
         for options in ((), (), ("--lock-after", "never", "--release-after", "1s"))
     )
     for agent in (says, wins):
-        set_in_agent(agent, 'lock_after = "2s"')
+        set_in_agent(agent, 'lock_after = "1s"')
     for agent in (says, waits, wins):
         agent.start()
         until_open(agent)

@@ -18,6 +18,7 @@ from tests.processes import children
 
 Capture = pytest.CaptureFixture[str]
 PIN = "73195"
+VARIABLES = ("SOFTHSM2_CONF", "KRYOPTIC_CONF", "TPM2_PKCS11_STORE", "P11_KIT_SERVER_ADDRESS")
 
 
 def token(label: str = "work", serial: str = "0a1b", **changes: Any) -> dict[str, Any]:
@@ -74,7 +75,8 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    monkeypatch.delenv("SOFTHSM2_CONF", raising=False)
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
     return Machine(tmp_path, monkeypatch)
 
 
@@ -113,13 +115,63 @@ class TestInit:
         assert PIN not in out + machine.config.read_text()
         assert main(["config", "check"]) == 0
 
-    def test_the_folder_of_a_tpms_pkcs11_tokens_goes_into_the_configuration(
-        self, machine: Machine, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize(
+        ("file", "kept"),
+        [
+            ("libsofthsm2.so", ["SOFTHSM2_CONF"]),
+            ("libkryoptic_pkcs11.so", ["KRYOPTIC_CONF"]),
+            ("libtpm2_pkcs11.so.1", ["TPM2_PKCS11_STORE"]),
+            ("p11-kit-client.so", ["P11_KIT_SERVER_ADDRESS"]),
+            ("libykcs11.so", []),
+            ("p11-kit-proxy.so", [*VARIABLES]),
+            ("another.so", [*VARIABLES]),
+        ],
+    )
+    def test_what_it_took_to_find_it_goes_into_the_configuration(
+        self,
+        machine: Machine,
+        capsys: Capture,
+        monkeypatch: pytest.MonkeyPatch,
+        file: str,
+        kept: list[str],
     ) -> None:
-        machine.module("libtpm2_pkcs11.so.1", token())
-        monkeypatch.setenv("TPM2_PKCS11_STORE", "/home/me/tpm")
-        assert init(machine) == 0
-        assert dict(config.load().stores["tpm"].env) == {"TPM2_PKCS11_STORE": "/home/me/tpm"}
+        module = machine.module(file, token())
+        monkeypatch.chdir(machine.folder)
+        set_to = dict.fromkeys(VARIABLES, 'a "folder"/conf')
+        set_to["P11_KIT_SERVER_ADDRESS"] = "unix:path=/run/p11-kit/pkcs11"
+        for name, value in set_to.items():
+            monkeypatch.setenv(name, value)
+        for name in VARIABLES:
+            if not name.startswith("P11_KIT"):
+                set_to[name] = f"{machine.folder}/{set_to[name]}"
+        assert init(machine, "--module", module) == 0
+        (store,) = config.load().stores.values()
+        assert dict(store.env) == {name: set_to[name] for name in kept}
+        out = capsys.readouterr().out
+        assert [name for name in VARIABLES if f"found by:  {name}={set_to[name]}," in out] == kept
+        for name in VARIABLES:
+            monkeypatch.delenv(name)
+        assert main(["config", "check"]) == 0
+
+    @pytest.mark.parametrize("words", [[], ["--module", "libsofthsm2.so"]])
+    @pytest.mark.parametrize(
+        "says", ["#!/bin/sh\necho '[]'\n", "#!/bin/sh\necho 'it fails; see' >&2\nexit 1\n"]
+    )
+    def test_where_softhsm_shows_none_the_variable_is_named_that_tells_it_where_they_are(
+        self,
+        machine: Machine,
+        capsys: Capture,
+        monkeypatch: pytest.MonkeyPatch,
+        words: list[str],
+        says: str,
+    ) -> None:
+        module = machine.module("softhsm/libsofthsm2.so", says=says)
+        words = [module if word == "libsofthsm2.so" else word for word in words]
+        assert main(["init", *words]) == 1
+        assert "or set SOFTHSM2_CONF" in error_of(capsys)
+        monkeypatch.setenv("SOFTHSM2_CONF", "/none.conf")
+        assert main(["init", *words]) == 1
+        assert "or correct SOFTHSM2_CONF, which is /none.conf" in error_of(capsys)
 
     def test_it_never_overwrites_one(self, machine: Machine, capsys: Capture) -> None:
         machine.softhsm()
@@ -390,6 +442,25 @@ type = "keychain"
         assert "no initialised PKCS#11 token in" in out
         assert "exportable" in out
 
+    def test_it_is_taken_where_softhsm_was_never_set_up_for_this_user(
+        self, machine: Machine, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        says = "#!/bin/sh\necho 'it fails; see' >&2\nexit 1\n"
+        module = machine.module("softhsm/libsofthsm2.so", says=says)
+        machine.keychain()
+        monkeypatch.setenv("SOFTHSM2_CONF", "/set/up")  # then it is told what fails
+        assert main(["init"]) == 1
+        assert (
+            "it fails; see; or give another --module, or correct SOFTHSM2_CONF, which is /set/up"
+            in error_of(capsys)
+        )
+        monkeypatch.delenv("SOFTHSM2_CONF")
+        assert main(["init"]) == 0
+        assert machine.config.read_text() == self.TEXT
+        out = capsys.readouterr().out
+        assert f"no initialised PKCS#11 token in {module}, so it is the keychain" in out
+        assert "or set SOFTHSM2_CONF" in out
+
     def test_it_is_not_taken_where_a_module_fails_which_is_told(
         self, machine: Machine, capsys: Capture
     ) -> None:
@@ -400,7 +471,7 @@ type = "keychain"
         assert main(["init"]) == 1
         error = error_of(capsys)
         assert said in error
-        assert f"dpop-agent init --module {failed}" in error
+        assert f"dpop-agent init --module {failed}, or set SOFTHSM2_CONF" in error
         assert "exportable: dpop-agent init --keychain" in error
         assert not machine.config.exists()
 
@@ -568,6 +639,99 @@ class TestConfig:
         assert f"chmod 600 {machine.pin_file}" in second
         assert main(["config", "check", "--json"]) == 1
         assert len(json.loads(capsys.readouterr().err)["error"]["data"]["problems"]) == 2
+
+    def test_check_says_of_each_store_what_is_there(
+        self, machine: Machine, capsys: Capture
+    ) -> None:
+        module = machine.softhsm(token("work", "0a1b"), token("home", "02"))
+        machine.keychain()
+        assert init(machine, "--token", "work") == 0
+        text = machine.config.read_text()
+        machine.config.write_text(f'{text}[stores.keychain]\ntype = "keychain"\n')
+        capsys.readouterr()
+        assert main(["config", "check"]) == 0
+        assert capsys.readouterr() == (
+            "soft: found PKCS#11 token 'work', serial 0a1b\n"
+            f"keychain: found keychain 'Login'\n{machine.config} is fine\n",
+            "",
+        )
+        assert main(["config", "check", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == {
+            "path": str(machine.config),
+            "problems": [],
+            "found": {
+                "soft": "PKCS#11 token 'work', serial 0a1b",
+                "keychain": "keychain 'Login'",
+            },
+        }
+        (machine.folder / "lists" / Path(module).name).unlink()
+        machine.softhsm(token("home", "02"))
+        assert main(["config", "check"]) == 1
+        out, err = capsys.readouterr()
+        assert out == "keychain: found keychain 'Login'\n"
+        assert "stores.soft: not found: PKCS#11 token pkcs11:token=work;serial=0a1b; plug" in err
+        assert "or set SOFTHSM2_CONF" in err
+        assert err.count("\n") == 1
+
+    @pytest.mark.parametrize(
+        ("shown", "said"),
+        [
+            ([], "not found: PKCS#11 token pkcs11:token=work"),
+            ([token(initialized=False)], "not found: PKCS#11 token pkcs11:token=work"),
+            ([token(serial="01"), token(serial="02")], "2 PKCS#11 tokens fit pkcs11:token=work"),
+        ],
+    )
+    def test_check_finds_exactly_the_pkcs11_token_that_the_uri_names(
+        self, machine: Machine, capsys: Capture, shown: list[dict[str, Any]], said: str
+    ) -> None:
+        machine.softhsm()
+        assert init(machine) == 0
+        text = machine.config.read_text().replace(";serial=0a1b", "")
+        machine.config.write_text(text)
+        machine.module("softhsm/libsofthsm2.so", says=f"#!/bin/sh\necho '{json.dumps(shown)}'\n")
+        capsys.readouterr()
+        assert main(["config", "check"]) == 1
+        assert said in error_of(capsys)
+
+    @pytest.mark.parametrize(
+        ("says", "said"),
+        [
+            ("#!/bin/sh\nkill -SEGV $$\n", "status -11"),
+            ("#!/bin/sh\necho 'it needs pcscd; start it' >&2\nexit 1\n", "it needs pcscd"),
+            ("#!/bin/sh\nexec sleep 60\n", "didn't answer"),
+        ],
+    )
+    def test_check_tells_of_a_module_that_cannot_say_what_is_there(
+        self,
+        machine: Machine,
+        capsys: Capture,
+        monkeypatch: pytest.MonkeyPatch,
+        says: str,
+        said: str,
+    ) -> None:
+        machine.softhsm()
+        assert init(machine) == 0
+        monkeypatch.setattr(discovery, "LOOK_TIMEOUT_S", 0.3)
+        machine.module("softhsm/libsofthsm2.so", says=says)
+        capsys.readouterr()
+        assert main(["config", "check"]) == 1
+        assert "stores.soft: " in (error := error_of(capsys))
+        assert said in error
+
+    def test_check_looks_by_the_environment_and_the_arguments_of_the_store(
+        self, machine: Machine, capsys: Capture
+    ) -> None:
+        module = machine.softhsm()
+        assert init(machine) == 0
+        text = machine.config.read_text()
+        machine.config.write_text(
+            f"{text}env = {{ SOFTHSM2_CONF = '/of/store' }}\nmodule_args='x'\n"
+        )
+        wants = '[ "$SOFTHSM2_CONF" = /of/store ] && for it; do :; done && [ "$it" = x ] || exit 1'
+        shown = json.dumps([token()])
+        machine.module("softhsm/libsofthsm2.so", says=f"#!/bin/sh\n{wants}\necho '{shown}'\n")
+        assert Path(module).exists()
+        assert main(["config", "check"]) == 0
 
     def test_check_looks_for_the_keychain_that_is_to_have_a_pin(
         self, machine: Machine, capsys: Capture
