@@ -190,7 +190,7 @@ AGENT_METHODS: Mapping[str, Mapping[str, Param]] = {
     "proof.sign": {"signing_input": _SIGNING_INPUT.must(), "jkt": _JKT.must()},
     "observe": {"seen": _SEEN.must()},
     "key.list": {"key": _KEY, "include_destroyed": _BOOL, "cursor": _CURSOR},
-    "status": {},
+    "status": {"look": _BOOL},
     "subscribe": {"events": _EVENTS.must()},
 }
 """What `agent.sock` answers."""

@@ -54,6 +54,7 @@ class Handler:
         self._agent = agent
         self._proofs = proofs
         self._lifecycle = lifecycle
+        self._stores = stores
         self._views = views
         self._background = background
         self._takes_no_more = False
@@ -63,7 +64,7 @@ class Handler:
             "proof.sign": proofs.sign_proof,
             "observe": _at_once(proofs.observe),
             "key.list": _at_once(views.page),
-            "status": _at_once(lambda _: views.status(agent=agent.describe(), proofs=proofs.made)),
+            "status": self._status,
             "subscribe": _subscribe,
             "key.create": self._later(self._create),
             "key.rotate": self._later(self._rotate),
@@ -117,6 +118,19 @@ class Handler:
             return self._views.key(await verb(call.params))
 
         return answer
+
+    def _status(self, call: Call) -> None:
+        if call.params.get("look"):
+            self._later(self._status_after_a_look)(call)
+        else:
+            call.respond(self._status_now())
+
+    async def _status_after_a_look(self, call: Call) -> _Result:  # noqa: ARG002  (one signature)
+        await self._stores.look()
+        return self._status_now()
+
+    def _status_now(self) -> _Result:
+        return self._views.status(agent=self._agent.describe(), proofs=self._proofs.made)
 
     async def _create(self, call: Call) -> _Result:
         return self._views.key(await self._lifecycle.create(call.params, self._agent.default_store))

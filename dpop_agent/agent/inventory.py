@@ -118,12 +118,13 @@ class Inventory:
             _add_refs(ours, store, key)
         # Of the generations that had a slot the one that is there now.
         ours |= {g.ref: g.jkt for _, g in self._records.keys.in_slots(store)}
+        before = self.unknown.get(store)
         self.unknown[store] = [
             found
             for found in listed
             if found["ref"] not in ours or found["jkt"] not in (None, ours[found["ref"]])
         ]
-        if self.unknown[store]:
+        if self.unknown[store] and self.unknown[store] != before:
             log.info(
                 "store %s has %d private keys that aren't the agent's; they are left alone",
                 store,

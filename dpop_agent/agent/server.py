@@ -112,7 +112,12 @@ class Agent:
             proofs=Proofs(self._records, self.signers, inventory, nonces),
             lifecycle=lifecycle,
             stores=Stores(
-                self._records, self.signers, views, socket_folder=os.path.dirname(agent_socket)
+                self._records,
+                self.signers,
+                inventory,
+                views,
+                background,
+                socket_folder=os.path.dirname(agent_socket),
             ),
             views=views,
             background=background,

@@ -141,6 +141,18 @@ class Signer:
         """Whether a process of it runs, its store open or not."""
         return self._process is not None
 
+    @property
+    def may_be_looked_at(self) -> bool:
+        """Whether it can list what it has, and nobody locked it, or was left a card by it."""
+        return self.config.module is not None and (
+            self._state is State.READY or self.state in ("absent", "failed")
+        )
+
+    @property
+    def keeps_pin(self) -> bool:
+        """Whether a PIN that is typed stays in the keychain."""
+        return self.config.pin_source is not None and self.config.pin_source.kind == "keychain"
+
     def submit(self, job: Job) -> None:
         """Queue a job; its `done` is called in any case, an error at once where nothing helps."""
         if self._state is State.CLOSED:
@@ -582,7 +594,7 @@ class Signer:
                 )
             )
             raise
-        if self._state is not State.RELEASED:
+        if self._state is not State.RELEASED and job.owner != LOOKING:
             self._idle_since = now
         if answer.get("broken") and self._state in OPEN:
             self._become(Event.BREAK)

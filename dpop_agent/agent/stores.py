@@ -1,27 +1,63 @@
-"""What people have done to stores: locked, unlocked, authorized; and what a store says of a key."""
+"""What people have done to stores: locked, unlocked, authorized, looked at; and what a store says
+of a key.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
+from dpop_agent.agent.background import Background
+from dpop_agent.agent.inventory import Inventory
 from dpop_agent.agent.records import Records
 from dpop_agent.agent.signers import Signers
 from dpop_agent.agent.views import Views
 from dpop_agent.channel import require_secret_socket
+from dpop_agent.errors import DPoPAgentError
+
+LOOK_S = 3.0
+"""Seconds that somebody waits for what stores have now; what takes longer is seen the next time."""
 
 
 class Stores:
     """The verbs of stores; each takes the wire's parameters and gives its result."""
 
     def __init__(
-        self, records: Records, signers: Signers, views: Views, *, socket_folder: str
+        self,
+        records: Records,
+        signers: Signers,
+        inventory: Inventory,
+        views: Views,
+        background: Background,
+        *,
+        socket_folder: str,
     ) -> None:
         """`socket_folder` is the folder of the agent's sockets, which is the user's alone."""
         self._records = records
         self._signers = signers
+        self._inventory = inventory
         self._views = views
+        self._background = background
         self._socket_folder = socket_folder
+        self._looks: dict[str, asyncio.Task[None]] = {}
+
+    async def look(self) -> None:
+        """See what stores have now, as far as that takes nothing from anybody.
+
+        However many ask, a store is looked at once at a time, and yields to who signs.
+        """
+        for name, signer in self._signers.items():
+            under_way = name in self._looks and not self._looks[name].done()
+            if signer.may_be_looked_at and not under_way:
+                self._looks[name] = self._background.start(self._look(name))
+        looks = [look for look in self._looks.values() if not look.done()]
+        if looks:
+            await asyncio.wait(looks, timeout=LOOK_S)
+
+    async def _look(self, store: str) -> None:
+        with suppress(DPoPAgentError):  # the store's state tells
+            await self._inventory.look(store)
 
     async def attestation(self, params: dict[str, Any]) -> dict[str, Any]:
         key = self._records.keys.named(params["key"])
@@ -57,4 +93,5 @@ class Stores:
             "state": signer.state,
             "pin_socket": entry.socket,
             "pin_pad": entry.pad,
+            "pin_kept": entry.socket is not None and signer.keeps_pin,
         }

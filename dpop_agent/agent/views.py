@@ -157,7 +157,7 @@ class Views:
             "jwk": dict(generation.jwk),
             "exportable": generation.exportable,
             "protection": generation.protection,
-            "local": generation.local,
+            "local": _is_local(generation),
             "missing": generation.jkt in self._inventory.missing,
             "shared": generation.shared,
             "slot": generation.slot,
@@ -219,6 +219,13 @@ class Views:
             }
             for name, signer in self._signers.items()
         ]
+
+
+def _is_local(generation: Generation) -> bool | None:
+    """As its store tells; of one that doesn't, what isn't shared was made there by the agent."""
+    if generation.local is None and generation.jkt and not generation.shared:
+        return True
+    return generation.local
 
 
 def hello() -> dict[str, Any]:

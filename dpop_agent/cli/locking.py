@@ -35,6 +35,11 @@ LOOK_S = 0.05
 
 MAX_ANSWER = 8 * 1024
 
+_KEPT = (
+    "The PIN will be stored in the operating system's keychain, where any program of yours can "
+    "read it."
+)
+
 
 def add_lock(parser: arguments.Parser) -> None:
     """`dpop-agent lock`."""
@@ -90,7 +95,8 @@ def _open(name: str, args: Namespace) -> None:
     if asked["pin_pad"]:
         _wait_for_pad(name, asked["pin_socket"])
     elif asked["pin_socket"] is not None:
-        send_secret(asked["pin_socket"], f"PIN of the store {name}: ", what="PIN")
+        kept = f"{_KEPT}\n" if asked.get("pin_kept") else ""
+        send_secret(asked["pin_socket"], f"{kept}PIN of the store {name}: ", what="PIN")
     if not args.json:
         print(output.plain(f"the store {name} is open"))
 

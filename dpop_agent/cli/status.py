@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dpop_agent import paths
 from dpop_agent.cli import arguments, output
+from dpop_agent.errors import InvalidParams
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
     from typing import Any
+
+    from dpop_agent.client import AgentClient
 
 
 def add_status(parser: arguments.Parser) -> None:
@@ -48,12 +51,20 @@ def _status(args: Namespace) -> int:
 
     path = paths.agent_socket()
     with AgentClient(path) as agent:
-        status = agent.status()
+        status = _seen_now(agent)
     if args.json:
         output.print_json(status)
     else:
         print("\n".join(_lines(status, path)))
     return 0
+
+
+def _seen_now(agent: AgentClient) -> dict[str, Any]:
+    """What is there now, rather than when the agent looked last."""
+    try:
+        return agent.call("status", {"look": True})
+    except InvalidParams:  # an agent that was started before it could look
+        return agent.status()
 
 
 def _reload(args: Namespace) -> int:

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from dpop_agent.errors import KeyCompromised
-from tests.agent.places import until
+from tests.agent.places import until, until_open, until_state
 from tests.processes import Agent, Token
 from tests.stores import on_token
 
@@ -233,3 +233,66 @@ def test_reload_looks_anew_which_keys_there_are(
     assert "ready" in out
     (store,) = agent.client().status()["stores"]
     assert [found["ref"] for found in store["unknown"]] == ["0badcafe"]
+
+
+def test_status_shows_which_keys_a_store_has_now(
+    token: Token, make_agent: Callable[..., Agent]
+) -> None:
+    """Not those at the last reload."""
+    agent = make_agent(token.config).start()
+    agent.create_key("default")
+
+    def seen() -> tuple[list[str], list[bool]]:
+        (store,) = shown(agent, "status")["stores"]
+        [key] = shown(agent, "key", "list")["keys"]
+        return [found["ref"] for found in store["unknown"]], [
+            g["missing"] for g in key["generations"]
+        ]
+
+    assert seen() == ([], [False])
+    on_token.make_stranger(token, key_id="0badcafe")
+    assert seen() == (["0badcafe"], [False])
+    on_token.delete(token, "0badcafe")
+    assert seen() == ([], [False])
+    (ours,) = on_token.private_ids(token)
+    on_token.delete(token, ours)
+    assert seen() == ([], [True])
+    agent.client().status()  # which looks at nothing
+    assert agent.log.read_text().count("is missing") == 1
+
+
+def test_status_shows_that_a_pkcs11_token_has_come_back(
+    token: Token, make_agent: Callable[..., Agent]
+) -> None:
+    tokens = token.folder / "tokens"
+    away = tokens.rename(token.folder / "away")
+    tokens.mkdir()
+    agent = make_agent(token.config).start()
+
+    def state() -> str:
+        (store,) = shown(agent, "status")["stores"]
+        return str(store["state"])
+
+    until(lambda: state() == "absent")
+    tokens.rmdir()
+    away.rename(tokens)
+    until(lambda: state() == "ready")
+
+
+def test_status_opens_no_locked_store_and_takes_no_card_that_was_left_to_others(
+    token: Token, make_agent: Callable[..., Agent]
+) -> None:
+    text = token.config.read_text()
+    idle = 'release_after = "1s"\nlock_after = "3s"'
+    token.config.write_text(text.replace("[agent]\n", f"[agent]\n{idle}\n"))
+    agent = make_agent(token.config).start()
+    until_open(agent)
+    while "is released" not in agent.log.read_text():
+        shown(agent, "status")  # which is no use of the store
+    on_token.make_stranger(token, key_id="0badcafe")
+    (store,) = shown(agent, "status")["stores"]
+    assert (store["state"], store["unknown"]) == ("ready", [])
+    until_state(agent, "locked")
+    (store,) = shown(agent, "status")["stores"]
+    assert store["state"] == "locked"
+    assert agent.log.read_text().count("is released") == 1

@@ -51,7 +51,7 @@ class StoreConformance:
     ALGS: ClassVar[tuple[str, ...]] = ()
     EXPORTABLE: ClassVar[bool] = False
     PROTECTION: ClassVar[str] = ""
-    LOCAL: ClassVar[bool | None] = True
+    LOCAL: ClassVar[bool] = True
 
     @pytest.fixture
     def agent(self) -> Agent:

@@ -145,7 +145,6 @@ class TestGnomeKeyring(StoreConformance, AwayConformance):
     ALGS = tuple(ALGORITHMS)
     EXPORTABLE = True
     PROTECTION = "keychain"
-    LOCAL = None
 
     @pytest.fixture
     def agent(self, config: Path, make_agent: Callable[..., Agent]) -> Agent:
@@ -196,7 +195,8 @@ def test_another_program_of_the_user_reads_the_key_and_the_key_says_so(
     agent: Agent, desktop: Keyring
 ) -> None:
     made = agent.create_key()
-    assert (made["exportable"], made["protection"], made["local"]) == (True, "keychain", None)
+    assert (made["exportable"], made["protection"], made["local"]) == (True, "keychain", True)
+    assert "keychain, exportable, made there\n" in agent.run("key", "show", "default").stdout
     (value,) = items(desktop)
     version, _, text = value.partition(".")
     assert version == "v1"

@@ -20,7 +20,7 @@ from tests.piv_card import PIN_TRIES
 from tests.processes import Agent, Token
 from tests.stores.conformance import TARGET, signs, until_back
 from tests.stores.test_yubikey import Authorizing
-from tests.terminal import unlock
+from tests.terminal import Terminal, unlock
 from tests.timing import Measured
 
 HTU = "https://api.example.com/v1/me"
@@ -103,6 +103,19 @@ def test_a_pin_is_typed_once_and_later_starts_read_it_from_the_keychain(
     agent.start()
     proves(agent)
     assert token.pin not in agent.log.read_text()
+
+
+def test_who_types_a_pin_that_will_be_stored_is_told_so_before(agent: Agent, token: Token) -> None:
+    until_state(agent, "locked")
+    with Terminal(agent, "unlock") as terminal:
+        terminal.until("PIN of the store")
+        assert "will be stored in the operating system's keychain" in terminal.shown
+        terminal.type(f"{token.pin}\n")
+        assert terminal.end()[0] == 0
+    agent.run("lock", check=True)
+    with Terminal(agent, "unlock") as terminal:  # it is there by now
+        status, shown = terminal.end()
+    assert (status, "will be stored" in shown) == (0, False)
 
 
 def test_a_wrong_pin_that_is_typed_isnt_put_into_the_keychain(

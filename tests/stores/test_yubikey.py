@@ -705,6 +705,21 @@ def test_a_pulled_card_is_told_at_once_and_signs_again_when_it_is_back(
     pull_and_replug(agent, wire, yubikey, measured, cycles=3)
 
 
+def test_status_shows_whether_a_card_is_there_now(agent: Agent, yubikey: YubiKey) -> None:
+    """Though nobody asked for a signature meanwhile."""
+    until_open(agent)
+
+    def state() -> object:
+        (store,) = json.loads(agent.run("status", "--json", check=True).stdout)["stores"]
+        return store["state"]
+
+    yubikey.pull()
+    until(lambda: state() == "absent")
+    yubikey.plug()
+    until(lambda: state() == "ready")
+    assert yubikey.card.tries == PIN_TRIES
+
+
 @pytest.mark.long
 def test_a_card_that_is_pulled_a_hundred_times_signs_again_each_time(
     agent: Agent, wire: Authorizing, yubikey: YubiKey, measured: Measured

@@ -194,7 +194,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
             *("call", "drains", "frames", "inventory", "keys", "nonces", "policy", "queue"),
             *("records", "signers"),
         },
-        "stores": {"records", "signers", "views"},
+        "stores": {"background", "inventory", "records", "signers", "views"},
         "handler": {"background", "call", "keys", "lifecycle", "proofs", "stores", "views"},
         "intake": {"queue"},
         "connection": {"call", "intake", "queue"},

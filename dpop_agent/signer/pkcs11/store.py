@@ -136,6 +136,8 @@ class TokenStore(PinStore, ListsKeys):
 
     def objects(self, *, begin: bool) -> Listed:
         if begin:
+            if self._token.may_have_been_pulled():  # modules list what they remember
+                self._look_anew()
             self._listing = self._listed()
         if self._listing is None:
             raise SignerFailed("the PKCS#11 token was opened anew while its keys were listed")
