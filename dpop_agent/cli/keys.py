@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from typing import Any
 
+_STAYS = "it stays as it is"
 _TIMES = ("rotate_every_s", "drain_s", "max_drain_s")
 
 
@@ -43,7 +44,7 @@ def add_create(verbs: arguments.Verbs) -> None:
         action="store_true",
         help="also sign proofs whose claims a library built",
     )
-    _add_times(sub)
+    _add_times(sub, every="never", drain="7d", max_drain="90d")
 
 
 def _create(args: Namespace) -> int:
@@ -60,7 +61,9 @@ def _create(args: Namespace) -> int:
 def add_list(verbs: arguments.Verbs) -> None:
     """`dpop-agent key list`."""
     sub = arguments.add_verb(verbs, "list", "Show all keys at a glance", _list)
-    sub.add_argument("key", metavar="NAME", nargs="?", type=arguments.key_name)
+    sub.add_argument(
+        "key", metavar="NAME", nargs="?", type=arguments.key_name, help="by default all"
+    )
     sub.add_argument("--all", action="store_true", help="the destroyed generations too")
 
 
@@ -105,7 +108,11 @@ def _attestation(args: Namespace, key: calls.Key, number: int | None) -> int:
 def add_set(verbs: arguments.Verbs) -> None:
     """`dpop-agent key set`."""
     sub = arguments.add_verb(
-        verbs, "set", "Change what a key may be used for, and when it rotates", _set
+        verbs,
+        "set",
+        "Change what a key may be used for, and when it rotates",
+        _set,
+        "What isn't given stays as it is.",
     )
     sub.add_argument("key", metavar="NAME", type=arguments.key_name)
     origins = sub.add_mutually_exclusive_group()
@@ -114,11 +121,12 @@ def add_set(verbs: arguments.Verbs) -> None:
     allow = sub.add_mutually_exclusive_group()
     allow.add_argument("--allow-sign-proof", action="store_true", default=None)
     allow.add_argument("--no-allow-sign-proof", dest="allow_sign_proof", action="store_false")
-    _add_times(sub)
+    _add_times(sub, every=_STAYS, drain=_STAYS, max_drain=_STAYS)
     sub.add_argument(
         "--touch",
         choices=("yes", "no", "auto"),
-        help="whether its signatures wait for a touch; auto: as the card says",
+        help="whether its signatures wait for a touch; auto: as the card says; by default "
+        f"{_STAYS}",
     )
     sub.set_defaults(usage=sub.error)
 
@@ -208,23 +216,25 @@ def _add_origins(parser: Any) -> None:
     )
 
 
-def _add_times(parser: Any) -> None:
+def _add_times(parser: Any, *, every: str, drain: str, max_drain: str) -> None:
+    """`--rotate-every`, `--drain` and `--max-drain`, and what holds where they aren't given."""
     parser.add_argument(
         "--rotate-every",
         dest="rotate_every_s",
         metavar="TIME",
         type=arguments.interval,
         default=argparse.SUPPRESS,
-        help="such as 30d: how often to rotate automatically; or never",
+        help=f"such as 30d: how often to rotate automatically; or never; by default {every}",
     )
-    arguments.add_drain(parser, "of an old generation; 7d by default", argparse.SUPPRESS)
+    arguments.add_drain(parser, f"of an old generation; by default {drain}", argparse.SUPPRESS)
     parser.add_argument(
         "--max-drain",
         dest="max_drain_s",
         metavar="TIME",
         type=arguments.duration,
         default=argparse.SUPPRESS,
-        help="such as 90d: an old generation stops signing then, however much it is used",
+        help="such as 90d: an old generation stops signing then, however much it is used; by "
+        f"default {max_drain}",
     )
 
 

@@ -34,18 +34,23 @@ def add_proof(parser: arguments.Parser) -> None:
     which.add_argument(
         "--jkt",
         type=arguments.sha256,
-        help="sign with the generation that the access token is bound to (its cnf.jkt)",
+        help="sign with the generation that the access token is bound to (its cnf.jkt); by default "
+        "with what --key says",
     )
     bound = parser.add_mutually_exclusive_group()
     bound.add_argument(
-        "--access-token-file", metavar="FILE", help="the access token presented; - for stdin"
+        "--access-token-file",
+        metavar="FILE",
+        help="the access token presented; - for stdin; by default none",
     )
-    bound.add_argument("--ath", type=arguments.sha256, help="or its hash")
+    bound.add_argument("--ath", type=arguments.sha256, help="or its hash; by default none")
     nonces = parser.add_mutually_exclusive_group()
     nonces.add_argument(
-        "--nonce", type=arguments.nonce, help="this one rather than the one that the agent has"
+        "--nonce",
+        type=arguments.nonce,
+        help="this one; by default the one that the agent has from the server",
     )
-    nonces.add_argument("--no-nonce", action="store_true", help="no nonce")
+    nonces.add_argument("--no-nonce", action="store_true", help="none at all")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--header", action="store_true", help="print it as DPoP: …")
     arguments.add_json(form)

@@ -28,7 +28,7 @@ def add_rotate(verbs: arguments.Verbs) -> None:
     sub.add_argument(
         "--stage", action="store_true", help="only make it, so that its jkt can be announced first"
     )
-    arguments.add_drain(sub, "of the old one, this time only")
+    arguments.add_drain(sub, "of the old one, this time only; by default what is set for the key")
     authorizing.add_slot(sub)
 
 
@@ -56,7 +56,9 @@ def add_activate(verbs: arguments.Verbs) -> None:
         "back from a rotation.",
     )
     add_generation(sub)
-    arguments.add_drain(sub, "of the one that was active, this time only")
+    arguments.add_drain(
+        sub, "of the one that was active, this time only; by default what is set for the key"
+    )
 
 
 def _activate(args: Namespace) -> int:

@@ -19,13 +19,11 @@ def add_serve(parser: arguments.Parser) -> None:
     parser.add_argument(
         "-v", "--verbose", action="store_true", help="log each request, but never a secret"
     )
-    _add_idle(
-        parser, "--lock-after", "lock stores that nobody has used for this long (15m), until unlock"
-    )
+    _add_idle(parser, "--lock-after", "lock stores that nobody has used for this long, such as 15m")
     _add_idle(
         parser,
         "--release-after",
-        "let other programs have a PKCS#11 token that nobody has used for this long (30s)",
+        "let other programs have a PKCS#11 token that nobody has used for this long, such as 30s",
     )
     parser.set_defaults(run=_serve)
 
@@ -38,7 +36,7 @@ def _add_idle(parser: arguments.Parser, option: str, what: str) -> None:
         type=arguments.interval,
         default=argparse.SUPPRESS,  # never is another thing than nothing
         metavar="TIME",
-        help=f"{what}; or never; by default as the configuration's {setting} says, or never",
+        help=f"{what}; or never; by default as {setting} in the configuration says, else never",
     )
 
 

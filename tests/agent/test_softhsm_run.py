@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -48,12 +49,16 @@ def socket_in(text: str) -> Path:
 def test_once_shows_a_verified_proof_and_leaves_nothing_but_its_state(
     state: Path, tmp_path: Path
 ) -> None:
+    """It exports no socket that is dead by then."""
     first, second = run("--once", cwd=tmp_path), run("--once", cwd=tmp_path)
 
     for done in (first, second):
         assert done.returncode == 0, done.stderr
         assert "ok jkt=" in done.stderr
-        assert not socket_in(done.stdout).parent.exists()
+        assert done.stdout == ""
+        (socket,) = re.findall(r" serving (\S+)/agent.sock ", done.stderr)
+        assert not Path(socket).exists()
+        assert "export DPOP_AGENT_SOCK" not in done.stderr
     assert list(tmp_path.iterdir()) == []
     assert stat.S_IMODE(state.stat().st_mode) == 0o700
     assert stat.S_IMODE((state / "pin").stat().st_mode) == 0o600
@@ -70,6 +75,27 @@ def test_a_command_gets_the_socket_and_gives_its_exit_status(state: Path) -> Non
 
     assert done.returncode == 7
     assert done.stdout.count(".") == 2, "the command's output alone, one proof"
+    assert done.stderr.startswith("dpop-agent "), "its status, and nothing before"
+    assert "serving" not in done.stderr
+    assert " is open: 'dpop-agent'" in (state / "log").read_text()
+
+
+def test_beside_a_command_nothing_is_shown_but_why_it_came_to_nothing(
+    state: Path, tmp_path: Path
+) -> None:
+    quiet = run("--", "true")
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+    ledger = state / "ledger"
+    ledger.rename(tmp_path / "ledger")
+    try:
+        ledger.write_text("no folder")
+        failed = run("--", "echo", "not run")
+    finally:
+        ledger.unlink()
+        (tmp_path / "ledger").rename(ledger)
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert str(ledger) in failed.stderr
+    assert failed.stderr.endswith("the agent ended; what it said is above\n")
 
 
 @pytest.mark.parametrize("words", [["--nonsense"], ["--"], ["--once", "more"], ["once"]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from dpop_agent import __version__
+from dpop_agent import __version__, verify
+from dpop_agent.agent import keys
 from dpop_agent.cli import arguments, output
 from dpop_agent.cli import main as cli
+from dpop_agent.cli.arguments import Parser
 
 JKT = "-" * 42 + "A"
 SECRET = "Kz~8mXK1EalYznwH-LC"
@@ -249,6 +252,57 @@ def test_an_interrupt_ends_with_130_and_says_nothing(
     monkeypatch.setattr("dpop_agent.paths.agent_socket", interrupted)
     assert cli.main(["env"]) == 130
     assert capsys.readouterr() == ("", "")
+
+
+def parser_of(verb: list[str]) -> Parser:
+    found = cli._parser(verb[0])
+    for below in verb[1:]:
+        assert found.verbs is not None
+        found = found.verbs.choices[below]
+    return found
+
+
+def optional(parser: Parser) -> list[argparse.Action]:
+    """What takes a value and may be left out."""
+    return [
+        action
+        for action in parser._actions
+        if (not action.required and action.nargs != 0) or action.nargs == "?"
+    ]
+
+
+# One of it and --any-origin has to be given for a new key; of one that is there it stays.
+WITHOUT_DEFAULT = ("--origin",)
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in (["key"], ["config"])])
+def test_help_says_what_holds_where_something_is_not_given(verb: list[str]) -> None:
+    for action in optional(parser_of(verb)):
+        if not set(action.option_strings) & set(WITHOUT_DEFAULT):
+            assert "by default " in (action.help or ""), action.option_strings or action.dest
+
+
+def test_the_defaults_in_help_are_those_that_hold() -> None:
+    says = {
+        action.option_strings[0]: action.help or ""
+        for verb in (["key", "create"], ["verify"], ["serve"])
+        for action in optional(parser_of(verb))
+    }
+    assert f"by default {output.duration(keys.DRAIN_S)}" in says["--drain"]
+    assert f"by default {output.duration(keys.MAX_DRAIN_S)}" in says["--max-drain"]
+    assert keys.Key("default", "soft", "ES256", "now").rotate_every_s is None
+    assert "by default never" in says["--rotate-every"]
+    assert f"by default {verify.MAX_AGE_S}" in says["--max-age"]
+    assert "else never" in says["--lock-after"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_help_gives_as_examples_is_taken(verb: list[str]) -> None:
+    for action in parser_of(verb)._actions:
+        found = re.search(r"such as (.+?)(?:: |; |$)", action.help or "")
+        for example in re.split(", | or ", found[1]) if found else ():
+            assert callable(action.type), action.dest
+            action.type(example)
 
 
 MISSPELT = [
