@@ -1,0 +1,235 @@
+"""README.md is what a newcomer can do: its commands run as they stand there, in their order."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from dpop_agent import config
+from dpop_agent.cli import main as cli
+from tests.newcomer import Newcomer, Shell, newcomer, wheels
+from tests.processes import ROOT, Agent
+from tests.unit.fake_server import FakeServer, Reply, Seen
+
+README = (ROOT / "README.md").read_text()
+PIN, SO_PIN = "73195", "86420"
+
+ASKED = {
+    r"Please (re)?enter SO PIN: ": SO_PIN,
+    r"Please (re)?enter user PIN: ": PIN,
+    r"PIN of the store \S+: ": PIN,
+    r"Type yes: ": "yes",
+}
+"""What somebody types where a command asks."""
+
+SERVING = {"softhsm/run": "serving until Ctrl-C", "dpop-agent serve": "admin.sock"}
+"""Commands that stay in the foreground, and what each shows then."""
+
+
+class Block(NamedTuple):
+    language: str
+    text: str
+    section: str
+
+
+def blocks() -> list[Block]:
+    """Of the document what is code, each with the heading that it is below."""
+    found, section = [], ""
+    for heading, language, text in re.findall(
+        r"^## ([^\n]+)$|^```(\w+)\n(.*?)^```$", README, re.M | re.S
+    ):
+        section = heading or section
+        if language:
+            found.append(Block(language, text, section))
+    return found
+
+
+def commands(block: Block) -> Iterator[tuple[str, str]]:
+    """Each command, and what it shows according to the document."""
+    if block.language == "sh":
+        for line in block.text.splitlines():
+            yield line, ""
+    else:
+        for part in re.split(r"^\$ ", block.text, flags=re.M)[1:]:
+            line, _, shows = part.partition("\n")
+            yield line, shows
+
+
+@pytest.fixture(scope="module")
+def wheelhouse() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="wheels-", dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        wheels(folder, "dpop-agent[httpx,requests]", "hatchling", "editables")
+        yield folder
+
+
+@pytest.fixture
+def user(wheelhouse: Path) -> Iterator[Newcomer]:
+    with newcomer(wheelhouse) as found:
+        yield found
+
+
+def typed_by(user: Newcomer, todo: list[Block]) -> list[Shell]:
+    """Type all of it: into the terminal that was opened last, or into a new one while that serves.
+
+    Where the document has `…`, somebody types what an earlier command showed.
+    """
+    with ExitStack() as opened:
+        terminals = [opened.enter_context(user.terminal())]
+        for block in todo:
+            if terminals[-1].serves:
+                terminals.append(opened.enter_context(user.terminal()))
+            for line, shows in commands(block):
+                if line.endswith("…"):
+                    begins = re.escape(line.removesuffix("…"))
+                    found = re.findall(rf"^{begins}\S+", terminals[0].shown, re.M)
+                    assert found, f"nothing showed {line}"
+                    line = found[-1]
+                serving = next((s for c, s in SERVING.items() if line.startswith(c)), None)
+                shown = terminals[-1].run(line, asked=ASKED, serving=serving)
+                assert re.search(re.escape(shows.strip()).replace("…", r"\S+"), shown), shown
+        assert [terminal.serves for terminal in terminals] == [True, False]
+        shell = terminals[0]
+        assert shell.interrupt() in (0, 130)
+    return terminals
+
+
+SHELL = [block for block in blocks() if block.language in ("sh", "console")]
+FIRST = [block for block in SHELL if not block.section]
+
+
+def test_the_first_commands_of_the_readme_serve_a_key_from_an_empty_home(user: Newcomer) -> None:
+    _, second = typed_by(user, FIRST)
+    assert re.search(r"default@1 +active ", second.shown)
+    assert list(user.home.iterdir()) == [user.project], "nothing is left beside the project"
+
+
+def test_the_other_commands_of_the_readme_lead_from_a_new_pkcs11_token_to_a_rotated_key(
+    user: Newcomer,
+) -> None:
+    first, second = typed_by(user, [block for block in SHELL if block.section])
+    assert (user.home / ".config/dpop-agent/config.toml").stat().st_uid != 0
+    assert re.search(r"soft: found PKCS#11 token 'work', serial \w+\r\n", first.shown)
+    assert re.search(r"^ok jkt=\S+ alg=ES256 ", second.shown, re.M)
+    assert "default@1 is compromised, and never signs again" in second.shown
+    listed = second.shown[second.shown.rindex("dpop-agent key list") :]
+    assert re.findall(r"(default@\d) +(\w+)", listed) == [
+        ("default@1", "compromised"),
+        ("default@2", "draining"),
+        ("default@3", "staged"),
+    ]
+    jkts = re.findall(r"jkt (\S{43})\r\n", listed)
+    assert len(set(jkts)) == 3, "each whole, in 80 columns"
+    for shown in (first.shown, second.shown):
+        assert PIN not in shown
+        assert SO_PIN not in shown
+
+
+def test_every_shell_command_of_the_readme_is_run_by_one_of_these() -> None:
+    languages = {block.language for block in blocks()}
+    assert languages == {"sh", "console", "toml", "python"}
+    assert FIRST
+    assert FIRST != SHELL
+    assert not re.search(r"^( {4,}|\t)\$? *(dpop-agent|softhsm)", README, re.M)
+
+
+STANDS_FOR = {"STORE": "work", "TIME": "15m", "NAME": "default", "NAME@N": "default@1"}
+"""What the document writes where somebody puts a name of theirs."""
+
+
+def mentioned() -> list[str]:
+    """The commands in the text between the blocks."""
+    text = re.sub(r"^```.*?^```$", "", README, flags=re.M | re.S)
+    verbs = "|".join(cli._VERBS)
+    found = re.findall(rf"`(?:dpop-agent )?((?:{verbs}) [^`]+)`", text)
+    return sorted({" ".join(words.split()) for words in found})
+
+
+def test_commands_are_mentioned_in_the_text_too() -> None:
+    assert len(mentioned()) > 8
+
+
+@pytest.mark.parametrize("text", mentioned())
+def test_a_command_that_the_readme_mentions_is_one(
+    capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    for one in _alternatives(text):
+        verb, *words = [STANDS_FOR.get(word, word) for word in shlex.split(one)]
+        try:
+            cli._parser(verb).parse_args(words)
+        except SystemExit as e:
+            # What isn't said there may be needed too.
+            assert e.code == 0 or " required" in capsys.readouterr().err  # noqa: PT017
+
+
+def _alternatives(text: str) -> list[str]:
+    """`key create|rotate NAME` is two."""
+    found = re.search(r"(\w+)\|(\w+)", text)
+    if not found:
+        return [text]
+    return [text.replace(found[0], word) for word in found.groups()]
+
+
+def test_the_configuration_in_the_readme_is_one(tmp_path: Path) -> None:
+    (text,) = [block.text for block in blocks() if block.language == "toml"]
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    path.chmod(0o600)
+    found = config.load(str(path))
+    assert list(found.stores) == ["work", "keychain"]
+    documented = {name for name in config._AGENT if re.search(rf"^{name} = ", text, re.M)}
+    assert documented == set(config._AGENT)
+
+
+def answer(seen: Seen) -> Reply:
+    """An authorization server's token endpoint, and a resource server."""
+    if seen.method == "POST":
+        body = {"access_token": "at-1", "token_type": "DPoP", "expires_in": 300}
+        return Reply(200, json.dumps(body).encode(), Content_Type="application/json")
+    return Reply(200, b"{}", Content_Type="application/json")
+
+
+def test_the_python_of_the_readme_runs_and_every_request_has_a_proof(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent.create_key("default")
+    monkeypatch.setenv("DPOP_AGENT_SOCK", agent.socket)
+    with FakeServer(answer) as server, ExitStack() as opened:
+        names: dict[str, Any] = {
+            "ID": "i",
+            "SECRET": "s",
+            "token_endpoint": f"{server.origin}/token",
+        }
+        names |= {"AS": server.origin, "API": server.origin}
+        for block in blocks():
+            if block.language == "python":
+                # Where it has `...` somebody puts in what is theirs.
+                text = block.text.replace("=...", '={"grant_type": "authorization_code"}')
+                exec(compile(text, "README.md", "exec"), names)
+        for name in ("agent", "http", "session"):
+            opened.callback(names[name].close)
+        assert [len(seen.proofs) for seen in server.seen] == [1] * 5
+        presented = [seen.headers["Authorization"] for seen in server.seen if seen.path == "/me"]
+        assert presented == ["DPoP at-1"] * 2
+
+
+def test_the_line_that_help_shows_sets_the_socket_in_a_shell(agent: Agent) -> None:
+    shown = agent.run("env", "--help", check=True).stdout
+    (line,) = re.findall(r'eval "[^"]+"', " ".join(shown.split()))
+    command = f'dpop-agent() {{ "{sys.executable}" -m dpop_agent "$@"; }}'
+    script = f'{command}\n{line}\nunset -f dpop-agent\nprintf %s "$DPOP_AGENT_SOCK"'
+    done = subprocess.run(
+        ["bash", "-c", script], env=agent.env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == agent.socket
