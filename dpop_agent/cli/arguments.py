@@ -65,7 +65,9 @@ class Parser(argparse.ArgumentParser):
             value = next(rest, None) if word in _ANY_TEXT else None
             words.append(word if value is None else f"{word}={value}")
         if self.verbs is not None:
-            if words and not words[0].startswith("-") and words[0] not in self.verbs.choices:
+            if not words:
+                self.error(f"it needs a verb; there are: {', '.join(self.verbs.choices)}")
+            if not words[0].startswith("-") and words[0] not in self.verbs.choices:
                 self.error(
                     f"there is no such verb; {nearest(words[0].lower(), self.verbs.choices)}"
                 )

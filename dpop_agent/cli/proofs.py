@@ -115,7 +115,7 @@ def _with_choices(error: JktRequired, key: str | None) -> JktRequired:
         for g in owner["generations"]
         if g["jkt"] in error.details.get("choices", [])
     )
-    hint = f"name it with --jkt, by the access token's cnf.jkt: {choices}"
+    hint = f"name it with --jkt (its cnf.jkt), or with --key NAME@N: {choices}"
     return JktRequired(error.message, hint=hint, details=error.details)
 
 

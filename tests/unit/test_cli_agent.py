@@ -1036,6 +1036,16 @@ class TestStatus:
         assert "\n0badcafe  old? key\n-         -\n" in out
         assert "dpop-agent key adopt NAME --ref REF --store soft\n" in out
 
+    def test_it_is_what_stores_have_now_where_the_agent_can_look(
+        self, agent: Agent, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        agent.answers["status"] = STATUS
+        assert main(["status"]) == 0
+        assert isinstance(protocol.AGENT_METHODS, dict)
+        monkeypatch.setitem(protocol.AGENT_METHODS, "status", {})  # one that was started before
+        assert main(["status"]) == 0
+        assert [params for _, _, params in agent.seen] == [{"look": True}, {}]
+
     def test_json_is_what_the_wire_returns(self, agent: Agent, capsys: Capture) -> None:
         agent.answers["status"] = STATUS
         assert main(["status", "--json"]) == 0
