@@ -142,10 +142,14 @@ def test_a_method_of_admin_sock_is_refused_on_agent_sock_with_where_to_send_it(w
     assert "admin.sock" in error["hint"]
 
 
-def test_a_misspelt_method_or_parameter_is_told_the_nearest(wire: Wire) -> None:
+def test_a_misspelt_method_or_parameter_is_told_the_nearest(
+    wire: Wire, shared_agent: Agent
+) -> None:
     assert "did you mean status?" in wire.error("statuss")["hint"]
     assert "did you mean nonce?" in wire.error("proof", **TARGET, nonc="x")["hint"]
-    assert "no parameters" in wire.error("status", verbose=True)["hint"]
+    assert "there are: look" in wire.error("status", verbose=True)["hint"]
+    with Wire(shared_agent.admin_socket) as admin:
+        assert "no parameters" in admin.error("reload", verbose=True)["hint"]
 
 
 @pytest.mark.parametrize("name", ["iat", "jti", "typ", "jwk", "alg", "exp"])
