@@ -144,7 +144,7 @@ def _with_token(args: Namespace) -> tuple[str, str, bool]:
             raise ConfigurationError(problem, hint=hint)
     said = f"store {store!r}, PKCS#11 token {output.plain(token.label)!r}"
     for name, value in _found_by(token).items():
-        said += f"\nfound by:  {name}={output.plain(value)}, which is in it too"
+        said += f"\nfound by:  {name}={output.plain(value)}, kept in its env"
     return _toml(store, token, source), said, False
 
 
