@@ -21,6 +21,7 @@ ANOTHER_STATE_FOLDER = "set DPOP_AGENT_STATE_DIR to a folder of your own"
 """What else somebody can do whose place isn't safe."""
 
 _ADMIN = "admin.sock"
+_MOUNTED = "mount"
 
 
 def agent_socket() -> str:
@@ -31,6 +32,11 @@ def agent_socket() -> str:
 def admin_socket(agent_socket: str) -> str:
     """`admin.sock` beside the agent's socket."""
     return os.path.join(os.path.dirname(agent_socket), _ADMIN)
+
+
+def mounted_socket(agent_socket: str) -> str:
+    """`agent.sock` alone in a folder, which can be mounted into a container."""
+    return os.path.join(os.path.dirname(agent_socket), _MOUNTED, "agent.sock")
 
 
 def config_file() -> str:

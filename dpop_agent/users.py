@@ -28,11 +28,13 @@ def _unmapped() -> tuple[int | None, bool]:
     """The overflow uid, None where nobody is shown by it; whether it stands for root."""
     try:
         with open("/proc/self/uid_map", encoding="ascii") as file:
-            ranges = [tuple(map(int, line.split())) for line in file]
-        if sum(count for _, _, count in ranges) >= _EVERYBODY:
+            mapped = sum(int(line.split()[2]) for line in file)
+        if mapped >= _EVERYBODY:
             return None, False
         with open("/proc/sys/kernel/overflowuid", encoding="ascii") as file:
             overflow = int(file.read())
-    except (OSError, ValueError):  # no Linux, or no /proc
+            # The kernel's settings are root's. The map itself names uids of the namespace above,
+            # which may not map root either.
+            return overflow, os.fstat(file.fileno()).st_uid == overflow
+    except (OSError, ValueError, IndexError):  # no Linux, or no /proc
         return None, False
-    return overflow, all(outside != 0 for _, outside, _ in ranges)

@@ -28,8 +28,10 @@ class Listener:
 
     socket: socket.socket
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, lock_path: str | None = None) -> None:
+        """`lock_path` is where its lock goes, beside the socket if it isn't given."""
         self.path = path
+        self._lock_path = lock_path or path + ".lock"
         self._lock = -1
         self._bound: _File | None = None
 
@@ -78,7 +80,8 @@ class Listener:
         paths.check_socket_path(self.path)
         folder = os.path.dirname(self.path)
         try:
-            paths.make_private_folder(folder, "the socket", instead=paths.ANOTHER_SOCKET)
+            for needed in (os.path.dirname(self._lock_path), folder):
+                paths.make_private_folder(needed, "the socket", instead=paths.ANOTHER_SOCKET)
             paths.check_socket_folder(self.path)
             if not self._is_locked():
                 held = lock.take(self._lock_path, holder=holder_of(self.path))
@@ -110,10 +113,6 @@ class Listener:
         finally:
             os.umask(umask)
         self.socket = new
-
-    @property
-    def _lock_path(self) -> str:
-        return self.path + ".lock"
 
     def _is_locked(self) -> bool:
         try:

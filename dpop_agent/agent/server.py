@@ -12,6 +12,7 @@ import stat
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -40,6 +41,7 @@ from dpop_agent.agent.views import Views
 from dpop_agent.channel import is_secret_socket
 from dpop_agent.config import Config, StoreConfig, load
 from dpop_agent.errors import (
+    ConfigurationError,
     DPoPAgentError,
     NotDurable,
     SignerFailed,
@@ -175,15 +177,17 @@ class Agent:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end)
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
-        admin_socket = paths.admin_socket(self._agent_socket)
-        with Listener(self._agent_socket) as agent_sock, Listener(admin_socket) as admin_sock:
+        with ExitStack() as entered:
+            listeners = {
+                entered.enter_context(listener): methods
+                for listener, methods in self._listeners().items()
+            }
             await self._save(clean=False)
             self._tidy_up()
             self._open_stores()
-            listeners = {agent_sock: protocol.AGENT_METHODS, admin_sock: protocol.ADMIN_METHODS}
             for listener, methods in listeners.items():
                 self._acceptors[listener] = self._acceptor(listener, methods)
-            log.info("serving %s and %s", self._agent_socket, admin_socket)
+            log.info("serving %s", ", ".join(listener.path for listener in listeners))
             self._background.start(self._upkeep.watch_time())
             self._background.start(self._watch_idle())
             places = self._background.start(self._watch_places(listeners))
@@ -193,6 +197,23 @@ class Agent:
             await self._close()
         if self._failure is not None:
             raise self._failure
+
+    def _listeners(self) -> dict[Listener, Methods]:
+        """Where it is to listen, and what can be asked there."""
+        listeners = {
+            Listener(self._agent_socket): protocol.AGENT_METHODS,
+            Listener(paths.admin_socket(self._agent_socket)): protocol.ADMIN_METHODS,
+        }
+        mounted = paths.mounted_socket(self._agent_socket)
+        try:
+            paths.check_socket_path(mounted)
+        except ConfigurationError as e:
+            log.warning("there is no socket for containers, %s: %s", mounted, e)
+        else:
+            # The folder outlives the agent and has nothing else, so that it can be mounted.
+            lock_path = f"{os.path.dirname(mounted)}.lock"
+            listeners[Listener(mounted, lock_path=lock_path)] = protocol.AGENT_METHODS
+        return listeners
 
     def _acceptor(self, listener: Listener, methods: Methods) -> Acceptor:
         return Acceptor(listener.socket, partial(self._connect, listener, methods))

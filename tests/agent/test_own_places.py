@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import shutil
 import signal
 import socket
 import subprocess
@@ -35,8 +36,9 @@ def answers(path: str, pid: int) -> bool:
 
 
 def until_served(agent: Agent) -> None:
-    """Wait until both sockets are the agent's."""
-    until(lambda: answers(agent.socket, agent.pid) and answers(agent.admin_socket, agent.pid))
+    """Wait until its sockets are the agent's."""
+    sockets = agent.socket, agent.admin_socket, str(agent.runtime / "mount" / "agent.sock")
+    until(lambda: all(answers(path, agent.pid) for path in sockets))
 
 
 def ended_with(agent: Agent, line: str) -> None:
@@ -57,7 +59,10 @@ def outside(agent: Agent, tmp_path: Path) -> Agent:
 # Its sockets
 
 
-@pytest.mark.parametrize("which", [["agent.sock"], ["admin.sock"], ["agent.sock", "admin.sock"]])
+@pytest.mark.parametrize(
+    "which",
+    [["agent.sock"], ["admin.sock"], ["mount/agent.sock"], ["agent.sock", "admin.sock"]],
+)
 def test_a_socket_that_was_removed_is_served_anew(outside: Agent, which: list[str]) -> None:
     with Wire(outside.socket) as before:
         for name in which:
@@ -69,9 +74,7 @@ def test_a_socket_that_was_removed_is_served_anew(outside: Agent, which: list[st
 
 
 def _removed(folder: Path) -> None:
-    for file in folder.iterdir():
-        file.unlink()
-    folder.rmdir()
+    shutil.rmtree(folder)
 
 
 def _renamed(folder: Path) -> None:
@@ -85,7 +88,7 @@ def _remade(folder: Path) -> None:
 
 def _emptied(folder: Path) -> None:
     for file in folder.iterdir():
-        file.unlink()
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
 
 
 @pytest.mark.parametrize("change", [_removed, _renamed, _remade, _emptied])
@@ -129,8 +132,10 @@ def test_an_agent_whose_place_another_took_ends_with_a_line_and_leaves_it_its_so
     second.env["DPOP_AGENT_SOCK"] = first.socket
     second.socket, second.admin_socket = first.socket, first.admin_socket
     first.process.send_signal(signal.SIGSTOP)
-    for file in ("agent.sock", "admin.sock", "agent.sock.lock", "admin.sock.lock"):
-        (first.runtime / file).unlink()
+    for name in ("agent.sock", "admin.sock", "mount/agent.sock"):
+        (first.runtime / name).unlink()
+    for lock in first.runtime.glob("*.lock"):
+        lock.unlink()
     second.start()
     first.process.send_signal(signal.SIGCONT)
     ended_with(first, f"another agent serves {first.socket}: process {second.pid}")

@@ -477,6 +477,18 @@ def test_in_a_user_namespace_a_read_only_mount_of_root_is_fine(sandbox: Path) ->
     assert told == "fine"
 
 
+@as_root
+def test_in_a_user_namespace_within_another_roots_folders_are_told_by_the_kernels_own(
+    sandbox: Path,
+) -> None:
+    inner = [f"--map-user={OTHER_UID}", f"--map-group={OTHER_UID}"]
+    client, server, *_, own = in_a_namespace(
+        sandbox, sandbox, "--map-root-user", "unshare", "--user", *inner, map_uid=False
+    )
+    assert (client, own) == ("fine", "fine")
+    assert "belongs to uid 65534" in server
+
+
 def test_the_machines_own_namespace_has_no_overflow_uid() -> None:
     run = subprocess.run(
         ["cat", "/proc/self/uid_map"], check=True, capture_output=True, text=True, timeout=60
