@@ -24,6 +24,10 @@ _ADMIN = "admin.sock"
 _MOUNTED = "mount"
 
 
+File = tuple[int, int]
+"""Device and inode: what a path leads to."""
+
+
 def agent_socket() -> str:
     """`$DPOP_AGENT_SOCK`, else `dpop-agent/agent.sock` in the user's runtime folder."""
     return os.environ.get("DPOP_AGENT_SOCK") or os.path.join(_runtime_folder(), "agent.sock")
@@ -134,6 +138,15 @@ def check_socket_folder(path: str, *, client: bool = False) -> None:
         raise UnsafeSocket(
             f"{_mode(folder, info)}: others can replace what is in it", hint=ANOTHER_SOCKET
         )
+
+
+def socket_at(path: str) -> File | None:
+    """The socket at a path, whatever it is called; None if there is none."""
+    try:
+        info = os.lstat(path)
+    except OSError:
+        return None
+    return (info.st_dev, info.st_ino) if stat.S_ISSOCK(info.st_mode) else None
 
 
 def check_only_ours(path: str, what: str, *, instead: str) -> None:

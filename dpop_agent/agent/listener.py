@@ -14,9 +14,6 @@ from dpop_agent.errors import ConfigurationError
 BACKLOG = 128
 """Connections that wait to be taken in."""
 
-_File = tuple[int, int]
-"""Device and inode: what a path leads to, whatever it is called."""
-
 
 class Listener:
     """A listening socket at a path that is this agent's alone, while it is entered.
@@ -33,7 +30,7 @@ class Listener:
         self.path = path
         self._lock_path = lock_path or path + ".lock"
         self._lock = -1
-        self._bound: _File | None = None
+        self._bound: paths.File | None = None
 
     def __enter__(self) -> Self:
         """Listen.
@@ -59,14 +56,14 @@ class Listener:
         """Unlink the socket, and nothing that took its place; to be called while it is open, since
         the system may give its inode to the next file then.
         """
-        if self._bound is not None and _socket_at(self.path) == self._bound:
+        if self._bound is not None and paths.socket_at(self.path) == self._bound:
             os.unlink(self.path)
         self._bound = None
 
     @property
     def lost(self) -> bool:
         """Whether the socket or its lock isn't at its path any more."""
-        return _socket_at(self.path) != self._bound or not self._is_locked()
+        return paths.socket_at(self.path) != self._bound or not self._is_locked()
 
     def listen_again(self) -> None:
         """Listen at the path anew; whoever is connected stays so.
@@ -103,7 +100,7 @@ class Listener:
         try:
             new.bind(self.path)
             new.listen(BACKLOG)
-            self._bound = _socket_at(self.path)
+            self._bound = paths.socket_at(self.path)
         except OSError as e:
             new.close()
             raise ConfigurationError(
@@ -158,11 +155,3 @@ def is_dead(path: str) -> bool:
         except OSError:
             pass
     return False
-
-
-def _socket_at(path: str) -> _File | None:
-    try:
-        info = os.lstat(path)
-    except OSError:
-        return None
-    return (info.st_dev, info.st_ino) if stat.S_ISSOCK(info.st_mode) else None

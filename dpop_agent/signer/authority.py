@@ -27,7 +27,6 @@ class Authority:
     def __init__(self, *, default: str) -> None:
         """None yet; `default` is the one that an empty line means."""
         self._default = default
-        self._path = ""
         self._listener: socket.socket | None = None
         self._connection: socket.socket | None = None
         self._line = bytearray()
@@ -37,10 +36,10 @@ class Authority:
     def listen(self, folder: str) -> str:
         """Take a management key on one line at a new socket in `folder`; its path."""
         self.forget()
-        self._listener, self._path = secret_socket.listen(folder, "key")
+        self._listener, path = secret_socket.listen(folder, "key")
         self._listener.setblocking(False)
         self._ends = time.monotonic() + secret_socket.PROMPT_TIMEOUT_S
-        return self._path
+        return path
 
     def waits_for(self) -> list[socket.socket]:
         """What `serve` is to be called for when it is readable."""
@@ -97,7 +96,7 @@ class Authority:
 
     def _close_listener(self) -> None:
         if self._listener is not None:
-            secret_socket.close(self._listener, self._path)
+            self._listener.close()
             self._listener = None
 
     def _accept(self) -> None:

@@ -125,7 +125,6 @@ class PinPrompt(UserPin):
     def __init__(self, store: str) -> None:
         """Nobody is asked yet."""
         super().__init__(store)
-        self._path = ""
         self._listener: socket.socket | None = None
         self._connection: socket.socket | None = None
 
@@ -138,13 +137,13 @@ class PinPrompt(UserPin):
             anew: one that is stored isn't to be tried again.
         """
         self.typed = True
-        self._listener, self._path = secret_socket.listen(folder, "pin")
-        return self._path
+        self._listener, path = secret_socket.listen(folder, "pin")
+        return path
 
     def listen_no_more(self) -> None:
         """Remove the socket that nobody came to."""
         if self._listener is not None:
-            secret_socket.close(self._listener, self._path)
+            self._listener.close()
 
     def get(self) -> str:
         connection = self._accepted_connection()
@@ -193,7 +192,7 @@ class PinPrompt(UserPin):
         except TimeoutError as e:
             raise Locked("no PIN was typed in time", hint=self.after_refusal) from e
         finally:
-            secret_socket.close(listener, self._path)
+            listener.close()
         connection.settimeout(secret_socket.PROMPT_TIMEOUT_S)
         try:
             require_own_uid(peer_of(connection), what="the program that sends a PIN")

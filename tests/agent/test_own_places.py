@@ -116,6 +116,19 @@ def test_an_agent_whose_folder_was_remade_for_others_to_reach_ends_with_a_line(
     ended_with(outside, "has mode 0755: others can reach it")
 
 
+def test_an_agent_whose_folder_cant_be_made_anew_ends_with_a_line_and_lets_its_ledger_go(
+    outside: Agent, make_agent: MakeAgent
+) -> None:
+    """As after a logout, which removes the user's runtime folder."""
+    _removed(outside.runtime)
+    outside.runtime.write_text("")
+    try:
+        ended_with(outside, f"the socket's folder {outside.runtime} can't be used")
+        assert make_agent(state=outside.state).start().client().keys() == []
+    finally:
+        outside.runtime.unlink()
+
+
 def test_an_agent_whose_socket_became_something_else_ends_with_a_line_and_leaves_that(
     agent: Agent,
 ) -> None:
