@@ -8,10 +8,12 @@ that none is ever half written over another.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 
 from dpop_agent import paths
 from dpop_agent.agent.forms import Block, block_from
+from dpop_agent.agent.keys import Generation, Key, Keys, State
 from dpop_agent.agent.lines import read_file, replace_file, sealed, unsealed
 
 RECORD = 512
@@ -116,6 +118,30 @@ class Blocks:
             os.fsync(file.fileno())
         self._free = list(range(ROOM))
         self.kept.clear()
+
+
+def with_blocks(keys: Keys, blocks: Collection[Block], now: str) -> Keys:
+    """These keys, with what was blocked compromised."""
+    changed: list[Key] = []
+    for name in {block.key for block in blocks}:
+        key = keys.get(name)
+        blocked = [
+            compromised
+            for g in (key.generations if key else ())
+            if Block(name, g.ref, g.created) in blocks
+            and (compromised := _compromised(g, now)) is not g
+        ]
+        if key is not None and blocked:
+            changed.append(key.with_(*blocked))
+    return keys.with_(*changed)
+
+
+def _compromised(generation: Generation, now: str) -> Generation:
+    if generation.state is State.PENDING:
+        return generation if generation.compromised else replace(generation, compromised=True)
+    if generation.state in (State.COMPROMISED, State.DESTROYED):
+        return generation
+    return generation.become(State.COMPROMISED, now)
 
 
 def _in_place(path: str, _flags: int) -> int:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from dpop_agent.agent.blocks import with_blocks
 from dpop_agent.agent.forms import Block, Remembered, digest_of
 from dpop_agent.agent.keys import Generation, Key, Keys, State
 from dpop_agent.agent.ledger import Contents, Ledger, Times
@@ -224,17 +225,7 @@ class Records:
                     self._uses[g.jkt] = use.buried()
 
     def _with_blocks(self, keys: Keys) -> Keys:
-        changed: list[Key] = []
-        for name in {block.key for block in self._blocked}:
-            key = keys.get(name)
-            blocked = [
-                _compromised(g)
-                for g in (key.generations if key else ())
-                if Block(name, g.ref, g.created) in self._blocked and _compromised(g) is not g
-            ]
-            if key is not None and blocked:
-                changed.append(key.with_(*blocked))
-        return keys.with_(*changed)
+        return with_blocks(keys, self._blocked, now_text())
 
 
 async def _in_thread(work: Callable[..., None], *arguments: Any) -> None:
@@ -260,14 +251,6 @@ def _stamped(before: Keys, keys: Keys, now_s: int) -> Keys:
         ]
         changed.append(key.with_(*new))
     return keys.with_(*changed)
-
-
-def _compromised(generation: Generation) -> Generation:
-    if generation.state is State.PENDING:
-        return generation if generation.compromised else replace(generation, compromised=True)
-    if generation.state in (State.COMPROMISED, State.DESTROYED):
-        return generation
-    return generation.become(State.COMPROMISED, now_text())
 
 
 def _compromises(method: str) -> bool:

@@ -173,9 +173,9 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         # What is remembered, and what stores are.
         "lines": set(),
         "forms": {"keys", "uses"},
-        "blocks": {"forms", "lines"},
+        "blocks": {"keys", "forms", "lines"},
         "ledger": {"keys", "uses", "lines", "forms", "blocks", "lock"},
-        "records": {"keys", "uses", "forms", "ledger"},
+        "records": {"keys", "uses", "forms", "blocks", "ledger"},
         "process": set(),
         "states": set(),
         "opening": set(),
