@@ -12,14 +12,15 @@ is never started empty over a file that can't be read, and never changed in plac
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from dpop_agent import paths
 from dpop_agent.agent import forms, lock
-from dpop_agent.agent.blocks import Blocks
+from dpop_agent.agent.blocks import Blocks, with_blocks
 from dpop_agent.agent.forms import Remembered
 from dpop_agent.agent.keys import Key, Keys, State
 from dpop_agent.agent.lines import (
@@ -69,58 +70,53 @@ class Times:
     unclean_s: int | None = None
 
 
-class Ledger:
-    """The open state folder; holding it means being its only writer.
+class Reading:
+    """What a state folder's files have, whether or not an agent writes to it.
 
     Attributes:
+        path: the ledger's.
+        is_there: whether there is one; else it has nothing.
         contents, times: what its files have.
         blocks: the reserve.
         clean: whether the agent that wrote them ended in order, with nothing unsaved.
     """
 
-    def __init__(self, folder: str, *, holder: str = "a process") -> None:
-        """Open `folder`, which is made with mode 0700 where it isn't there.
-
-        `holder` is what another agent is told that wants it too.
+    def __init__(self, folder: str) -> None:
+        """Read the files in `folder`.
 
         Raises:
-            ConfigurationError: another agent has it, or others can write to the folder.
             LedgerUnreadable: it has a file that can't be read.
         """
-        self.path = os.path.join(folder, FILE)
-        self._folder = folder
-        self._keys, self._requests, self._uses = Sealed(), Sealed(), Sealed()
-        try:
-            paths.make_private_folder(
-                folder, "the state folder", instead=paths.ANOTHER_STATE_FOLDER
-            )
-            paths.check_only_ours(folder, "the state folder", instead=paths.ANOTHER_STATE_FOLDER)
-            self._lock = lock.take(os.path.join(folder, _LOCK), holder=holder)
-        except lock.Held as e:
-            raise ConfigurationError(
-                f"another agent uses the state folder {folder}: {e}",
-                hint="use that one, end it, or set DPOP_AGENT_STATE_DIR",
-            ) from e
-        except OSError as e:
-            raise ConfigurationError(
-                f"the state folder {folder} can't be used ({e.strerror})",
-                hint="make it writable, or set DPOP_AGENT_STATE_DIR",
-            ) from e
-        try:
-            self._open()
-        except BaseException:
-            os.close(self._lock)
-            raise
-
-    def _open(self) -> None:
-        self.contents, self.times, self.clean = Contents(), Times(), True
-        self._is_current = False  # there, and of this version
+        self._begin(folder, FILE)
+        # Before the ledger: what is cleared there meanwhile is in the ledger.
+        self.blocks: Blocks = self._read(BLOCKS, Blocks)
         data = self._read(FILE, read_file)
         if data is not None:
+            self.is_there = True
             self.clean = os.path.lexists(self._place(CLEAN_STOP))
             self._read(FILE, lambda _path: self._load(data))
         self._read(USES, self._load_uses)
-        self.blocks: Blocks = self._read(BLOCKS, Blocks)
+
+    def _begin(self, folder: str, file: str) -> None:
+        self.path = os.path.join(folder, file)
+        self._folder = folder
+        self._keys, self._requests, self._uses = Sealed(), Sealed(), Sealed()
+        self.contents, self.times, self.clean = Contents(), Times(), True
+        self._is_current = False  # there, and of this version
+        self.is_there = False
+
+    def text(self, now: str) -> Iterator[bytes]:
+        """A ledger that says the same, in pieces; what the reserve has is compromised `now`."""
+        keys = with_blocks(self.contents.keys, self.blocks.kept, now)
+        return self._text(replace(self.contents, keys=keys))
+
+    def _text(self, contents: Contents) -> Iterator[bytes]:
+        sections = {
+            "keys": self._keys.lines(contents.keys, forms.key_members),
+            "requests": self._requests.lines(contents.requests, forms.request_members),
+        }
+        header = {"version": VERSION, "observed_s": contents.observed_s}
+        return composed(header, sections)
 
     def _place(self, name: str) -> str:
         return os.path.join(self._folder, name)
@@ -200,6 +196,64 @@ class Ledger:
         self.clean = os.path.lexists(self._place(CLEAN_STOP))
         self.times = Times(uses, header["observed_s"], header["unclean_s"])
 
+
+class Copy(Reading):
+    """A ledger that somebody keeps as a file of its own."""
+
+    def __init__(self, path: str) -> None:
+        """Read it.
+
+        Raises:
+            LedgerUnreadable: it can't be read, or isn't there.
+        """
+        self._begin(*os.path.split(path))
+        try:
+            data = read_file(path)
+            if data is None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            self._load(data)
+        except (OSError, ValueError) as e:
+            why = e.strerror if isinstance(e, OSError) else str(e)
+            raise LedgerUnreadable(
+                f"the ledger {path} can't be read ({why})", hint="use another copy"
+            ) from e
+        self.is_there = True
+
+
+class Ledger(Reading):
+    """The open state folder; holding it means being its only writer."""
+
+    def __init__(self, folder: str, *, holder: str = "a process") -> None:
+        """Open `folder`, which is made with mode 0700 where it isn't there.
+
+        `holder` is what another agent is told that wants it too.
+
+        Raises:
+            ConfigurationError: another agent has it, or others can write to the folder.
+            LedgerUnreadable: it has a file that can't be read.
+        """
+        try:
+            paths.make_private_folder(
+                folder, "the state folder", instead=paths.ANOTHER_STATE_FOLDER
+            )
+            paths.check_only_ours(folder, "the state folder", instead=paths.ANOTHER_STATE_FOLDER)
+            self._lock = lock.take(os.path.join(folder, _LOCK), holder=holder)
+        except lock.Held as e:
+            raise ConfigurationError(
+                f"another agent uses the state folder {folder}: {e}",
+                hint="use that one, end it, or set DPOP_AGENT_STATE_DIR",
+            ) from e
+        except OSError as e:
+            raise ConfigurationError(
+                f"the state folder {folder} can't be used ({e.strerror})",
+                hint="make it writable, or set DPOP_AGENT_STATE_DIR",
+            ) from e
+        try:
+            super().__init__(folder)
+        except BaseException:
+            os.close(self._lock)
+            raise
+
     def write(self, contents: Contents) -> None:
         """Replace the ledger, durably: the old contents or the new ones survive, whatever happens.
 
@@ -208,13 +262,9 @@ class Ledger:
         Raises:
             NotDurable: the write failed; `contents` is what the file has.
         """
-        sections = {
-            "keys": self._keys.lines(contents.keys, forms.key_members),
-            "requests": self._requests.lines(contents.requests, forms.request_members),
-        }
-        header = {"version": VERSION, "observed_s": contents.observed_s}
+        text = self._text(contents)
         try:
-            replace_file(self.path, composed(header, sections))
+            replace_file(self.path, text)
             self.contents = contents  # as the file has it now, durable or not
             self._is_current = True
             paths.sync_folder(self._folder)

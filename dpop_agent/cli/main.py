@@ -23,6 +23,7 @@ _VERBS = {
     "init": ("init", "see what is here and write a configuration that works"),
     "serve": ("serve", "run the agent in the foreground"),
     "key": ("keys", "create, list, rotate, suspend, destroy keys, and more"),
+    "ledger": ("ledger", "keep a copy of what the agent knows of its keys, check it"),
     "proof": ("proofs", "print a proof for one request"),
     "verify": ("proofs", "check a proof against RFC 9449 section 4.3"),
     "status": ("status", "show the agent, its stores and the servers' nonces"),

@@ -24,7 +24,7 @@ import pytest
 from dpop_agent.agent.blocks import RECORD, ROOM
 from dpop_agent.agent.forms import Block, Remembered, digest_of
 from dpop_agent.agent.keys import Generation, Key, Keys, State
-from dpop_agent.agent.ledger import BLOCKS, FILE, USES, Contents, Ledger, Times
+from dpop_agent.agent.ledger import BLOCKS, FILE, USES, Contents, Copy, Ledger, Reading, Times
 from dpop_agent.agent.uses import Seen, Use
 from dpop_agent.errors import ConfigurationError, LedgerUnreadable, NotDurable
 from dpop_agent.jose import ALGORITHMS, ec_jwk, okp_jwk, rsa_jwk, thumbprint
@@ -760,3 +760,27 @@ def test_a_place_where_no_folder_can_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match="can't be used"):
         Ledger(str(tmp_path / "file" / "state"))
+
+
+def test_a_copy_has_what_the_reserve_has_and_is_read_as_a_ledger(folder: Path) -> None:
+    with opened(folder) as ledger:
+        ledger.write(contents("a", "b"))
+        ledger.save(Times(), clean=False)
+        (blocked,) = ledger.contents.keys["a"].generations
+        ledger.blocks.keep([Block("a", blocked.ref, blocked.created)])
+        copy = folder / "copy"
+        copy.write_bytes(b"".join(Reading(str(folder)).text("2026-11-26T12:00:00Z")))
+    read = Copy(str(copy)).contents
+    (marked,) = read.keys["a"].generations
+    assert (marked.state, marked.changed) == (State.COMPROMISED, "2026-11-26T12:00:00Z")
+    assert read.keys["b"] == ledger.contents.keys["b"]
+    assert read.requests == ledger.contents.requests
+
+
+def test_a_copy_of_version_1_is_one_of_version_2(folder: Path) -> None:
+    lay(folder, version_1())
+    copy = folder / "copy"
+    copy.write_bytes(b"".join(Reading(str(folder)).text(AT)))
+    assert copy.read_text().startswith('{"version": 2')
+    with opened(folder) as ledger:
+        assert dict(Copy(str(copy)).contents.keys) == dict(ledger.contents.keys)
