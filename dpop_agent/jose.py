@@ -135,6 +135,15 @@ def is_public_jwk(jwk: object, alg: Algorithm) -> bool:
     return alg.kty == "RSA" or sizes == {alg.coordinate_size}
 
 
+def alg_of(jwk: Mapping[str, str]) -> str | None:
+    """The first algorithm of the table that a public key is for; None if it is for none."""
+    for row in ALGORITHMS.values():
+        if is_public_jwk(jwk, row):
+            fits = row.kty != "RSA" or len(b64url_decode(jwk["n"])) == row.signature_size
+            return row.name if fits else None
+    return None
+
+
 def thumbprint(jwk: Mapping[str, str]) -> str:
     """RFC 7638 section 3: SHA-256 over the required members, sorted, without white space."""
     import hashlib  # OpenSSL: a tenth of a command's start-up, and few need it

@@ -214,7 +214,7 @@ ADMIN_METHODS: Mapping[str, Mapping[str, Param]] = {
     },
     "key.activate": {**_ONE_GENERATION, "drain_s": _SECONDS},
     "key.suspend": _ONE_GENERATION,
-    "key.resume": _ONE_GENERATION,
+    "key.resume": {**_ONE_GENERATION, "origins": _ORIGINS},
     "key.compromise": {"key": _KEY.must(), "generation": _GENERATION, "request_id": _REQUEST},
     "key.destroy": _ONE_GENERATION,
     "key.adopt": {
@@ -224,6 +224,7 @@ ADMIN_METHODS: Mapping[str, Mapping[str, Param]] = {
         "alg": _ALG,
         "request_id": _REQUEST,
     },
+    "key.adopt_all": {"store": _TEXT, "alg": _ALG, "cursor": _CURSOR},
     "key.set": {"key": _KEY.must(), **KEY_SETTINGS, "request_id": _REQUEST},
     "key.attestation": {"key": _KEY.must(), "generation": _GENERATION.must()},
     "store.authorize": {"store": _TEXT.must()},

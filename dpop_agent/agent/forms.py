@@ -160,6 +160,7 @@ KEY = {
     "drain_s": _SECONDS.must(),
     "max_drain_s": _SECONDS.must(),
     "touch": _MAYBE,
+    "policy_lost": _BOOL,
     "generations": Param(
         f"a list of 1 to {MAX_GENERATIONS} generations",
         lambda v: isinstance(v, list) and 1 <= len(v) <= MAX_GENERATIONS,

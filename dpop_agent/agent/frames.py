@@ -118,6 +118,7 @@ FORMS: Mapping[str, Form] = {
                     ref=_is_like(re.compile(r"(?:[0-9a-f]{2})*")),  # a stranger's may have none
                     label=_is_text,
                     jkt=_or_none(is_sha256),
+                    alg=_or_none(lambda value: isinstance(value, str) and value in ALGORITHMS),
                 )
             )
         ),

@@ -12,6 +12,7 @@ from dpop_agent.agent.call import Call
 from dpop_agent.agent.keys import Key
 from dpop_agent.agent.lifecycle import Lifecycle
 from dpop_agent.agent.proofs import Proofs
+from dpop_agent.agent.recovery import Recovery
 from dpop_agent.agent.stores import Stores
 from dpop_agent.agent.views import Views, hello
 from dpop_agent.errors import AgentUnavailable, DPoPAgentError, ProtocolError
@@ -47,6 +48,7 @@ class Handler:
         *,
         proofs: Proofs,
         lifecycle: Lifecycle,
+        recovery: Recovery,
         stores: Stores,
         views: Views,
         background: Background,
@@ -55,6 +57,7 @@ class Handler:
         self._proofs = proofs
         self._lifecycle = lifecycle
         self._stores = stores
+        self._recovery = recovery
         self._views = views
         self._background = background
         self._takes_no_more = False
@@ -70,6 +73,7 @@ class Handler:
             "key.rotate": self._later(self._rotate),
             "key.activate": self._later(self._activate),
             "key.adopt": self._later(self._adopt),
+            "key.adopt_all": self._later(self._adopt_all),
             "key.suspend": self._later(self._showing(lifecycle.suspend)),
             "key.resume": self._later(self._showing(lifecycle.resume)),
             "key.compromise": self._later(self._showing(lifecycle.compromise)),
@@ -140,6 +144,9 @@ class Handler:
             call.params, self._agent.default_store, on_touch=call.on_touch
         )
         return self._views.key(key)
+
+    async def _adopt_all(self, call: Call) -> _Result:
+        return await self._recovery.adopt_all(call.params, self._agent.default_store)
 
     async def _rotate(self, call: Call) -> _Result:
         key, old = await self._lifecycle.rotate(call.params)

@@ -149,8 +149,8 @@ class Inventory:
         if gone:
             await self._records.write(emptied)
 
-    def forget_unknown(self, store: str, ref: str) -> None:
-        self.unknown[store] = [f for f in self.unknown.get(store, []) if f["ref"] != ref]
+    def forget_unknown(self, store: str, *refs: str) -> None:
+        self.unknown[store] = [f for f in self.unknown.get(store, []) if f["ref"] not in refs]
 
 
 def _add_refs(ours: dict[str, str], store: str, key: Key) -> None:

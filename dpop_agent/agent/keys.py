@@ -186,7 +186,8 @@ class Generation:
 class Key:
     """A stable name, what it may be used for, and its generations, oldest first.
 
-    `touch` says whether its generations want a touch, where their store can't tell.
+    `touch` says whether its generations want a touch, where their store can't tell; `policy_lost`
+    that nobody knows any more what it may be used for, so that it signs nothing.
     """
 
     name: str
@@ -200,6 +201,7 @@ class Key:
     max_drain_s: int = MAX_DRAIN_S
     touch: bool | None = None
     generations: tuple[Generation, ...] = ()
+    policy_lost: bool = False
 
     def __post_init__(self) -> None:
         active = [g.generation for g in self.generations if g.state is State.ACTIVE]

@@ -279,6 +279,12 @@ class Lifecycle:
         )
 
 
+def _settled(key: Key, params: Mapping[str, Any]) -> Key:
+    """The key with what is given; its policy isn't lost any more once its origins are."""
+    lost = key.policy_lost and "origins" not in params
+    return replace(key, **_settings(params), policy_lost=lost)
+
+
 def _require_nobodys(keys: Keys, store: str, adopted: Generation) -> None:
     """Refuse an object that a generation is about, or that was compromised once.
 
@@ -297,7 +303,7 @@ def _require_nobodys(keys: Keys, store: str, adopted: Generation) -> None:
 
 
 def _set(key: Key, params: Mapping[str, Any], _now: str) -> Key:
-    return replace(key, **_settings(params))
+    return _settled(key, params)
 
 
 def _suspend(key: Key, params: Mapping[str, Any], now: str) -> Key:
@@ -309,6 +315,13 @@ def _resume(key: Key, params: Mapping[str, Any], now: str) -> Key:
     chosen = key.generation(params["generation"])
     if chosen.state is not State.SUSPENDED:
         raise IllegalTransition(f"{key.name}@{chosen.generation} isn't suspended")
+    key = _settled(key, params)
+    if key.policy_lost:
+        raise InvalidParams(
+            f"what the key {key.name} may be used for was lost with its ledger",
+            hint='give origins, such as ["https://api.example.com"], or [] for any (at the command '
+            "line: --origin https://api.example.com, or --any-origin)",
+        )
     state = State.ACTIVE if key.active is None else State.DRAINING
     return key.with_(chosen.become(state, now))
 

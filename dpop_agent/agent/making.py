@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
 
+from dpop_agent.agent import labels
 from dpop_agent.agent.background import Background
 from dpop_agent.agent.inventory import Inventory
 from dpop_agent.agent.keys import MAX_GENERATIONS, Generation, Key, Keys, State
@@ -107,7 +108,7 @@ class Making:
                 "generate",
                 ref=ref,
                 alg=key.alg,
-                label=f"dpop-agent {name}@{number}",
+                label=labels.label_of(name, number),
                 overwrites=overwrites,
                 limit_s=GENERATE_TIMEOUT_S,
                 again=False,

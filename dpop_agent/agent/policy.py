@@ -12,8 +12,13 @@ def require_allowed(key: Key, target: Target) -> None:
 
     Raises:
         HtuRefused: cleartext http, and the key wasn't given that very origin.
-        PolicyRefused: an origin that isn't the key's.
+        PolicyRefused: an origin that isn't the key's, or nobody knows which are.
     """
+    if key.policy_lost:
+        raise PolicyRefused(
+            f"what the key {key.name} may be used for was lost with its ledger",
+            hint=f"set it anew: dpop-agent key set {key.name} --origin ORIGIN, or --any-origin",
+        )
     if target.origin in key.origins:
         return
     if target.cleartext:

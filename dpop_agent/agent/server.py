@@ -34,6 +34,7 @@ from dpop_agent.agent.nonces import Nonces
 from dpop_agent.agent.process import spawn_program
 from dpop_agent.agent.proofs import Proofs
 from dpop_agent.agent.records import Records
+from dpop_agent.agent.recovery import Recovery
 from dpop_agent.agent.signers import Signer, Signers
 from dpop_agent.agent.stores import Stores
 from dpop_agent.agent.upkeep import Upkeep
@@ -113,6 +114,7 @@ class Agent:
             self,
             proofs=Proofs(self._records, self.signers, inventory, nonces),
             lifecycle=lifecycle,
+            recovery=Recovery(self._records, self.signers, inventory, making),
             stores=Stores(
                 self._records,
                 self.signers,

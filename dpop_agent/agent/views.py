@@ -144,6 +144,7 @@ class Views:
             "max_drain_s": key.max_drain_s,
             "rotation_due": drains.is_rotation_due(key, self._records.seen, datetime.now(UTC)),
             "touch": key.touch,
+            **({"policy_lost": True} if key.policy_lost else {}),
         }
 
     def _generation_members(self, key: Key, generation: Generation) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dpop_agent.cli import arguments, calls, output
-from dpop_agent.cli.generations import add_generation, chosen, the_only_one, whole
+from dpop_agent.cli import arguments, calls, origins, output
+from dpop_agent.cli.generations import MAX_CHOICES, add_generation, chosen, the_only_one, whole
 from dpop_agent.cli.listing import active_generation, ends, name, used_for, with_jkt
 from dpop_agent.errors import DPoPAgentError, NotDurable
 
@@ -38,13 +38,16 @@ def add_resume(verbs: arguments.Verbs) -> None:
         "resume",
         "Let a suspended generation sign again",
         _resume,
-        "It becomes active again if no other is; otherwise it drains.",
+        "It becomes active again if no other is; otherwise it drains. A key that came from key "
+        "adopt --all wants --origin or --any-origin the first time, and a bare NAME means its "
+        "newest generation then.",
     )
     add_generation(sub)
+    origins.add_origins(sub.add_mutually_exclusive_group())
 
 
 def _resume(args: Namespace) -> int:
-    params = chosen("resume", args)
+    params = chosen("resume", args) | origins.given(args)
     result = calls.admin("key.resume", params)
     key = whole(result)
     found = calls.generation(key, params["generation"])
@@ -54,6 +57,8 @@ def _resume(args: Namespace) -> int:
         if active is not None:
             lines.append(f"{name(key, active)} is the active one, and stays active")
         lines += ends(key, found)
+    elif rest := [name(key, g) for g in key["generations"] if g["state"] == "suspended"]:
+        lines.append(f"still suspended: {', '.join(rest[-MAX_CHOICES:])}")
     return calls.answer(args, result, lines)
 
 

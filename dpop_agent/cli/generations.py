@@ -59,6 +59,8 @@ def the_only_one(verb: str, key: Key) -> int:
         ConfigurationError: none or several fit.
     """
     fitting = [g for g in key["generations"] if g["state"] in _FITTING[verb]]
+    if fitting and verb == "resume" and key.get("policy_lost"):  # the last one made was in use
+        return int(fitting[-1]["generation"])
     if len(fitting) == 1:
         return int(fitting[0]["generation"])
     if fitting:

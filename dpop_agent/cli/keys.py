@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import argparse
 
-from dpop_agent.cli import arguments, authorizing, blocking, calls, generations, listing, rotating
+from dpop_agent.cli import (
+    arguments,
+    authorizing,
+    blocking,
+    calls,
+    generations,
+    listing,
+    recovering,
+    rotating,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -161,19 +170,35 @@ def add_adopt(verbs: arguments.Verbs) -> None:
         "It becomes a staged generation, shared with whoever else uses it.",
     )
     sub.add_argument(
-        "key", metavar="NAME", type=arguments.key_name, help="an existing key, or a new one"
+        "key",
+        metavar="NAME",
+        nargs="?",
+        type=arguments.key_name,
+        help="an existing key, or a new one",
     )
     sub.add_argument(
         "--ref",
         metavar="HEX",
-        required=True,
         type=arguments.ref,
         help="the object's id (CKA_ID), as dpop-agent status shows it",
     )
+    sub.add_argument(
+        "--all",
+        action="store_true",
+        help="after a lost ledger: all that dpop-agent made in all stores or in --store S, by "
+        "their labels; suspended until you resume them",
+    )
     _add_store_and_alg(sub)
+    sub.set_defaults(usage=sub.error)
 
 
 def _adopt(args: Namespace) -> int:
+    if args.all:
+        if args.key is not None or args.ref is not None:
+            args.usage("--all takes neither NAME nor --ref")
+        return recovering.adopt_all(args)
+    if args.key is None or args.ref is None:
+        args.usage("give NAME and --ref HEX, or --all")
     params = {"key": args.key, "ref": args.ref}
     for option in ("store", "alg"):
         if getattr(args, option) is not None:

@@ -109,13 +109,19 @@ def policy(key: Key) -> list[str]:
         for line in (
             f"{key['key']}: {key['alg']} in the store {key['store']}"
             + (f", which is {trouble}" if trouble else ""),
-            f"  origins     {', '.join(key['origins']) or 'any'}",
+            f"  origins     {_origins(key)}",
             f"  sign-proof  {'allowed' if key['allow_sign_proof'] else 'not allowed'}",
             f"  rotation    {rotation}{', due now' if key.get('rotation_due') else ''}",
             f"  drain       {drain} without use, {at_most} at most",
             *([] if touch is None else [f"  touch       {'yes' if touch else 'no'}, as set"]),
         )
     ]
+
+
+def _origins(key: Key) -> str:
+    if key.get("policy_lost"):
+        return f"none: lost with the ledger; dpop-agent key resume {key['key']} --origin ORIGIN"
+    return ", ".join(key["origins"]) or "any"
 
 
 def details(key: Key) -> list[str]:

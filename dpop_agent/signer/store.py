@@ -63,7 +63,8 @@ class Listed(NamedTuple):
     """A part of a listing.
 
     Attributes:
-        objects: `ref`, `label` for people, and `jkt`, None where it can't be read.
+        objects: `ref`, `label`, and `jkt` and `alg`, the first that the key is for; both None
+            where it can't be read.
         more: there are others.
     """
 

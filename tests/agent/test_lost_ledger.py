@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent.places import refused_to_serve
-from tests.processes import Agent
+from dpop_agent.errors import KeySuspended, NoActive, PolicyRefused
+from tests.agent.places import add_store, refused_to_serve, until
+from tests.processes import Agent, Token, new_token
+from tests.stores import on_token
 
 MakeAgent = Callable[..., Agent]
 
@@ -135,3 +137,194 @@ def test_a_copy_that_isnt_there_is_told(agent: Agent, tmp_path: Path) -> None:
         f"the ledger {tmp_path / 'copy'} can't be read (No such file or directory); "
         "use another copy"
     )
+
+
+# None
+
+
+LONG = "a".ljust(64, "z")
+HTU = "https://a.example/me"
+
+
+def start(agent: Agent) -> None:
+    """Start it, and wait for its stores."""
+    agent.start()
+    until(lambda: all(s["state"] != "starting" for s in agent.client().status()["stores"]))
+
+
+def lose_ledger(agent: Agent) -> None:
+    agent.stop()
+    shutil.rmtree(agent.state)
+    start(agent)
+
+
+def adopted(agent: Agent, *words: str) -> str:
+    return agent.run("key", "adopt", "--all", *words, check=True).stdout
+
+
+@pytest.fixture
+def lost(agent: Agent) -> tuple[Agent, list[tuple[str, list[tuple[int, str, str]]]]]:
+    """An agent whose ledger was lost, and what was in it."""
+    agent.create_key("default", origins=["https://a.example"])
+    agent.create_key(LONG)
+    for name, alg in (("rsa", "RS256"), ("ed", "EdDSA"), ("p521", "ES512")):
+        agent.create_key(name, alg=alg)
+    for _ in range(2):
+        agent.admin().call("key.rotate", {"key": "default"})
+    before = [(name, generations) for name, _, generations in known(agent)]
+    lose_ledger(agent)
+    return agent, before
+
+
+def test_after_a_lost_ledger_names_and_generations_are_found_by_labels_and_are_suspended(
+    lost: tuple[Agent, list[tuple[str, list[tuple[int, str, str]]]]],
+) -> None:
+    agent, before = lost
+    assert agent.client().keys() == []
+    told = adopted(agent)
+    found = [(name, generations) for name, _, generations in known(agent)]
+    assert found == [
+        (name, [(number, "suspended", jkt) for number, _, jkt in generations])
+        for name, generations in before
+    ]
+    keys = agent.client().keys()
+    algs = {key["key"]: key["alg"] for key in keys}
+    assert algs == {
+        "default": "ES256",
+        LONG: "ES256",
+        "rsa": "RS256",
+        "ed": "EdDSA",
+        "p521": "ES512",
+    }
+    for key in keys:
+        assert key["policy_lost"] is True
+        assert all(g["shared"] and not g["exportable"] for g in key["generations"])
+    assert f"default@3 is suspended, jkt {dict(before)['default'][2][2]}" in told
+    assert "dpop-agent key resume default --origin ORIGIN (or --any-origin)" in told
+    with pytest.raises(NoActive, match="default@3 is suspended"):
+        agent.client().proof("GET", HTU)
+    assert agent.client().status()["stores"][0]["unknown"] == []
+    assert adopted(agent).startswith("softhsm: nothing to adopt")
+    lose_ledger(agent)
+    adopted(agent)
+    assert [(name, generations) for name, _, generations in known(agent)] == found
+
+
+def test_a_key_from_a_lost_ledger_is_resumed_with_its_policy_set_anew(
+    lost: tuple[Agent, list[tuple[str, list[tuple[int, str, str]]]]],
+) -> None:
+    agent, _ = lost
+    adopted(agent)
+    line = said(agent, "key", "resume", "default")
+    assert "what the key default may be used for was lost with its ledger" in line
+    assert "--any-origin" in line
+    shown = agent.run("key", "show", "default", check=True).stdout
+    assert "origins     none: lost with the ledger" in shown
+    resumed = agent.run("key", "resume", "default", "--origin", "https://a.example", check=True)
+    assert resumed.stdout.startswith("default@3 is active")
+    assert "still suspended: default@1, default@2" in resumed.stdout
+    client = agent.client()
+    active = client.proof("GET", HTU)
+    with pytest.raises(PolicyRefused):
+        client.proof("GET", "https://b.example/")
+    (key,) = client.keys("default")
+    assert "policy_lost" not in key
+    with pytest.raises(KeySuspended):
+        client.proof("GET", HTU, jkt=key["generations"][0]["jkt"])
+    agent.run("key", "resume", "default@1", check=True)
+    assert client.proof("GET", HTU, jkt=key["generations"][0]["jkt"]).state == "draining"
+    agent.stop()
+    start(agent)
+    assert agent.client().proof("GET", HTU).jkt == active.jkt
+
+
+def test_a_key_whose_policy_is_lost_signs_nothing_by_any_other_verb_either(
+    lost: tuple[Agent, list[tuple[str, list[tuple[int, str, str]]]]],
+) -> None:
+    agent, _ = lost
+    adopted(agent)
+    assert "is suspended" in said(agent, "key", "activate", "default@3")
+    agent.run("key", "rotate", "default", check=True)
+    with pytest.raises(PolicyRefused, match="was lost with its ledger"):
+        agent.client().proof("GET", HTU)
+    agent.run("key", "set", "default", "--drain", "1d", check=True)
+    with pytest.raises(PolicyRefused, match="was lost with its ledger"):
+        agent.client().proof("GET", HTU)
+    agent.run("key", "set", "default", "--any-origin", check=True)
+    assert agent.client().proof("GET", HTU).state == "active"
+
+
+def test_where_no_ledger_was_lost_there_is_nothing_to_adopt(agent: Agent) -> None:
+    agent.create_key("default")
+    before = (agent.state / "ledger.json").read_bytes()
+    assert adopted(agent) == "softhsm: nothing to adopt\n"
+    assert (agent.state / "ledger.json").read_bytes() == before
+
+
+def test_a_name_that_is_in_use_again_and_strangers_that_look_like_ours_are_left_alone(
+    make_agent: MakeAgent, token: Token
+) -> None:
+    agent = make_agent(token.config).start()
+    agent.create_key("shop")
+    agent.create_key("default")
+    on_token.make_stranger(token, key_id="abcd", label="dpop-agent stranger@1")
+    on_token.make_stranger(
+        token, key_id="ab" * 16, label="dpop-agent imported@1", was_extractable=True
+    )
+    for number in (1, 2):
+        on_token.make_stranger(token, key_id=f"{number:032x}", label="dpop-agent twice@7")
+    on_token.make_stranger(token, key_id="cd" * 16, label="dpop-agent default@1234567")
+    (old,) = (
+        o["id"]
+        for o in on_token.objects(token)
+        if o["label"] == "dpop-agent shop@1" and o["class"] == "PRIVATE_KEY"
+    )
+    lose_ledger(agent)
+    agent.create_key("shop")
+    lines = adopted(agent).splitlines()
+    assert [(n, [g[:2] for g in gs]) for n, _, gs in known(agent)] == [
+        ("default", [(1, "suspended")]),
+        ("shop", [(1, "active")]),
+    ]
+    for label, ref, reason in (
+        ("shop@1", old, "there is a key shop that is in use"),
+        ("stranger@1", "abcd", "it isn't one of dpop-agent's: its id has another length"),
+        ("imported@1", "ab" * 16, "it isn't one of dpop-agent's: it can leave the store"),
+        ("twice@7", "", "2 private keys have this label"),
+    ):
+        (line,) = (line for line in lines if f"'dpop-agent {label}'" in line)
+        assert ref in line
+        assert reason in line
+    assert any("1 more private key without a label of dpop-agent's" in line for line in lines)
+    agent.run("key", "adopt", "old-shop", "--ref", old, check=True)
+
+
+def test_stores_that_cant_be_asked_are_told_and_the_others_are_adopted_from(
+    make_agent: MakeAgent, token: Token, tmp_path: Path
+) -> None:
+    add_store(token.config, "other", new_token(tmp_path / "other", "other"))
+    agent = make_agent(token.config)
+    start(agent)
+    agent.create_key("default")
+    agent.create_key("elsewhere", store="other")
+    agent.stop()
+    shutil.rmtree(agent.state)
+    token.pin_file.unlink()
+    start(agent)
+    run = agent.run("key", "adopt", "--all")
+    assert run.returncode == 1
+    assert "PIN" in run.stderr
+    assert [name for name, *_ in known(agent)] == ["elsewhere"]
+    assert agent.run("key", "adopt", "--all", "--store", "other", check=True).stdout == (
+        "other: nothing to adopt\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--all", "default"], ["--all", "--ref", "ab"], [], ["default"], ["--ref", "ab"]],
+)
+def test_either_one_key_or_all_are_adopted(agent: Agent, words: list[str]) -> None:
+    run = agent.run("key", "adopt", *words)
+    assert run.returncode == 2
+    assert "--all" in run.stderr

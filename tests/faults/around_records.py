@@ -17,7 +17,9 @@ class AroundRecords:
     """The verbs and the upkeep of these records' keys; stores by name."""
 
     def __init__(self, records: Records, **stores: object) -> None:
-        signers = Signers({name: cast("Signer", store) for name, store in stores.items()})
+        self.signers = signers = Signers(
+            {name: cast("Signer", store) for name, store in stores.items()}
+        )
         background = Background()
         self.inventory = inventory = Inventory(records, signers)
         self.making = Making(records, signers, inventory, background)

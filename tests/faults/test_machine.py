@@ -118,7 +118,10 @@ class DictStore:
         return {}
 
     def _objects(self, **_rest: Any) -> dict[str, Any]:
-        listed = [{"ref": ref, "label": "", "jkt": jkt} for ref, jkt in self.objects.items()]
+        listed = [
+            {"ref": ref, "label": "", "jkt": jkt, "alg": "ES256"}
+            for ref, jkt in self.objects.items()
+        ]
         return {"objects": listed, "more": False, "slots": None}
 
 

@@ -61,8 +61,8 @@ GOOD: dict[str, list[dict[str, Any]]] = {
         {"objects": [], "more": True, "slots": None},
         {
             "objects": [
-                {"ref": "", "label": "", "jkt": None},
-                {"ref": "01", "label": "a", "jkt": thumbprint(EC)},
+                {"ref": "", "label": "", "jkt": None, "alg": None},
+                {"ref": "01", "label": "a", "jkt": thumbprint(EC), "alg": "ES256"},
             ],
             "more": False,
             "slots": {"total": 24, "free": 3},

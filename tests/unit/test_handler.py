@@ -22,6 +22,7 @@ def handler(background: Background, lifecycle: object) -> Handler:
         Mock(),
         proofs=Mock(),
         lifecycle=lifecycle,  # type: ignore[arg-type]
+        recovery=Mock(),
         stores=Mock(),
         views=Mock(),
         background=background,

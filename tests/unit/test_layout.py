@@ -190,7 +190,9 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "background": set(),
         # What becomes of keys.
         "inventory": {"keys", "records", "signers", "background"},
-        "making": {"keys", "slots", "records", "signers", "background", "inventory"},
+        "labels": set(),
+        "recovery": {"keys", "labels", "background", "inventory", "making", "records", "signers"},
+        "making": {"keys", "labels", "slots", "records", "signers", "background", "inventory"},
         "upkeep": {"keys", "drains", "records", "background", "inventory", "making"},
         "lifecycle": {"keys", "records", "signers", "background", "inventory", "making"},
         # What the wire asks for.
@@ -201,7 +203,9 @@ ROOMS: dict[str, dict[str, set[str]]] = {
             *("records", "signers"),
         },
         "stores": {"background", "inventory", "records", "signers", "views"},
-        "handler": {"background", "call", "keys", "lifecycle", "proofs", "stores", "views"},
+        "handler": {
+            *("background", "call", "keys", "lifecycle", "proofs", "recovery", "stores", "views"),
+        },
         "intake": {"queue"},
         "connection": {"call", "intake", "queue"},
         "lock": set(),
@@ -222,7 +226,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
                 "nonces",
                 "process",
             ),
-            *("proofs", "records", "signers", "stores", "terminal", "upkeep", "views"),
+            *("proofs", "records", "recovery", "signers", "stores", "terminal", "upkeep", "views"),
         },
     },
     "signer": {

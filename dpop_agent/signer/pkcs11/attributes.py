@@ -22,8 +22,8 @@ from dpop_agent.errors import SignerFailed
 from dpop_agent.jose import ALGORITHMS, ec_jwk, okp_jwk, rsa_jwk
 from dpop_agent.signer.pkcs11.module import error_name
 
-MAX_LABEL = 64
-"""Characters shown of an object's label."""
+MAX_LABEL = 96
+"""Characters shown of an object's label: the agent's own are no longer."""
 
 # ECParameters (RFC 5480 section 2.1.1; Ed25519: PKCS#11 3.0 section 2.3.10, a PrintableString).
 EC_PARAMS = {

@@ -23,7 +23,7 @@ from dpop_agent.errors import (
     PinRefused,
     SignerFailed,
 )
-from dpop_agent.jose import ALGORITHMS, Algorithm, thumbprint
+from dpop_agent.jose import ALGORITHMS, Algorithm, alg_of, thumbprint
 from dpop_agent.signer.pkcs11 import attributes, keys
 from dpop_agent.signer.pkcs11.attributes import UnexpectedObject, Unreadable
 from dpop_agent.signer.pkcs11.keys import Key
@@ -164,7 +164,7 @@ class TokenStore(PinStore, ListsKeys):
             yield None
         for key in private:
             item = attributes.shown(key)
-            yield item | {"jkt": _jkt_of(public[item["ref"]])}
+            yield item | _told_by(public[item["ref"]])
 
     def _the_key(self, ref: str, jkt: str, alg: Algorithm) -> Key:
         """Exactly the key with that thumbprint.
@@ -275,11 +275,10 @@ class Pkcs11Store(TokenStore, TellsHalfMade):
             return thumbprint(attributes.public_jwk(public[0])) if public and not private else None
 
 
-def _jkt_of(public: list[Any]) -> str | None:
-    """The thumbprint of the one public key with an id; None if it can't be told."""
-    if len(public) != 1:
-        return None
-    try:
-        return thumbprint(attributes.public_jwk(public[0]))
-    except UnexpectedObject:  # one that the agent can't have made
-        return None
+def _told_by(public: list[Any]) -> dict[str, str | None]:
+    """`jkt` and `alg` by the one public key with an id; None if they can't be told."""
+    if len(public) == 1:
+        with suppress(UnexpectedObject):  # one that the agent can't have made
+            jwk = attributes.public_jwk(public[0])
+            return {"jkt": thumbprint(jwk), "alg": alg_of(jwk)}
+    return {"jkt": None, "alg": None}
