@@ -163,10 +163,8 @@ class Recovery:
         new = Key(name[0], store, alg, now_text(), policy_lost=True)
         _taken_by(keys, new, name[1])
         info = await self._info(store, item["ref"], alg)
-        if info["exportable"] or info["local"] is False:
-            raise _Left(
-                "it isn't one of dpop-agent's: it can leave the store, or came from outside"
-            )
+        if info["exportable"]:  # no word of where it was made: NSS forgets that
+            raise _Left("it isn't one of dpop-agent's: it can leave the store, or could once")
         now = now_text()
         pending = Generation(name[1], State.PENDING, item["ref"], created=now, changed=now)
         suspended = as_staged(pending, info).become(State.SUSPENDED, now)

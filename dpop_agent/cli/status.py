@@ -150,6 +150,7 @@ def _unknown(store: dict[str, Any]) -> list[str]:
         ),
         *output.table(("REF", "LABEL"), rows),
         output.plain(f"to adopt one: dpop-agent key adopt NAME --ref REF --store {name}"),
+        output.plain(f"after a lost ledger: dpop-agent key adopt --all --store {name}"),
     ]
 
 

@@ -8,6 +8,7 @@ can look into the store without the agent, `held`.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -46,12 +47,15 @@ class StoreConformance:
     Class attributes:
         ALGS: the algorithms that the store has.
         EXPORTABLE, PROTECTION, LOCAL: what its keys show.
+        LISTS: whether it can say which keys it has; LABELS: whether they have the agent's labels.
     """
 
     ALGS: ClassVar[tuple[str, ...]] = ()
     EXPORTABLE: ClassVar[bool] = False
     PROTECTION: ClassVar[str] = ""
     LOCAL: ClassVar[bool] = True
+    LISTS: ClassVar[bool] = True
+    LABELS: ClassVar[bool] = True
 
     @pytest.fixture
     def agent(self) -> Agent:
@@ -120,6 +124,22 @@ class StoreConformance:
                 (key,) = again.result("key.list", key=name)["keys"]
                 assert key["generations"] == [generation]
                 assert self.prove(again, name) == generation["jkt"]
+
+    def test_a_lost_ledgers_key_is_found_by_its_label_where_the_store_keeps_one(
+        self, agent: Agent, wire: Wire
+    ) -> None:
+        made = self.create(wire, "shop")
+        agent.stop()
+        shutil.rmtree(agent.state)
+        until_open(agent.start())
+        with Wire(agent.admin_socket, timeout=60) as again:
+            found = again.result("key.adopt_all")
+            expected = [{"key": "shop", "generation": 1, "jkt": made["jkt"]}] if self.LABELS else []
+            assert (found["listed"], found["adopted"]) == (self.LISTS, expected), found
+            assert not signs(again)
+            if expected:
+                again.result("key.resume", key="shop", generation=1, origins=[])
+                assert self.prove(again, "shop") == made["jkt"]
 
     def test_a_destroyed_key_is_gone_from_the_store_and_the_others_stay(
         self, wire: Wire, held: Callable[[], list[str]]

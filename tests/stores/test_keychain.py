@@ -145,6 +145,8 @@ class TestGnomeKeyring(StoreConformance, AwayConformance):
     ALGS = tuple(ALGORITHMS)
     EXPORTABLE = True
     PROTECTION = "keychain"
+    LISTS = False
+    LABELS = False
 
     @pytest.fixture
     def agent(self, config: Path, make_agent: Callable[..., Agent]) -> Agent:

@@ -169,6 +169,7 @@ def free(agent: Agent) -> int:
 class TestYubiKey(StoreConformance, PinConformance, AwayConformance):
     ALGS = ("ES256", "ES384", "RS256", "PS256")
     PROTECTION = "hardware"
+    LABELS = False
 
     @pytest.fixture
     def agent(self, agent: Agent) -> Agent:

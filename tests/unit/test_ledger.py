@@ -355,6 +355,7 @@ DATES = ["2026-02-30T00:00:00Z", "2026-11-20", "2026-11-20T19:05:00+00:00", 5, "
         (_set("keys", 0, "drain_s", to=1.5), "drain_s of the key a isn't"),
         (_set("keys", 0, "max_drain_s", to=2**40), "max_drain_s of the key a isn't"),
         (_set("keys", 0, "touch", to="yes"), "touch of the key a isn't"),
+        (_set("keys", 0, "policy_lost", to=0), "policy_lost of the key a isn't"),
         (_set("keys", 0, "colour", to="red"), "the key a has a member that isn't known here"),
         (_drop("keys", 0, "name"), "line 3: a key has no name"),
         (_drop("keys", 0, "store"), "line 3: the key a has no store"),
@@ -784,3 +785,20 @@ def test_a_copy_of_version_1_is_one_of_version_2(folder: Path) -> None:
     assert copy.read_text().startswith('{"version": 2')
     with opened(folder) as ledger:
         assert dict(Copy(str(copy)).contents.keys) == dict(ledger.contents.keys)
+
+
+def test_a_lost_policy_is_still_lost_after_a_restart(folder: Path) -> None:
+    (key,) = contents("a").keys.values()
+    with opened(folder) as ledger:
+        ledger.write(Contents(Keys([dataclasses.replace(key, policy_lost=True)]), observed_s=60))
+    with opened(folder) as ledger:
+        assert ledger.contents.keys["a"].policy_lost
+
+
+def test_a_ledger_from_before_policies_could_be_lost_is_read(folder: Path) -> None:
+    with opened(folder) as ledger:
+        ledger.write(contents("a"))
+    with changed(folder / FILE) as document:
+        del document["keys"][0]["policy_lost"]
+    with opened(folder) as ledger:
+        assert not ledger.contents.keys["a"].policy_lost

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from dpop_agent.agent.keys import Key
@@ -74,3 +76,11 @@ def test_a_refusal_names_eight_origins_at_most() -> None:
     with pytest.raises(PolicyRefused) as refused:
         require_allowed(key(*many), target("https://other.example/"))
     assert refused.value.message.endswith(", ".join(many[:8]))
+
+
+def test_a_key_whose_policy_is_lost_is_for_nothing() -> None:
+    lost = replace(key("https://a.example"), policy_lost=True)
+    for uri in ("https://a.example/", "https://b.example/", "http://localhost/"):
+        with pytest.raises(PolicyRefused, match="was lost with its ledger") as refused:
+            require_allowed(lost, target(uri))
+        assert "dpop-agent key set shop --origin" in refused.value.hint

@@ -230,7 +230,6 @@ def test_what_isnt_sound_is_left_with_the_reason(open_place: Callable[..., Place
     store.add("dpop-agent short@1", ref="abcd")
     store.add("dpop-agent nameless@1", ref="")
     store.add("dpop-agent leaves@1", exportable=True)
-    store.add("dpop-agent came@1", local=False)
     store.add("dpop-agent public@1", jkt=None, alg=None)
     store.add("dpop-agent odd@1", alg=None)
     store.add("dpop-agent twice@1")
@@ -244,8 +243,7 @@ def test_what_isnt_sound_is_left_with_the_reason(open_place: Callable[..., Place
         "dpop-agent copy@1": "it is a@1, which is suspended",
         "dpop-agent short@1": foreign + "its id has another length",
         "dpop-agent nameless@1": foreign + "its id has another length",
-        "dpop-agent leaves@1": foreign + "it can leave the store, or came from outside",
-        "dpop-agent came@1": foreign + "it can leave the store, or came from outside",
+        "dpop-agent leaves@1": foreign + "it can leave the store, or could once",
         "dpop-agent public@1": unusable,
         "dpop-agent odd@1": unusable,
         "dpop-agent twice@1": "2 private keys have this label",
