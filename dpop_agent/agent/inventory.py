@@ -14,6 +14,7 @@ from typing import Any
 
 from dpop_agent.agent.background import gently
 from dpop_agent.agent.keys import Generation, Key, Keys, State
+from dpop_agent.agent.labels import named_by
 from dpop_agent.agent.records import Records
 from dpop_agent.agent.signers import Signers
 
@@ -126,9 +127,12 @@ class Inventory:
         ]
         if self.unknown[store] and self.unknown[store] != before:
             log.info(
-                "store %s has %d private keys that aren't the agent's; they are left alone",
+                "store %s has %d private keys that aren't the agent's; they are left alone%s",
                 store,
                 len(self.unknown[store]),
+                "; if the ledger was lost: dpop-agent key adopt --all"
+                if any(named_by(found["label"]) for found in self.unknown[store])
+                else "",
             )
 
     async def _see_empty_slots(self, store: str, there: Collection[str]) -> None:

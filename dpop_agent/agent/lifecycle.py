@@ -315,6 +315,12 @@ def _resume(key: Key, params: Mapping[str, Any], now: str) -> Key:
     chosen = key.generation(params["generation"])
     if chosen.state is not State.SUSPENDED:
         raise IllegalTransition(f"{key.name}@{chosen.generation} isn't suspended")
+    if "origins" in params and not key.policy_lost:
+        raise InvalidParams(
+            f"key.resume: the key {key.name} keeps the origins that it has",
+            hint="leave out origins (--origin, --any-origin); to change them: dpop-agent key set "
+            f"{key.name}",
+        )
     key = _settled(key, params)
     if key.policy_lost:
         raise InvalidParams(

@@ -39,8 +39,8 @@ def add_resume(verbs: arguments.Verbs) -> None:
         "Let a suspended generation sign again",
         _resume,
         "It becomes active again if no other is; otherwise it drains. A key that came from key "
-        "adopt --all wants --origin or --any-origin the first time, and a bare NAME means its "
-        "newest generation then.",
+        "adopt --all wants --origin or --any-origin, but only the first time; a bare NAME "
+        "means its newest generation then.",
     )
     add_generation(sub)
     origins.add_origins(sub.add_mutually_exclusive_group())

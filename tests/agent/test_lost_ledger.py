@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dpop_agent.errors import KeySuspended, NoActive, PolicyRefused
-from tests.agent.places import add_store, refused_to_serve, until
+from tests.agent.places import add_store, refused_to_serve, until, until_logged
 from tests.processes import Agent, Token, new_token
 from tests.stores import on_token
 
@@ -181,6 +181,7 @@ def test_after_a_lost_ledger_names_and_generations_are_found_by_labels_and_are_s
 ) -> None:
     agent, before = lost
     assert agent.client().keys() == []
+    until_logged(agent, "if the ledger was lost: dpop-agent key adopt --all")
     told = adopted(agent)
     found = [(name, generations) for name, _, generations in known(agent)]
     assert found == [
@@ -231,6 +232,8 @@ def test_a_key_from_a_lost_ledger_is_resumed_with_its_policy_set_anew(
     assert "policy_lost" not in key
     with pytest.raises(KeySuspended):
         client.proof("GET", HTU, jkt=key["generations"][0]["jkt"])
+    line = said(agent, "key", "resume", "default@1", "--any-origin")
+    assert line.startswith("key.resume: the key default keeps the origins that it has")
     agent.run("key", "resume", "default@1", check=True)
     assert client.proof("GET", HTU, jkt=key["generations"][0]["jkt"]).state == "draining"
     agent.stop()

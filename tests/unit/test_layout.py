@@ -189,7 +189,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "signers": {"frames", "opening", "process", "queue", "states"},
         "background": set(),
         # What becomes of keys.
-        "inventory": {"keys", "records", "signers", "background"},
+        "inventory": {"keys", "labels", "records", "signers", "background"},
         "labels": set(),
         "recovery": {"keys", "labels", "background", "inventory", "making", "records", "signers"},
         "making": {"keys", "labels", "slots", "records", "signers", "background", "inventory"},
