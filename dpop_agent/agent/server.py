@@ -11,8 +11,8 @@ import socket
 import stat
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import replace
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 

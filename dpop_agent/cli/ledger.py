@@ -27,7 +27,7 @@ def add_ledger(parser: arguments.Parser) -> None:
         "Keep a copy of the ledger, or check one. The ledger says which keys there are, which "
         "generations they have and what they may be used for; the private keys are in the stores."
     )
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    verbs = parser.add_verbs()
     add_export(verbs)
     add_check(verbs)
 

@@ -35,7 +35,7 @@ _VERBS = {
 }
 """Each verb's module, which has a function `add_VERB` that takes its parser, and what it does."""
 
-_GROUPS = ("key", "config")
+_GROUPS = ("key", "ledger", "config")
 """Those that have verbs of their own."""
 
 

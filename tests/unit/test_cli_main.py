@@ -35,6 +35,9 @@ VERBS = [
     ["key", "compromise"],
     ["key", "destroy"],
     ["key", "adopt"],
+    ["ledger"],
+    ["ledger", "export"],
+    ["ledger", "check"],
     ["proof"],
     ["verify"],
     ["status"],
@@ -271,14 +274,16 @@ def optional(parser: Parser) -> list[argparse.Action]:
     ]
 
 
-# One of it and --any-origin has to be given for a new key; of one that is there it stays.
-WITHOUT_DEFAULT = ("--origin",)
+GROUPS = [["key"], ["ledger"], ["config"]]
+# One of --origin and --any-origin has to be given for a new key; of one that is there it stays.
+# One key is adopted by its name, many by --all.
+WITHOUT_DEFAULT = ("--origin", "key")
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in (["key"], ["config"])])
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in GROUPS])
 def test_help_says_what_holds_where_something_is_not_given(verb: list[str]) -> None:
     for action in optional(parser_of(verb)):
-        if not set(action.option_strings) & set(WITHOUT_DEFAULT):
+        if not {*action.option_strings, action.dest} & set(WITHOUT_DEFAULT):
             assert "by default " in (action.help or ""), action.option_strings or action.dest
 
 
