@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -106,6 +107,8 @@ def typed_by(user: Newcomer, todo: list[Block]) -> list[Shell]:
 
 
 SHELL = [block for block in blocks() if block.language in ("sh", "console")]
+LOST = next(block for block in SHELL if "key adopt --all" in block.text)
+ACTIVATE = re.search(r"^\. \S+/activate", README, re.M)
 FIRST = [block for block in SHELL if not block.section]
 
 
@@ -118,7 +121,8 @@ def test_the_first_commands_of_the_readme_serve_a_key_from_an_empty_home(user: N
 def test_the_other_commands_of_the_readme_lead_from_a_new_pkcs11_token_to_a_rotated_key(
     user: Newcomer,
 ) -> None:
-    first, second = typed_by(user, [block for block in SHELL if block.section])
+    todo = [block for block in SHELL if block.section and block != LOST]
+    first, second = typed_by(user, todo)
     assert (user.home / ".config/dpop-agent/config.toml").stat().st_uid != 0
     assert re.search(r"soft: found PKCS#11 token 'work', serial \w+\r\n", first.shown)
     assert re.search(r"^ok jkt=\S+ alg=ES256 ", second.shown, re.M)
@@ -131,9 +135,29 @@ def test_the_other_commands_of_the_readme_lead_from_a_new_pkcs11_token_to_a_rota
     ]
     jkts = re.findall(r"jkt (\S{43})\r\n", listed)
     assert len(set(jkts)) == 3, "each whole, in 80 columns"
+    find_the_keys_of_a_lost_ledger(user)
     for shown in (first.shown, second.shown):
         assert PIN not in shown
         assert SO_PIN not in shown
+
+
+def find_the_keys_of_a_lost_ledger(user: Newcomer) -> None:
+    shutil.rmtree(user.home / ".local" / "state" / "dpop-agent")
+    assert ACTIVATE
+    with user.terminal() as first, user.terminal() as second:
+        first.run(ACTIVATE[0], asked=ASKED, serving=None)
+        first.run("dpop-agent serve", asked=ASKED, serving=SERVING["dpop-agent serve"])
+        for line in (ACTIVATE[0], "dpop-agent unlock"):
+            second.run(line, asked=ASKED, serving=None)
+        for line, _ in commands(LOST):
+            second.run(line, asked=ASKED, serving=None)
+        listed = second.run("dpop-agent key list", asked=ASKED, serving=None)
+        assert re.findall(r"(default@\d) +(\w+)", listed) == [
+            ("default@1", "draining"),
+            ("default@2", "suspended"),
+            ("default@3", "active"),
+        ]
+        first.interrupt()
 
 
 def test_every_shell_command_of_the_readme_is_run_by_one_of_these() -> None:
@@ -144,7 +168,13 @@ def test_every_shell_command_of_the_readme_is_run_by_one_of_these() -> None:
     assert not re.search(r"^( {4,}|\t)\$? *(dpop-agent|softhsm)", README, re.M)
 
 
-STANDS_FOR = {"STORE": "work", "TIME": "15m", "NAME": "default", "NAME@N": "default@1"}
+STANDS_FOR = {
+    "STORE": "work",
+    "REF": "0badcafe",
+    "TIME": "15m",
+    "NAME": "default",
+    "NAME@N": "default@1",
+}
 """What the document writes where somebody puts a name of theirs."""
 
 

@@ -277,7 +277,7 @@ def optional(parser: Parser) -> list[argparse.Action]:
 GROUPS = [["key"], ["ledger"], ["config"]]
 # One of --origin and --any-origin has to be given for a new key; of one that is there it stays.
 # One key is adopted by its name, many by --all.
-WITHOUT_DEFAULT = ("--origin", "key")
+WITHOUT_DEFAULT = ("--origin", "--ref", "key")
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in GROUPS])
