@@ -222,6 +222,7 @@ ADMIN_METHODS: Mapping[str, Mapping[str, Param]] = {
         "ref": _STORE_REF.must(),
         "store": _TEXT,
         "alg": _ALG,
+        "origins": _ORIGINS,
         "request_id": _REQUEST,
     },
     "key.adopt_all": {"store": _TEXT, "alg": _ALG, "cursor": _CURSOR},

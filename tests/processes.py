@@ -172,7 +172,9 @@ class Agent:
     def create_key(self, name: str = "default", **settings: Any) -> dict[str, Any]:
         """A new key's first generation."""
         with AgentClient(self.admin_socket, timeout=30) as admin:
-            found: dict[str, Any] = admin.call("key.create", {"key": name, **settings})
+            found: dict[str, Any] = admin.call(
+                "key.create", {"key": name, "origins": [], **settings}
+            )
         generation: dict[str, Any] = found["keys"][0]["generations"][0]
         return generation
 

@@ -412,7 +412,10 @@ class Keys(Mapping[str, Key]):
         key = self._by_name.get(name)
         if key is None:
             if not self._by_name:
-                hint = f"make it with: dpop-agent key create {name}"
+                hint = (
+                    f"make it with: dpop-agent key create {name} --origin https://api.example.com "
+                    "(your server's), or --any-origin"
+                )
             else:
                 hint = f"there are: {', '.join(self.names[:8])}"
             raise KeyUnknown(f"there is no key {name}", hint=hint)

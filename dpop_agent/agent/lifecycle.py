@@ -177,6 +177,7 @@ class Lifecycle:
         `on_touch` gives what to call if its self-test waits for a touch.
 
         Raises:
+            InvalidParams: what is asked for isn't what the key is; a new one has no origins.
             KeyMissing: the store has no such object.
             KeyExists: the ledger has it already.
         """
@@ -195,6 +196,12 @@ class Lifecycle:
                 raise InvalidParams(
                     f"key.adopt: the key {name} is for {key.alg} in the store {key.store}",
                     hint="adopt the object under another name",
+                )
+            elif "origins" in params:
+                raise InvalidParams(
+                    f"key.adopt: the key {name} is there, and keeps the origins that it has",
+                    hint="leave out origins (--origin, --any-origin); to change them: dpop-agent "
+                    f"key set {name}",
                 )
             signer = self._signers.named(key.store)
             answer = await signer.ask(
@@ -257,6 +264,12 @@ class Lifecycle:
             )
         store = params.get("store", default_store)
         self._signers.named(store)
+        if "origins" not in params:  # nobody gets proofs for anywhere by leaving something out
+            raise InvalidParams(
+                f"nothing says which servers the new key {params['key']} is for",
+                hint='give origins, such as ["https://api.example.com"], or [] for any (at the '
+                "command line: --origin https://api.example.com, or --any-origin)",
+            )
         new = Key(name=params["key"], store=store, alg=alg, created=now_text())
         return replace(new, **_settings(params))
 

@@ -6,6 +6,9 @@ from dpop_agent.agent.keys import Key
 from dpop_agent.errors import HtuRefused, PolicyRefused
 from dpop_agent.htu import Target
 
+MAX_NAMED = 8
+"""Origins that an error names."""
+
 
 def require_allowed(key: Key, target: Target) -> None:
     """Let a target pass that the key was given, or any https or loopback one if it was given none.
@@ -24,10 +27,24 @@ def require_allowed(key: Key, target: Target) -> None:
     if target.cleartext:
         raise HtuRefused(
             f"{target.origin} is cleartext http, where a proof can be read and the answer forged",
-            hint=f"use https, or allow it: dpop-agent key set {key.name} --origin {target.origin}",
+            hint=f"use https, or {_allowing(key, target.origin)}",
         )
     if key.origins:
+        named = ", ".join(key.origins[:MAX_NAMED])
         raise PolicyRefused(
-            f"the key {key.name} isn't for {target.origin}, only for {', '.join(key.origins[:8])}",
-            hint="use the key that is, or see: dpop-agent key set",
+            f"the key {key.name} isn't for {target.origin}, only for {named}",
+            hint=f"use the key that is, or {_allowing(key, target.origin)}",
         )
+
+
+def _allowing(key: Key, origin: str) -> str:
+    """How to have proofs for one origin more, and none less."""
+    if not key.origins:  # --origin would take all others from it
+        return f"make a key for it: dpop-agent key create NAME --origin {origin}"
+    if len(key.origins) > MAX_NAMED:
+        return (
+            f"allow it too, with every --origin that it has: dpop-agent key set {key.name} (and "
+            f"see: dpop-agent key show {key.name})"
+        )
+    options = " ".join(f"--origin {one}" for one in (*key.origins, origin))
+    return f"allow it too: dpop-agent key set {key.name} {options}"

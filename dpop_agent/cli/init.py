@@ -70,7 +70,8 @@ def _init(args: Namespace) -> int:
             f"wrote {path}: {said}\n"
             "next:  dpop-agent serve\n"
             f"then, in another terminal:  {'dpop-agent unlock && ' * asks}"
-            "dpop-agent key create default"
+            "dpop-agent key create default --origin https://api.example.com\n"
+            "(your server's origin, and --origin again for another; or --any-origin)"
         )
     return 0
 

@@ -47,7 +47,7 @@ def add_create(verbs: arguments.Verbs) -> None:
     sub.add_argument("key", metavar="NAME", type=arguments.key_name)
     _add_store_and_alg(sub)
     authorizing.add_slot(sub)
-    _add_origins(sub)
+    _add_origins(sub.add_mutually_exclusive_group(required=True))
     sub.add_argument(
         "--allow-sign-proof",
         action="store_true",
@@ -57,8 +57,8 @@ def add_create(verbs: arguments.Verbs) -> None:
 
 
 def _create(args: Namespace) -> int:
-    params = {"key": args.key} | _times(args) | authorizing.slot_params(args)
-    for name in ("store", "alg", "origins"):
+    params = {"key": args.key} | _times(args) | authorizing.slot_params(args) | _origins(args)
+    for name in ("store", "alg"):
         if getattr(args, name) is not None:
             params[name] = getattr(args, name)
     if args.allow_sign_proof:
@@ -81,7 +81,10 @@ def _list(args: Namespace) -> int:
     if keys:
         lines = listing.table(keys)
     else:
-        lines = ["there are no keys yet; make one with: dpop-agent key create default"]
+        lines = [
+            "there are no keys yet; make one with: dpop-agent key create default --origin "
+            "https://api.example.com (your server's), or --any-origin"
+        ]
     return calls.answer(args, {"keys": keys}, lines)
 
 
@@ -124,9 +127,7 @@ def add_set(verbs: arguments.Verbs) -> None:
         "What isn't given stays as it is.",
     )
     sub.add_argument("key", metavar="NAME", type=arguments.key_name)
-    origins = sub.add_mutually_exclusive_group()
-    _add_origins(origins)
-    origins.add_argument("--any-origin", action="store_true", help="proofs for every origin")
+    _add_origins(sub.add_mutually_exclusive_group())
     allow = sub.add_mutually_exclusive_group()
     allow.add_argument("--allow-sign-proof", action="store_true", default=None)
     allow.add_argument("--no-allow-sign-proof", dest="allow_sign_proof", action="store_false")
@@ -141,11 +142,7 @@ def add_set(verbs: arguments.Verbs) -> None:
 
 
 def _set(args: Namespace) -> int:
-    params = {"key": args.key} | _times(args)
-    if args.any_origin:
-        params["origins"] = []
-    elif args.origins is not None:
-        params["origins"] = args.origins
+    params = {"key": args.key} | _times(args) | _origins(args)
     if args.allow_sign_proof is not None:
         params["allow_sign_proof"] = args.allow_sign_proof
     if args.touch is not None:
@@ -167,7 +164,8 @@ def add_adopt(verbs: arguments.Verbs) -> None:
         "adopt",
         "Adopt a private key that is already in a store",
         _adopt,
-        "It becomes a staged generation, shared with whoever else uses it.",
+        "It becomes a staged generation, shared with whoever else uses it. A new key wants "
+        "--origin or --any-origin; one that is there keeps its own.",
     )
     sub.add_argument(
         "key",
@@ -189,17 +187,18 @@ def add_adopt(verbs: arguments.Verbs) -> None:
         "their labels; suspended until you resume them",
     )
     _add_store_and_alg(sub)
+    _add_origins(sub.add_mutually_exclusive_group())
     sub.set_defaults(usage=sub.error)
 
 
 def _adopt(args: Namespace) -> int:
     if args.all:
-        if args.key is not None or args.ref is not None:
-            args.usage("--all takes neither NAME nor --ref")
+        if args.key is not None or args.ref is not None or args.origins is not None:
+            args.usage("--all takes neither NAME nor --ref nor origins")
         return recovering.adopt_all(args)
     if args.key is None or args.ref is None:
         args.usage("give NAME and --ref HEX, or --all")
-    params = {"key": args.key, "ref": args.ref}
+    params = {"key": args.key, "ref": args.ref} | _origins(args)
     for option in ("store", "alg"):
         if getattr(args, option) is not None:
             params[option] = getattr(args, option)
@@ -239,6 +238,18 @@ def _add_origins(parser: Any) -> None:
         type=arguments.origin,
         help="such as https://api.example.com: proofs for these only; may be repeated",
     )
+    parser.add_argument(
+        "--any-origin",
+        dest="origins",
+        action="store_const",
+        const=[],
+        help="proofs for every https server, and for http on this machine",
+    )
+
+
+def _origins(args: Namespace) -> dict[str, Any]:
+    """The origins that were given; none of them means any."""
+    return {} if args.origins is None else {"origins": args.origins}
 
 
 def _add_times(parser: Any, *, every: str, drain: str, max_drain: str) -> None:

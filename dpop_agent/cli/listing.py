@@ -16,6 +16,8 @@ _HEAD = ("KEY", "STATE", "NOTES", "LAST USED", "PROTECTION", "ALG", "STORE", "CR
 _BELOW = "  jkt "
 _DROP = ("CREATED", "STORE", "ALG", "PROTECTION", "LAST USED", "NOTES", "STATE")
 
+_ANY = "any: every https server, and http on this machine"
+
 _DATE_FROM_S = 2 * 24 * 3600
 """A drain that ends sooner is shown with the minute."""
 
@@ -121,7 +123,7 @@ def policy(key: Key) -> list[str]:
 def _origins(key: Key) -> str:
     if key.get("policy_lost"):
         return f"none: lost with the ledger; dpop-agent key resume {key['key']} --origin ORIGIN"
-    return ", ".join(key["origins"]) or "any"
+    return ", ".join(key["origins"]) or _ANY
 
 
 def details(key: Key) -> list[str]:

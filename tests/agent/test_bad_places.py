@@ -135,7 +135,10 @@ def test_a_store_that_cant_be_opened_says_why_until_it_is_mended_and_no_key_is_l
     spoil(token)
     agent = once_fine.start()
     with Wire(agent.socket) as wire, Wire(agent.admin_socket) as admin:
-        for error in (wire.error("proof", **TARGET), admin.error("key.create", key="second")):
+        for error in (
+            wire.error("proof", **TARGET),
+            admin.error("key.create", key="second", origins=[]),
+        ):
             assert error["type"] == kind
             assert says in error["message"]
             assert error["hint"]
@@ -171,7 +174,7 @@ def test_a_refused_pin_is_tried_once_and_again_only_by_command(
             assert (error["type"], error["retry"]) == ("pin_refused", "no")
             assert "refused its PIN" in error["message"]
             assert "dpop-agent unlock softhsm" in error["hint"]
-        assert admin.error("key.create", key="second")["type"] == "pin_refused"
+        assert admin.error("key.create", key="second", origins=[])["type"] == "pin_refused"
         assert admin.error("key.destroy", key="default", generation=1)["type"] == "pin_refused"
         assert store(agent)["state"] == "locked"
         until(lambda: signers_of(agent) == set())

@@ -166,10 +166,10 @@ def test_what_status_lists_as_unknown_can_be_adopted_and_signs_once_activated(
     assert re.search(r"^0badcafe +proxy key$", out, re.MULTILINE)
     assert re.search(r"^c0ffee +imported$", out, re.MULTILINE)
 
-    out = agent.run("key", "adopt", "proxy", "--ref", "0badcafe", check=True).stdout
+    out = agent.run("key", "adopt", "proxy", "--ref", "0badcafe", "--any-origin", check=True).stdout
     assert "proxy@1 is staged" in out
     assert "copy" not in out
-    out = agent.run("key", "adopt", "copied", "--ref", "C0FFEE", check=True).stdout
+    out = agent.run("key", "adopt", "copied", "--ref", "C0FFEE", "--any-origin", check=True).stdout
     assert "somebody may have a copy of the private key" in out
     listed = agent.run("key", "list", check=True).stdout
     assert re.search(r"^copied@1 +staged +exportable, shared ", listed, re.MULTILINE)
@@ -183,7 +183,7 @@ def test_what_status_lists_as_unknown_can_be_adopted_and_signs_once_activated(
 
 def test_settings_are_taken_at_creation_and_changed_later(agent: Agent) -> None:
     words = ["--rotate-every", "30d", "--drain", "15m", "--max-drain", "4w"]
-    [key] = shown(agent, "key", "create", "other", *words)["keys"]
+    [key] = shown(agent, "key", "create", "other", "--any-origin", *words)["keys"]
     names = ("rotate_every_s", "drain_s", "max_drain_s")
     assert [key[name] for name in names] == [2_592_000, 900, 2_419_200]
     [key] = shown(agent, "key", "set", "other", "--rotate-every", "never")["keys"]

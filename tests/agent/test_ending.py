@@ -57,7 +57,8 @@ def end_with_much_in_flight(agent: Agent, name: str) -> None:
         owner = stack.enter_context(Wire(agent.admin_socket))
         for wire in wires:
             wire.send(b"".join(request("proof", TARGET, number=n) for n in range(10)))
-        owner.send(request("key.create", {"key": name, "request_id": f"create-{name}"}))
+        asked = {"key": name, "origins": [], "request_id": f"create-{name}"}
+        owner.send(request("key.create", asked))
         agent.process.terminate()
         for wire in wires:
             answers = rest_of(wire)
@@ -68,7 +69,7 @@ def end_with_much_in_flight(agent: Agent, name: str) -> None:
     agent.start()
     with Wire(agent.admin_socket) as owner:
         until(lambda: store(agent)["state"] == "ready")
-        (made,) = owner.result("key.create", key=name, request_id=f"create-{name}")["keys"]
+        (made,) = owner.result("key.create", **asked)["keys"]
         if "result" in created:
             assert created["result"]["keys"][0]["generations"] == made["generations"]
         else:
@@ -155,7 +156,7 @@ def test_what_a_hanging_store_doesnt_answer_is_refused_and_the_agent_ends(
         with Wire(agent.socket) as wire, Wire(agent.admin_socket) as owner:
             os.kill(pid, signal.SIGSTOP)
             wire.send(b"".join(request("proof", TARGET, number=n) for n in range(80)))
-            owner.send(request("key.create", {"key": "new"}))
+            owner.send(request("key.create", {"key": "new", "origins": []}))
             owner.send(request("hello", number="read"))
             assert owner.next()["id"] == "read"
             agent.process.terminate()

@@ -289,7 +289,9 @@ def ordinary() -> Iterator[Ordinary]:
 def thieves(ordinary: Ordinary, tries: int) -> dict[str, Any]:
     """What another program of the user opens of signers that come and go meanwhile."""
     until(lambda: ordinary.store()["state"] == "ready")
-    ordinary.ask(request("key.create", {"key": "default"}), ordinary.agent.admin_socket)
+    ordinary.ask(
+        request("key.create", {"key": "default", "origins": []}), ordinary.agent.admin_socket
+    )
     first = ordinary.store()["signer_pid"]
     forking = int(Path(f"/proc/{first}/stat").read_text().rpartition(")")[2].split()[1])
     thief = ordinary.start(_THIEF, str(forking), str(tries))

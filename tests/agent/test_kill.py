@@ -68,7 +68,7 @@ def test_no_instant_of_a_kill_loses_a_key_or_leaves_one_that_isnt_listed(
             method, params = "key.destroy", {"key": min(live), "generation": 1}
         else:
             alg = chance.choice(["ES256", "ES256", "Ed25519", "RS256"])
-            method, params = "key.create", {"key": f"k-{n:03}", "alg": alg}
+            method, params = "key.create", {"key": f"k-{n:03}", "origins": [], "alg": alg}
         asked = params | {"request_id": f"request-{n}"}
         with Wire(agent.admin_socket) as admin:
             admin.send(request(method, asked))
@@ -109,7 +109,7 @@ def test_an_agent_killed_while_its_signer_generates_finishes_or_undoes_it(
 ) -> None:
     agent = make_agent(token.config).start()
     until_open(agent)
-    asked = {"key": "slow", "alg": "RS256", "request_id": "create-slow"}
+    asked = {"key": "slow", "origins": [], "alg": "RS256", "request_id": "create-slow"}
     with Wire(agent.admin_socket) as admin:
         admin.send(request("key.create", asked))
         until(lambda: '"pending"' in (agent.state / "ledger.json").read_text())

@@ -121,7 +121,7 @@ def test_a_destroyed_generation_stays_known_and_is_listed_on_request(agent: Agen
         assert admin.result("key.list")["keys"] == []
         error = admin.error("key.destroy", key="shop", generation=1)
         assert (error["type"], error["retry"]) == ("illegal_transition", "no")
-        assert admin.error("key.create", key="shop")["type"] == "key_exists"
+        assert admin.error("key.create", key="shop", origins=[])["type"] == "key_exists"
     agent.stop()
     agent.start()
     (listed,) = generations(agent, include_destroyed=True)
@@ -256,8 +256,12 @@ def _put_back(token: Token, files: dict[str, bytes]) -> None:
 @pytest.mark.parametrize(
     ("method", "params", "other"),
     [
-        ("key.create", {"key": "new"}, {"key": "new", "alg": "ES384"}),
-        ("key.create", {"key": "new", "alg": "ES384"}, {"key": "newer", "alg": "ES384"}),
+        ("key.create", {"key": "new", "origins": []}, {"key": "new", "alg": "ES384"}),
+        (
+            "key.create",
+            {"key": "new", "origins": [], "alg": "ES384"},
+            {"key": "newer", "alg": "ES384"},
+        ),
         ("key.destroy", {"key": "old", "generation": 1}, {"key": "older", "generation": 1}),
         ("key.set", {"key": "old", "origins": ["https://a.example"]}, {"key": "old"}),
     ],
@@ -278,9 +282,8 @@ def test_a_request_id_gives_the_same_answer_again_even_after_a_restart(
         assert admin.result(method, **params, request_id="request-1") == first
         error = admin.error(method, **other, request_id="request-1")
         assert (error["type"], error["retry"]) == ("request_id_reused", "no")
-        assert admin.error("key.create", key="third", request_id="request-1")["type"] == (
-            "request_id_reused"
-        )
+        error = admin.error("key.create", key="third", origins=[], request_id="request-1")
+        assert error["type"] == "request_id_reused"
         assert generations(agent, key="older")[0]["state"] == "active"
     assert on_token.private_ids(token) == objects
 
@@ -288,7 +291,7 @@ def test_a_request_id_gives_the_same_answer_again_even_after_a_restart(
 def test_a_client_that_lost_the_answer_asks_again_and_nothing_happens_twice(
     agent: Agent, token: Token
 ) -> None:
-    asked = {"key": "shop", "request_id": "create-shop-1"}
+    asked = {"key": "shop", "origins": [], "request_id": "create-shop-1"}
     with Wire(agent.admin_socket) as going:
         going.send(request("key.create", asked))
     with Wire(agent.admin_socket) as admin:
@@ -301,7 +304,7 @@ def test_a_client_that_lost_the_answer_asks_again_and_nothing_happens_twice(
 def test_one_name_asked_for_at_once_by_many_becomes_one_key(agent: Agent, token: Token) -> None:
     wires = [Wire(agent.admin_socket) for _ in range(8)]
     for wire in wires:
-        wire.send(request("key.create", {"key": "shop"}))
+        wire.send(request("key.create", {"key": "shop", "origins": []}))
     answers = [wire.next() for wire in wires]
     for wire in wires:
         wire.close()
@@ -315,7 +318,7 @@ def test_a_generation_that_is_being_made_gives_no_proof_and_is_listed_as_pending
 ) -> None:
     until_open(agent)
     with Wire(agent.socket) as wire, Wire(agent.admin_socket) as admin:
-        admin.send(request("key.create", {"key": "slow", "alg": "RS256"}))
+        admin.send(request("key.create", {"key": "slow", "origins": [], "alg": "RS256"}))
         until(lambda: wire.result("key.list")["keys"])
         pid = store(agent)["signer_pid"]
         os.kill(pid, signal.SIGSTOP)
@@ -401,7 +404,7 @@ def test_a_ledger_that_cant_be_written_stops_changes_and_not_proofs(
     in_the_way.mkdir()
     with Wire(agent.socket) as wire, Wire(agent.admin_socket) as admin:
         for method, params in (
-            ("key.create", {"key": "shop"}),
+            ("key.create", {"key": "shop", "origins": []}),
             ("key.set", {"key": "default", "origins": ["https://other.example"]}),
             ("key.destroy", {"key": "default", "generation": 1}),
         ):
@@ -412,7 +415,7 @@ def test_a_ledger_that_cant_be_written_stops_changes_and_not_proofs(
         assert wire.result("proof", **TARGET)["jkt"] == made["jkt"]
         assert on_token.private_ids(token) == objects
         in_the_way.rmdir()
-        assert "keys" in admin.result("key.create", key="shop")
+        assert "keys" in admin.result("key.create", key="shop", origins=[])
         assert wire.result("proof", **TARGET)["jkt"] == made["jkt"]
     assert on_token.private_ids(token) == refs(agent)
 
@@ -421,7 +424,7 @@ def test_a_key_whose_making_couldnt_be_recorded_is_finished_when_it_is_asked_for
     agent: Agent, token: Token
 ) -> None:
     until_open(agent)
-    asked = {"key": "shop", "alg": "RS256", "request_id": "create-shop-1"}
+    asked = {"key": "shop", "origins": [], "alg": "RS256", "request_id": "create-shop-1"}
     in_the_way = agent.state / "ledger.json.new"
     with Wire(agent.admin_socket) as admin:
         admin.send(request("key.create", asked))

@@ -78,7 +78,8 @@ async def measure(folder: str, count: int, steps: Steps) -> None:
     numbers = iter(range(10**6))
 
     def create() -> Coroutine[Any, Any, Key]:
-        asked = {"key": f"new-{next(numbers)}", "request_id": f"request-{next(numbers)}"}
+        asked = {"key": f"new-{next(numbers)}", "origins": []}
+        asked["request_id"] = f"request-{next(numbers)}"
         return around.lifecycle.create(asked, "dict")
 
     print(f"{count} keys; milliseconds of the loop's thread, median and worst of {ROUNDS}; of all")

@@ -78,7 +78,7 @@ def linked(faulty: Faulty) -> Path:
 def ask(agent: Agent, *, times: int = 5) -> list[str]:
     """The types of the errors that requests get."""
     with Wire(agent.admin_socket, timeout=30) as wire:
-        return [wire.error("key.create", key="none")["type"] for _ in range(times)]
+        return [wire.error("key.create", key="none", origins=[])["type"] for _ in range(times)]
 
 
 def refused(agent: Agent) -> None:
@@ -160,7 +160,7 @@ def test_an_error_that_comes_before_a_pin_is_judged_stops_no_later_login(
     faulty_token.rules(f"C_Login 1 return {code:#x}")
     agent = make_agent(faulty_token.config()).start()
     with Wire(agent.admin_socket, timeout=30) as wire:
-        until(lambda: "result" in wire.ask("key.create", key="shop"))
+        until(lambda: "result" in wire.ask("key.create", key="shop", origins=[]))
     assert faulty_token.logins == 2
 
 
@@ -173,7 +173,7 @@ def test_a_session_that_is_refused_costs_no_login(
     assert faulty_token.logins == 0
     faulty_token.rules()
     with Wire(agent.admin_socket, timeout=30) as wire:
-        until(lambda: "result" in wire.ask("key.create", key="shop"))
+        until(lambda: "result" in wire.ask("key.create", key="shop", origins=[]))
 
 
 def _kill_signer(agent: Agent) -> None:
@@ -373,7 +373,7 @@ def test_a_second_store_of_one_token_whose_right_pin_opens_it_lifts_the_mark_for
     add_again(config, pin_file=other)
     agent.run("reload", check=True)
     with Wire(agent.admin_socket) as wire:
-        error = wire.error("key.create", key="shop", store="again")
+        error = wire.error("key.create", key="shop", store="again", origins=[])
         assert (error["type"], faulty_token.logins) == ("pin_refused", 1)
         assert error["hint"].endswith("dpop-agent unlock again")
         assert wire.result("unlock", store="again")["state"] == "ready"
@@ -840,7 +840,7 @@ def test_login_retries_allows_so_many_more_with_growing_pauses_and_then_none(
     agent = make_agent(config).start()
     at: list[float] = []
     with Wire(agent.admin_socket, timeout=30) as wire:
-        while (error := wire.error("key.create", key="shop"))["type"] != "pin_refused":
+        while (error := wire.error("key.create", key="shop", origins=[]))["type"] != "pin_refused":
             assert (error["type"], error["retry"]) == ("locked", "later")
             assert error["retry_after_ms"] > 0
             if len(at) < faulty_token.logins:
@@ -868,5 +868,5 @@ def test_login_retries_opens_a_store_whose_login_failed_now_and_then(
     )
     agent = make_agent(config).start()
     with Wire(agent.admin_socket, timeout=30) as wire:
-        until(lambda: "result" in wire.ask("key.create", key="shop"))
+        until(lambda: "result" in wire.ask("key.create", key="shop", origins=[]))
     assert faulty_token.logins == 2

@@ -73,7 +73,7 @@ def place(tmp_path: Path) -> Place:
 
 
 def create(agent: Agent, name: str, place: Place) -> bool:
-    return attempt(agent, "key.create", key=f"{name}-new")
+    return attempt(agent, "key.create", key=f"{name}-new", origins=[])
 
 
 def rotate(agent: Agent, name: str, place: Place) -> bool:
@@ -166,7 +166,7 @@ def work(agent: Agent, stop: threading.Event, seed: int) -> None:
         name = choose.choice(["a", "b"])
         what = choose.choice(["create", "rotate", "rotate", "destroy", "activate"])
         if what == "create":
-            attempt(agent, "key.create", key=f"k{seed}-{number}")
+            attempt(agent, "key.create", key=f"k{seed}-{number}", origins=[])
         elif what == "rotate":
             attempt(agent, "key.rotate", key=name)
         else:

@@ -49,7 +49,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
 
 def test_a_setting_that_changes_takes_back_no_use(place: Place) -> None:
     async def story() -> None:
-        await place.lifecycle.create({"key": "a"}, "dict")
+        await place.lifecycle.create({"key": "a", "origins": []}, "dict")
         _, old = await place.lifecycle.rotate({"key": "a"})
         assert old is not None
         place.boot += 7 * 24 * HOUR - 60
@@ -78,7 +78,7 @@ def test_a_save_that_is_cancelled_is_over_before_the_next_begins(
         writing -= 1
 
     async def story() -> None:
-        await place.lifecycle.create({"key": "a"}, "dict")
+        await place.lifecycle.create({"key": "a", "origins": []}, "dict")
         monkeypatch.setattr(Ledger, "save", slow)
         first = asyncio.ensure_future(place.records.save(clean=False))
         place.boot += HOUR
@@ -96,7 +96,9 @@ def test_an_object_is_adopted_once(place: Place) -> None:
     async def story() -> None:
         both = await asyncio.gather(
             *(
-                place.lifecycle.adopt({"key": name, "ref": "ff" * 16}, "dict", on_touch=no_touch)
+                place.lifecycle.adopt(
+                    {"key": name, "ref": "ff" * 16, "origins": []}, "dict", on_touch=no_touch
+                )
                 for name in "ab"
             ),
             return_exceptions=True,
@@ -116,7 +118,7 @@ def test_a_store_that_cant_delete_is_asked_once_each_time_that_it_is_opened(
         raise ObjectLeft("the store can't delete keys")
 
     async def story() -> None:
-        await place.lifecycle.create({"key": "a"}, "dict")
+        await place.lifecycle.create({"key": "a", "origins": []}, "dict")
         monkeypatch.setattr(place.store, "_destroy", refuse)
         with pytest.raises(ObjectLeft):
             await place.lifecycle.destroy({"key": "a", "generation": 1})
@@ -131,27 +133,29 @@ def test_a_store_that_cant_delete_is_asked_once_each_time_that_it_is_opened(
 
 def test_an_object_that_is_to_be_deleted_is_not_adopted(place: Place) -> None:
     async def story() -> None:
-        await place.lifecycle.create({"key": "a"}, "dict")
+        await place.lifecycle.create({"key": "a", "origins": []}, "dict")
         ref = place.records.keys["a"].generations[0].ref
         place.store.keeps = True
         with pytest.raises(Exception, match="the store fails"):
             await place.lifecycle.destroy({"key": "a", "generation": 1})
         with pytest.raises(KeyExists):
-            await place.lifecycle.adopt({"key": "b", "ref": ref}, "dict", on_touch=no_touch)
+            await place.lifecycle.adopt(
+                {"key": "b", "ref": ref, "origins": []}, "dict", on_touch=no_touch
+            )
 
     place.run(story())
 
 
 def test_what_was_compromised_once_never_comes_back_by_adoption(place: Place) -> None:
     async def story() -> None:
-        await place.lifecycle.create({"key": "a"}, "dict")
+        await place.lifecycle.create({"key": "a", "origins": []}, "dict")
         (generation,) = place.records.keys["a"].generations
         await place.lifecycle.compromise({"key": "a"})
         await place.lifecycle.destroy({"key": "a", "generation": 1})
         place.store.objects[generation.ref] = generation.jkt  # from a backup
         with pytest.raises(KeyCompromised):
             await place.lifecycle.adopt(
-                {"key": "b", "ref": generation.ref}, "dict", on_touch=no_touch
+                {"key": "b", "ref": generation.ref, "origins": []}, "dict", on_touch=no_touch
             )
 
     place.run(story())
@@ -159,7 +163,7 @@ def test_what_was_compromised_once_never_comes_back_by_adoption(place: Place) ->
 
 def test_a_compromise_holds_against_a_change_that_is_under_way(place: Place) -> None:
     async def story() -> None:
-        await place.lifecycle.create({"key": "a"}, "dict")
+        await place.lifecycle.create({"key": "a", "origins": []}, "dict")
         rotating = asyncio.ensure_future(place.lifecycle.rotate({"key": "a"}))
         await asyncio.sleep(0)
         await place.lifecycle.compromise({"key": "a", "generation": 1})
@@ -172,7 +176,7 @@ def test_a_compromise_holds_against_a_change_that_is_under_way(place: Place) -> 
 
 def test_compromising_a_key_means_the_generation_that_is_being_made_too(place: Place) -> None:
     async def story() -> None:
-        await place.lifecycle.create({"key": "a"}, "dict")
+        await place.lifecycle.create({"key": "a", "origins": []}, "dict")
         rotating = asyncio.ensure_future(place.lifecycle.rotate({"key": "a"}))
         while len(place.records.keys["a"].generations) == 1:
             await asyncio.sleep(0)
@@ -194,7 +198,7 @@ def test_a_block_of_what_is_being_made_is_written_again_until_it_is_durable(
         raise NotDurable("no space is left")
 
     async def story() -> None:
-        making = asyncio.ensure_future(place.lifecycle.create({"key": "a"}, "dict"))
+        making = asyncio.ensure_future(place.lifecycle.create({"key": "a", "origins": []}, "dict"))
         while "a" not in place.records.keys:
             await asyncio.sleep(0)
         making.cancel()
@@ -224,7 +228,7 @@ def test_blocks_that_cant_be_written_are_tried_again_together_and_their_requests
     async def story() -> None:
         names = [f"k{n}" for n in range(20)]
         for name in names:
-            await place.lifecycle.create({"key": name}, "dict")
+            await place.lifecycle.create({"key": name, "origins": []}, "dict")
         with monkeypatch.context() as patch:
             patch.setattr(Ledger, "write", full)
             for name in names:
@@ -251,7 +255,7 @@ def test_a_generation_that_was_compromised_before_it_was_made_stays_so_after_a_k
     place: Place,
 ) -> None:
     async def story() -> None:
-        await place.lifecycle.create({"key": "a"}, "dict")
+        await place.lifecycle.create({"key": "a", "origins": []}, "dict")
         rotating = asyncio.ensure_future(place.lifecycle.rotate({"key": "a"}))
         while len(place.store.objects) == 1:
             await asyncio.sleep(0)

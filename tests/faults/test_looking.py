@@ -24,7 +24,7 @@ def agent(make_agent: Callable[..., Agent]) -> Agent:
     agent = make_agent(preexec=hurried("opening.MIN_BACK_OFF_S=0.01")).start()
     with Wire(agent.admin_socket, timeout=60) as admin:
         for n in range(KEYS):
-            admin.result("key.create", key=f"key-{n}")
+            admin.result("key.create", key=f"key-{n}", origins=[])
     return agent
 
 

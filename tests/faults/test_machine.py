@@ -221,7 +221,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(target=names, name=st.sampled_from(["a", "b"]), dies_at=deaths)
     def create(self, name: str, dies_at: int | None) -> str:
-        self.attempt(lambda: self.lifecycle.create({"key": name}, "dict"), dies_at)
+        self.attempt(lambda: self.lifecycle.create({"key": name, "origins": []}, "dict"), dies_at)
         return name
 
     @rule(name=names, stage=st.booleans(), dies_at=deaths)
@@ -253,10 +253,10 @@ class Machine(RuleBasedStateMachine):
         self.strangers += 1
         ref = f"ff{self.strangers:030x}"
         self.store._generate(ref)
-        self.attempt(
-            lambda: self.lifecycle.adopt({"key": name, "ref": ref}, "dict", on_touch=no_touch),
-            dies_at,
-        )
+        params: dict[str, Any] = {"key": name, "ref": ref}
+        if name not in self.keys:
+            params["origins"] = []
+        self.attempt(lambda: self.lifecycle.adopt(params, "dict", on_touch=no_touch), dies_at)
 
     @rule(name=names)
     def use(self, name: str) -> None:

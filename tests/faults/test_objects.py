@@ -107,7 +107,7 @@ def test_a_label_in_latin_1_is_left_out_and_its_key_is_listed(
 
 def test_a_key_that_cant_be_adopted_disturbs_nobody(faulty_token: Faulty, beside: Beside) -> None:
     faulty_token.rules(f"attribute {STRANGE} 0x181 value ff")
-    error = beside.wire.error("key.adopt", key="foreign", ref="aa")
+    error = beside.wire.error("key.adopt", key="foreign", ref="aa", origins=[])
     assert error["type"] == "signer_failed"
     beside.goes_on()
 

@@ -75,7 +75,7 @@ class StoreConformance:
 
     def create(self, wire: Wire, name: str, alg: str | None = None) -> dict[str, Any]:
         """A new key's generation, as the agent shows it."""
-        (key,) = wire.result("key.create", key=name, alg=alg or self.ALGS[0])["keys"]
+        (key,) = wire.result("key.create", key=name, alg=alg or self.ALGS[0], origins=[])["keys"]
         (generation,) = key["generations"]
         return dict(generation)
 
@@ -108,7 +108,7 @@ class StoreConformance:
     ) -> None:
         others = set(ALGORITHMS) - set(self.ALGS)
         for alg in others:
-            error = wire.error("key.create", key="shop", alg=alg)
+            error = wire.error("key.create", key="shop", alg=alg, origins=[])
             assert (error["type"], error["retry"]) == ("algorithm_unsupported", "no")
         assert wire.result("key.list")["keys"] == []
         assert held() == []
@@ -226,7 +226,7 @@ class PinConformance:
         wire: Wire,
         wrong_pin: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        (key,) = wire.result("key.create", key="shop")["keys"]
+        (key,) = wire.result("key.create", key="shop", origins=[])["keys"]
         assert agent.stop() == 0
         with wrong_pin():
             agent.start()
@@ -264,7 +264,7 @@ class AwayConformance:
         taken_away: Callable[[], AbstractContextManager[None]],
         measured: Measured,
     ) -> None:
-        (key,) = wire.result("key.create", key="shop")["keys"]
+        (key,) = wire.result("key.create", key="shop", origins=[])["keys"]
         assert agent.stop() == 0
         with taken_away():
             agent.start()
@@ -284,10 +284,10 @@ class AwayConformance:
         held: Callable[[], list[str]],
         delete: Callable[[str], None],
     ) -> None:
-        (key,) = wire.result("key.create", key="shop")["keys"]
+        (key,) = wire.result("key.create", key="shop", origins=[])["keys"]
         wire.result("proof", **TARGET, key="shop")
         (ref,) = held()
-        wire.result("key.create", key="other")
+        wire.result("key.create", key="other", origins=[])
         delete(ref)
         error = wire.error("proof", **TARGET, key="shop")
         assert (error["type"], error["retry"]) == ("key_missing", "no")

@@ -273,7 +273,7 @@ def test_a_stuck_daemon_holds_up_neither_loaded_keys_nor_other_stores(
     desktop.freeze()
     with measured("`key create` in a keychain that is stuck ends after its 5 s"):
         waiting = subprocess.Popen(
-            [sys.executable, "-m", "dpop_agent", "key", "create", "another"],
+            [sys.executable, "-m", "dpop_agent", "key", "create", "another", "--any-origin"],
             env=both.env,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

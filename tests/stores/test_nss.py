@@ -89,7 +89,7 @@ def test_a_key_that_certutil_made_is_shown_as_exportable_and_stays(
     (ref,) = on_token.private_ids(token)
     agent.create_key("shop")
     with Wire(agent.admin_socket, timeout=60) as wire:
-        (key,) = wire.result("key.adopt", key="own", ref=ref, alg="ES256")["keys"]
+        (key,) = wire.result("key.adopt", key="own", ref=ref, alg="ES256", origins=[])["keys"]
         (adopted,) = key["generations"]
         assert (adopted["exportable"], adopted["shared"]) == (True, True)
         wire.result("key.destroy", key="shop", generation=1)
@@ -100,7 +100,7 @@ def test_a_key_that_certutil_made_is_shown_as_exportable_and_stays(
 def test_a_key_that_could_leave_before_is_shown_as_exportable(agent: Agent, token: Token) -> None:
     on_token.make_stranger(token, key_id="aa" * 16, was_extractable=True)
     with Wire(agent.admin_socket, timeout=60) as wire:
-        (key,) = wire.result("key.adopt", key="own", ref="aa" * 16, alg="ES256")["keys"]
+        (key,) = wire.result("key.adopt", key="own", ref="aa" * 16, alg="ES256", origins=[])["keys"]
     assert key["generations"][0]["exportable"] is True
 
 

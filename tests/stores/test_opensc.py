@@ -34,7 +34,7 @@ def agent(make_agent: Callable[..., Agent], yubikey: YubiKey, tmp_path: Path) ->
 def adopt(agent: Agent) -> str:
     """The jkt of the card's key, which is the agent's `default` now."""
     with Wire(agent.admin_socket, timeout=60) as wire:
-        (key,) = wire.result("key.adopt", key="default", ref="02")["keys"]
+        (key,) = wire.result("key.adopt", key="default", ref="02", origins=[])["keys"]
         wire.result("key.activate", key="default", generation=1)
         return str(key["generations"][0]["jkt"])
 
@@ -46,7 +46,7 @@ def test_a_key_that_is_on_the_card_can_be_adopted_and_signs_again_and_again(agen
 
 
 def test_a_new_key_is_refused_with_what_to_do_instead(agent: Agent) -> None:
-    refused = agent.run("key", "create", "shop")
+    refused = agent.run("key", "create", "shop", "--any-origin")
     assert refused.returncode == 1
     assert "can't make keys for ES256; make one with its vendor's tool" in refused.stderr
 

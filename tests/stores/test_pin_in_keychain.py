@@ -154,7 +154,7 @@ def test_a_pin_from_the_keychain_that_was_refused_costs_one_try_whatever_is_star
     assert (kept(keyring, yubikey.token) is None) is deletable
     with Wire(agent.admin_socket) as wire:
         wire.result("reload")
-        assert wire.error("key.create", key="shop")["type"] in ("locked", "pin_refused")
+        assert wire.error("key.create", key="shop", origins=[])["type"] in ("locked", "pin_refused")
     for _ in range(2):
         agent.stop()
         agent.start()
@@ -208,7 +208,7 @@ def test_without_a_keychain_the_store_is_absent_and_nobody_is_asked(
     keyring.env["DBUS_SESSION_BUS_ADDRESS"] = f"unix:path={token.folder}/none"
     agent = make_agent(configured(token, keyring)).start()
     with Wire(agent.admin_socket) as wire:
-        error = wire.error("key.create", key="shop")
+        error = wire.error("key.create", key="shop", origins=[])
         assert (error["type"], error["retry"]) == ("store_absent", "later")
         assert "D-Bus" in error["hint"]
         assert wire.error("unlock", store="softhsm")["type"] == "store_absent"

@@ -231,7 +231,7 @@ def test_a_released_pad_is_locked_and_doesnt_ask_by_itself(
     assert unlock(agent, pad, token.pin)[0] == 0
     until_logged(agent, "is released")
     with Wire(agent.admin_socket) as wire:
-        error = wire.error("key.create", key="shop")
+        error = wire.error("key.create", key="shop", origins=[])
         assert (error["type"], error["hint"]) == ("locked", "dpop-agent unlock softhsm")
     assert pad.asked == ["the pad asks"]
     assert unlock(agent, pad, token.pin)[0] == 0

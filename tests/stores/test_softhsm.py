@@ -111,9 +111,9 @@ def test_a_token_that_was_made_after_the_start_is_opened_by_the_first_request(
     (token.folder / "tokens").mkdir()
     agent = make_agent(token.config).start()
     with Wire(agent.admin_socket, timeout=60) as wire:
-        assert wire.error("key.create", key="shop")["type"] == "store_absent"
+        assert wire.error("key.create", key="shop", origins=[])["type"] == "store_absent"
         new_token(token.folder, token.label)
-        until_back(lambda: "result" in wire.ask("key.create", key="shop"), measured)
+        until_back(lambda: "result" in wire.ask("key.create", key="shop", origins=[]), measured)
 
 
 def test_a_private_key_that_somebody_put_beside_a_destroyed_one_is_not_deleted_with_it(

@@ -105,7 +105,7 @@ class Authorizing(Wire):
 
     def make(self, name: str, **params: Any) -> dict[str, Any]:
         """A new key's generation."""
-        (key,) = self.result("key.create", key=name, **params)["keys"]
+        (key,) = self.result("key.create", key=name, origins=[], **params)["keys"]
         (generation,) = key["generations"]
         return dict(generation)
 
@@ -284,13 +284,13 @@ def test_an_occupied_slot_is_never_overwritten(
     wire.make("mine", slot="9a")
     mine = yubikey.card.keys[0x9A].private
     for params in ({"slot": "9a"}, {"slot": "9a", "reuse_slot": True}):
-        assert wire.error("key.create", key="other", **params)["type"] == "slot_taken"
+        assert wire.error("key.create", key="other", origins=[], **params)["type"] == "slot_taken"
     # Somebody else's, made while the agent runs: a key, or a certificate alone.
     yubikey.card.keys[0x82] = yubikey.card.keys[0xF9]
     yubikey.card.objects[bytes.fromhex("5fc10e")] = next(iter(yubikey.card.objects.values()))
     for slot in ("82", "83"):
         for more in ({}, {"reuse_slot": True}):
-            error = wire.error("key.create", key="other", slot=slot, **more)
+            error = wire.error("key.create", key="other", slot=slot, origins=[], **more)
             assert (error["type"], error["retry"]) == ("slot_taken", "no"), slot
     assert wire.make("other")["slot"] == "84"
     assert yubikey.card.keys[0x9A].private is mine
@@ -302,8 +302,8 @@ def test_the_attestation_key_is_neither_listed_nor_taken_in_nor_overwritten(
 ) -> None:
     there = yubikey.card.keys[0xF9]
     assert store(agent)["unknown"] == []
-    assert wire.error("key.adopt", key="f9", ref="19")["type"] == "key_missing"
-    assert wire.error("key.create", key="f9", slot="f9")["type"] == "invalid_params"
+    assert wire.error("key.adopt", key="f9", ref="19", origins=[])["type"] == "key_missing"
+    assert wire.error("key.create", key="f9", slot="f9", origins=[])["type"] == "invalid_params"
     assert yubikey.card.keys[0xF9] is there
 
 
@@ -337,14 +337,14 @@ def test_a_card_without_a_free_slot_says_which_can_be_used_again(
     wire.result("key.destroy", key="old", generation=1)
     for slot in SLOTS[5:]:
         yubikey.card.keys[slot] = yubikey.card.keys[0xF9]
-    error = wire.error("key.create", key="shop")
+    error = wire.error("key.create", key="shop", origins=[])
     assert (error["type"], error["retry"]) == ("no_slot", "no")
     assert error["free"] == ["9a", "9c", "9d", "9e"]
     assert error["reusable"] == ["82"]
     assert "82 (old@1, destroyed)" in error["hint"]
     assert "--reuse-slot" in error["hint"]
     # Such a slot is used again by explicit command alone.
-    assert wire.error("key.create", key="shop", slot="82")["type"] == "slot_taken"
+    assert wire.error("key.create", key="shop", slot="82", origins=[])["type"] == "slot_taken"
     made = wire.make("shop", slot="82", reuse_slot=True)
     assert prove(wire, key="shop") == made["jkt"]
     (gone,) = listed(wire, "old")
@@ -422,7 +422,7 @@ def test_the_management_key_is_asked_for_once_and_kept_for_one_key_alone(
     agent: Agent, wire: Authorizing, yubikey: YubiKey
 ) -> None:
     key = yubikey.card.management_key.hex()
-    create = ("key", "create", "shop")
+    create = ("key", "create", "shop", "--any-origin")
     status, shown = at_a_terminal(agent, *create, prompt="Management key of", typed=key)
     assert status == 0, shown
     assert key not in shown
@@ -445,7 +445,7 @@ def test_an_empty_line_means_the_management_key_that_cards_come_with(
     agent: Agent, yubikey: YubiKey
 ) -> None:
     yubikey.card.management_key = bytes.fromhex(FACTORY_KEY)
-    create = ("key", "create", "shop")
+    create = ("key", "create", "shop", "--any-origin")
     status, shown = at_a_terminal(agent, *create, prompt="Management key of", typed="")
     assert status == 0, shown
     assert "trying the factory default management key" in shown
@@ -454,7 +454,7 @@ def test_an_empty_line_means_the_management_key_that_cards_come_with(
 def test_a_wrong_management_key_is_refused_and_nothing_is_made(
     agent: Agent, wire: Authorizing, yubikey: YubiKey
 ) -> None:
-    create = ("key", "create", "shop")
+    create = ("key", "create", "shop", "--any-origin")
     for typed, says in (("zz", "isn't a management key"), ("00" * 24, "refused its management")):
         status, shown = at_a_terminal(agent, *create, prompt="Management key of", typed=typed)
         assert status == 1
@@ -551,7 +551,7 @@ def test_a_pin_that_was_changed_meanwhile_is_tried_once(
 def take_in(wire: Wire, yubikey: YubiKey, name: str, slot: int, **policies: int) -> dict[str, Any]:
     """The generation of a key that its owner made with Yubico's tool, touched at once."""
     yubikey.card.make_key(slot, **policies)
-    wire.result("key.adopt", key=name, ref=f"{SLOTS.index(slot) + 1:02x}")
+    wire.result("key.adopt", key=name, ref=f"{SLOTS.index(slot) + 1:02x}", origins=[])
     (key,) = wire.result("key.activate", key=name, generation=1)["keys"]
     return dict(key["generations"][0])
 
@@ -592,7 +592,9 @@ def test_the_command_line_asks_for_a_touch_on_standard_error(
     yubikey.card.make_key(0x82, touch=TouchPolicy.ALWAYS)
     yubikey.card.touch_s = 1.5
     asks = "touch the card of the store yubikey to sign with shop\n"
-    assert agent.run("key", "adopt", "shop", "--ref", "05", check=True).stderr == asks
+    assert (
+        agent.run("key", "adopt", "shop", "--ref", "05", "--any-origin", check=True).stderr == asks
+    )
     agent.run("key", "activate", "shop@1", check=True)
     done = agent.run("proof", HTM, HTU, "--key", "shop", check=True)
     assert done.stderr == asks
@@ -608,7 +610,9 @@ def test_a_touch_that_the_card_remembers_is_announced_once_from_the_adoption_on(
     yubikey.card.touch_s = 1.5
     with Wire(agent.admin_socket, timeout=60) as wire:
         wire.result("subscribe", events=["touch"])
-        wire.send(request("key.adopt", {"key": "shop", "ref": "05"}, number="adopts"))
+        wire.send(
+            request("key.adopt", {"key": "shop", "ref": "05", "origins": []}, number="adopts")
+        )
         event = wire.event()["params"]
         (key,) = wire.next()["result"]["keys"]
         (made,) = key["generations"]
@@ -876,7 +880,10 @@ def test_a_wrong_pin_over_which_the_signer_was_killed_costs_one_try(
         agent.start()
         with Wire(agent.admin_socket) as wire:
             until(
-                lambda: wire.ask("key.create", key="shop")["error"]["data"]["type"] == "pin_refused"
+                lambda: (
+                    wire.ask("key.create", key="shop", origins=[])["error"]["data"]["type"]
+                    == "pin_refused"
+                )
             )
         agent.stop()
         agent.start()
@@ -1036,7 +1043,7 @@ def test_another_card_that_came_while_somebody_typed_gets_no_management_key(
         yubikey.pull()
         yubikey.card = other
         yubikey.plug()
-        assert wire.error("key.create", key="shop")["type"] == "authorization_required"
+        assert wire.error("key.create", key="shop", origins=[])["type"] == "authorization_required"
         assert set(other.keys) == {0xF9}
         yubikey.pull()
         yubikey.card = own
@@ -1048,7 +1055,10 @@ def test_the_last_try_isnt_spent_on_a_pin_that_was_typed_before(
 ) -> None:
     yubikey.card.pin, yubikey.card.tries = "94949494", 1
     with Wire(prompting.admin_socket) as wire:
-        assert wire.error("key.adopt", key="shop", ref="05")["type"] in ("pin_refused", "locked")
+        assert wire.error("key.adopt", key="shop", ref="05", origins=[])["type"] in (
+            "pin_refused",
+            "locked",
+        )
     assert yubikey.card.tries == 1
     assert unlock(prompting, "94949494")[0] == 0
 
@@ -1087,7 +1097,7 @@ def test_neither_pin_nor_management_key_is_ever_in_the_agents_memory(
         assert send_key(path, management_key) == {"ok": True}
         signer = memory_of(store(prompting)["signer_pid"])
         assert management_key.encode() in signer  # so that its absence elsewhere means something
-        wire.result("key.create", key="shop")
+        wire.result("key.create", key="shop", origins=[])
         wire.result("proof", **TARGET, key="shop")
     agent = memory_of(prompting.pid)
     for secret in (management_key, yubikey.card.pin):

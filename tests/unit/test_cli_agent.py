@@ -347,13 +347,13 @@ def test_a_touch_is_never_asked_for_on_standard_output(
 class TestKeys:
     def test_create_sends_only_what_was_given(self, agent: Agent, capsys: Capture) -> None:
         agent.answers["key.create"] = {"keys": [key()]}
-        assert main(["key", "create", "default"]) == 0
+        assert main(["key", "create", "default", "--any-origin"]) == 0
         out = capsys.readouterr().out
         assert "default@1  active         never      software-token  ES256  soft" in out
         [(sock, method, params)] = agent.seen
         assert (sock, method) == ("admin.sock", "key.create")
         assert len(params.pop("request_id")) == 32
-        assert params == {"key": "default"}
+        assert params == {"key": "default", "origins": []}
 
     def test_create_sends_all_that_was_given(self, agent: Agent, capsys: Capture) -> None:
         agent.answers["key.create"] = {"keys": [key()]}
@@ -375,10 +375,23 @@ class TestKeys:
             "max_drain_s": 90,
         }
 
+    def test_any_origin_is_said_as_such(self, agent: Agent) -> None:
+        agent.answers |= {f"key.{v}": {"keys": [key()]} for v in ("create", "set", "adopt")}
+        for words in (["create", "a"], ["set", "a"], ["adopt", "a", "--ref", "00"]):
+            assert main(["key", *words, "--any-origin"]) == 0
+            assert main(["key", *words, "--origin", "https://a.example"]) == 0
+        given = [params["origins"] for _, _, params in agent.seen]
+        assert given == [[], ["https://a.example"]] * 3
+
+    def test_a_key_for_any_origin_is_shown_as_one(self, agent: Agent, capsys: Capture) -> None:
+        agent.answers["key.list"] = {"keys": [key()]}
+        assert main(["key", "show", "default"]) == 0
+        assert "  origins     any: every https server, and http on" in capsys.readouterr().out
+
     def test_each_request_has_an_id_of_its_own(self, agent: Agent) -> None:
         agent.answers["key.create"] = {"keys": [key()]}
         for _ in range(2):
-            assert main(["key", "create", "default"]) == 0
+            assert main(["key", "create", "default", "--any-origin"]) == 0
         first, second = (params["request_id"] for _, _, params in agent.seen)
         assert first != second
 

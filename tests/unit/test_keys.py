@@ -237,7 +237,7 @@ def test_a_pending_generation_is_found_by_no_jkt() -> None:
 def test_an_unknown_name_is_told_how_to_make_it_or_which_there_are() -> None:
     with pytest.raises(KeyUnknown) as none:
         Keys().named("shop")
-    assert none.value.hint == "make it with: dpop-agent key create shop"
+    assert none.value.hint.startswith("make it with: dpop-agent key create shop --origin ")
     with pytest.raises(KeyUnknown) as others:
         Keys([key(State.ACTIVE, name="b"), key(State.ACTIVE, name="a")]).named("shop")
     assert others.value.hint == "there are: a, b"

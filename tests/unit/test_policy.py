@@ -38,9 +38,11 @@ def test_cleartext_to_another_host_takes_that_very_origin(uri: str) -> None:
     origin = target(uri).origin
     with pytest.raises(HtuRefused, match="is cleartext http") as refused:
         require_allowed(key(), target(uri))
-    assert refused.value.hint.endswith(f"dpop-agent key set shop --origin {origin}")
-    with pytest.raises(HtuRefused):
-        require_allowed(key(origin.replace("http:", "https:")), target(uri))
+    assert refused.value.hint.endswith(f"dpop-agent key create NAME --origin {origin}")
+    secure = origin.replace("http:", "https:")
+    with pytest.raises(HtuRefused) as refused:
+        require_allowed(key(secure), target(uri))
+    assert refused.value.hint.endswith(f"key set shop --origin {secure} --origin {origin}")
     require_allowed(key("https://other.example", origin), target(uri))
 
 
@@ -69,6 +71,10 @@ def test_a_key_with_origins_is_for_no_other(uri: str) -> None:
         f"the key shop isn't for {target(uri).origin}, only for "
         "https://a.example, https://b.example:8443"
     )
+    assert refused.value.hint.endswith(
+        "key set shop --origin https://a.example --origin https://b.example:8443 "
+        f"--origin {target(uri).origin}"
+    )
 
 
 def test_a_refusal_names_eight_origins_at_most() -> None:
@@ -76,6 +82,7 @@ def test_a_refusal_names_eight_origins_at_most() -> None:
     with pytest.raises(PolicyRefused) as refused:
         require_allowed(key(*many), target("https://other.example/"))
     assert refused.value.message.endswith(", ".join(many[:8]))
+    assert len(refused.value.hint) < 300
 
 
 def test_a_key_whose_policy_is_lost_is_for_nothing() -> None:
