@@ -31,6 +31,10 @@ class Peer:
         self.uid = uid
         self.gid = gid
 
+    def __str__(self) -> str:
+        """Who it is, for the log; no pid where there is none that means anything here."""
+        return f"pid {self.pid}, uid {self.uid}" if self.pid else f"uid {self.uid}"
+
 
 _UCRED = struct.Struct("3i")  # struct ucred of unix(7)
 _XUCRED = struct.Struct("IIh16I")  # struct xucred of macOS' unix(4)

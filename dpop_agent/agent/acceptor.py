@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from dpop_agent.agent.connection import Connection
 from dpop_agent.errors import TooManyConnections, UnsafeSocket
-from dpop_agent.peer import peer_of, require_own_uid
+from dpop_agent.peer import Peer, peer_of, require_own_uid
 from dpop_agent.protocol import encode_error
 
 log = logging.getLogger("dpop_agent.acceptor")
@@ -33,11 +33,11 @@ class Acceptor:
 
     Args:
         listening: a socket that listens and doesn't block; it is closed with this.
-        connect: makes a connection of a uid's, and counts it in; None where there is no room.
+        connect: makes a connection of a peer's, and counts it in; None where there is no room.
     """
 
     def __init__(
-        self, listening: socket.socket, connect: Callable[[int], Connection | None]
+        self, listening: socket.socket, connect: Callable[[Peer], Connection | None]
     ) -> None:
         self._listening = listening
         self._connect = connect
@@ -88,7 +88,7 @@ class Acceptor:
             log.warning("refused a connection: %s", e)
             sock.close()
             return
-        connection = self._connect(peer.uid)
+        connection = self._connect(peer)
         if connection is None:
             _refuse(sock)
             return

@@ -23,6 +23,10 @@ class Peer(Protocol):
     def flow(self) -> Flow:
         """Whose turns its requests take."""
 
+    @property
+    def client(self) -> str:
+        """Who is at its other end, for the log."""
+
     def subscribe(self, events: Iterable[str]) -> None:
         """Be told of these events, and of no others."""
 

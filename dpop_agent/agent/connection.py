@@ -48,6 +48,7 @@ class Connection(asyncio.BufferedProtocol):
     Attributes:
         methods: what its socket answers.
         flow: its peer's uid, its socket, its number.
+        client: who its peer is, for the log.
         under_way: how many of its requests are.
     """
 
@@ -57,11 +58,13 @@ class Connection(asyncio.BufferedProtocol):
         methods: Mapping[str, Mapping[str, protocol.Param]],
         intake: Intake,
         flow: Flow,
+        client: str = "",
     ) -> None:
         self._server = server
         self.methods = methods
         self._intake = intake
         self.flow = flow
+        self.client = client
         self.under_way = 0
         self._received = b""
         self._begin = 0

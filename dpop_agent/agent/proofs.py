@@ -7,6 +7,7 @@ costs as much as the rest of the agent's work for one.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
 from abc import ABC, abstractmethod
@@ -34,6 +35,8 @@ from dpop_agent.errors import (
 from dpop_agent.htu import Target, target
 from dpop_agent.jose import is_sha256
 from dpop_agent.proof import TYP, header, is_htm, is_nonce, parse_signing_input, signing_input
+
+log = logging.getLogger("dpop_agent.proofs")
 
 MAX_AGE_S = 2.0
 """Seconds after which a proof is stale before its client has it; it is made anew, once."""
@@ -127,9 +130,19 @@ class Proofs:
         current.require_signing(key.name)
         return current.state
 
-    def given_out(self, generation: Generation, where: Target) -> None:
-        """A proof leaves the agent."""
+    def given_out(self, key: Key, generation: Generation, where: Target, client: str) -> None:
+        """A proof leaves the agent.
+
+        The log has no more of its target than the origin: paths and queries can be secrets.
+        """
         self.made += 1
+        log.debug(
+            "%s@%d signed a proof for %s, asked by %s",
+            key.name,
+            generation.generation,
+            where.origin,
+            client,
+        )
         self._records.used(generation.jkt, where.origin)
         self._inventory.missing.discard(generation.jkt)
 
@@ -244,7 +257,7 @@ class _Signing(ABC):
         if self._is_stale():
             self._submit_again()
             return
-        self._proofs.given_out(self._generation, self._where)
+        self._proofs.given_out(self._key, self._generation, self._where, self._call.owner.client)
         self._call.respond(self._result(what["signature"], state))
 
     def _submit_again(self) -> None:

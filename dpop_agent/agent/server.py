@@ -47,6 +47,7 @@ from dpop_agent.errors import (
     NotDurable,
     SignerFailed,
 )
+from dpop_agent.peer import Peer
 
 log = logging.getLogger("dpop_agent.server")
 
@@ -141,15 +142,15 @@ class Agent:
             **({} if self._forker is None else {"forking_pid": self._forker.pid}),
         }
 
-    def _connect(self, listener: Listener, methods: Methods, uid: int) -> Connection | None:
+    def _connect(self, listener: Listener, methods: Methods, peer: Peer) -> Connection | None:
         """A connection that is counted in, if there is room on its socket."""
         is_admin = methods is protocol.ADMIN_METHODS
         others = self._admins if is_admin else len(self._connections) - self._admins
         if others >= (self._room.admin if is_admin else self._room.agent):
             return None
         intake = self._admin_intake if is_admin else self._intake
-        flow = (uid, listener.path, next(self._numbers))
-        connection = Connection(self, methods, intake, flow)
+        flow = (peer.uid, listener.path, next(self._numbers))
+        connection = Connection(self, methods, intake, flow, client=str(peer))
         self._connections.add(connection)
         self._admins += is_admin
         return connection
