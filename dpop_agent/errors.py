@@ -387,7 +387,7 @@ class IllegalTransition(DPoPAgentError):
     """The generation's state doesn't allow this; nothing was changed."""
 
     wire_type = "illegal_transition"
-    default_hint = "see: dpop-agent key list"
+    default_hint = "see: dpop-agent key list --all"
 
 
 class RequestIdReused(DPoPAgentError):

@@ -217,6 +217,7 @@ ADMIN_METHODS: Mapping[str, Mapping[str, Param]] = {
     "key.resume": {**_ONE_GENERATION, "origins": _ORIGINS},
     "key.compromise": {"key": _KEY.must(), "generation": _GENERATION, "request_id": _REQUEST},
     "key.destroy": _ONE_GENERATION,
+    "key.forget": {"key": _KEY.must(), "request_id": _REQUEST},
     "key.adopt": {
         "key": _KEY.must(),
         "ref": _STORE_REF.must(),

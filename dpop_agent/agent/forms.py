@@ -18,6 +18,7 @@ from dpop_agent.agent.keys import (
     PROTECTIONS,
     REF,
     TOUCHES,
+    Forgotten,
     Generation,
     Key,
     State,
@@ -196,6 +197,14 @@ GENERATION_1 = _GENERATION | {
     "idle_s": _CLOCK.must(),
 }
 
+FORGOTTEN = {
+    "jkt": _JKT.must(),
+    "key": _KEY.must(),
+    "generation": _GENERATION["generation"],
+    "at": _DATE_FORM.must(),
+    "compromised": _BOOL.must(),
+}
+
 REQUEST = {
     "request": Param("a request's id", _is_text(REQUEST_ID)).must(),
     "method": Param("a method", lambda v: isinstance(v, str) and v in ADMIN_METHODS).must(),
@@ -325,6 +334,21 @@ def _require_sound(g: Generation, alg: str, which: str) -> None:
         raise ValueError(f"{which} is compromised, and its member compromised is false")
     if g.compromised and g.state not in (State.PENDING, State.COMPROMISED, State.DESTROYED):
         raise ValueError(f"{which} was compromised, and is {g.state}")
+
+
+def forgotten_members(_jkt: str, forgotten: Forgotten) -> dict[str, Any]:
+    """What stays of a forgotten key's generation, as the ledger has it."""
+    return {f.name: getattr(forgotten, f.name) for f in fields(forgotten)}
+
+
+def forgotten_from(members: dict[str, Any]) -> Forgotten:
+    """The same from the ledger.
+
+    Raises:
+        ValueError
+    """
+    require(members, FORGOTTEN, "a forgotten generation")
+    return Forgotten(**members)
 
 
 def request_members(name: str, request: Remembered) -> dict[str, Any]:

@@ -78,6 +78,7 @@ class Handler:
             "key.resume": self._later(self._showing(lifecycle.resume)),
             "key.compromise": self._later(self._showing(lifecycle.compromise)),
             "key.destroy": self._later(self._showing(lifecycle.destroy)),
+            "key.forget": self._later(self._forget),
             "key.set": self._later(self._showing(lifecycle.set)),
             "key.attestation": self._later(_of_params(stores.attestation)),
             "store.authorize": self._later(_of_params(stores.authorize)),
@@ -147,6 +148,10 @@ class Handler:
 
     async def _adopt_all(self, call: Call) -> _Result:
         return await self._recovery.adopt_all(call.params, self._agent.default_store)
+
+    async def _forget(self, call: Call) -> _Result:
+        await self._lifecycle.forget(call.params)
+        return {"keys": []}
 
     async def _rotate(self, call: Call) -> _Result:
         key, old = await self._lifecycle.rotate(call.params)

@@ -91,7 +91,7 @@ MAX_CHOICES = 64
 """Thumbprints that an error lists, the newest."""
 
 MAX_KEYS = 65_536
-"""Keys of one agent. A name is taken for ever, so this bounds the names that were ever used."""
+"""Keys of one agent. A name is taken until it is forgotten, its generations destroyed."""
 
 MAX_GENERATIONS = 2048
 """Generations of one key, the ones that are destroyed among them: what is written as one line."""
@@ -99,6 +99,10 @@ MAX_GENERATIONS = 2048
 MAX_TOMBSTONES = 256
 """Destroyed generations that a key keeps, the newest; whoever asks for an older one is told that it
 is unknown. One that was compromised is kept for ever, so that it never comes back by adoption."""
+
+MAX_FORGOTTEN = 4096
+"""Generations kept of keys that were forgotten: the newest, and as many more that were compromised,
+none of which is ever given up for another."""
 
 _REFUSALS: Mapping[State, tuple[type[KeyUnusable], str]] = {
     State.PENDING: (KeyPending, "is still being made"),
@@ -175,11 +179,33 @@ class Generation:
         """Whether its object is in its store, as far as the ledger knows."""
         return self.state is not State.DESTROYED or self.object_left
 
-    def require_signing(self, key: str) -> None:
+    def require_signing(self, key: str, *, hint: str | None = None) -> None:
         """Let an active or draining generation pass; else raise what its state says."""
         if self.state not in SIGNING:
             refusal, says = _REFUSALS[self.state]
-            raise refusal(f"{key}@{self.generation} {says}")
+            raise refusal(f"{key}@{self.generation} {says}", hint=hint)
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What stays of a destroyed generation when its key is forgotten: whose proofs it made.
+
+    `at` is when it was destroyed, RFC 3339 UTC.
+    """
+
+    jkt: str
+    key: str
+    generation: int
+    at: str
+    compromised: bool
+
+    def refusal(self) -> KeyUnusable:
+        """What is said to whoever wants a proof by it."""
+        return KeyDestroyed(
+            f"{self.key}@{self.generation}, which had that jkt, is destroyed, and its key was "
+            "forgotten",
+            hint="get a new access token, bound to another key",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +243,32 @@ class Key:
     def signing(self) -> list[Generation]:
         """Those that sign: the active one, and the draining ones by `jkt`."""
         return [g for g in self.generations if g.state in SIGNING]
+
+    @property
+    def is_destroyed(self) -> bool:
+        """Whether all its generations are; its name is taken still."""
+        return all(g.state is State.DESTROYED for g in reversed(self.generations))
+
+    @property
+    def way_on(self) -> str:
+        """What people can do where none of its generations is active, as a hint."""
+        if self.staged is not None:
+            return f"activate it: dpop-agent key activate {self.name}@{self.staged.generation}"
+        if any(g.state is State.PENDING for g in self.generations):
+            return "it is finished or undone once its store is open; see: dpop-agent status"
+        for g in reversed(self.generations):
+            if g.state is State.SUSPENDED:
+                return f"resume it: dpop-agent key resume {self.name}@{g.generation}"
+        anew = f"for a new generation: dpop-agent key rotate {self.name}"
+        if not self.is_destroyed:
+            return anew
+        for g in self.generations:
+            if g.object_left and g.slot is not None:
+                return (
+                    f"{anew} --slot {g.slot} --reuse-slot (its slot still has {self.name}@"
+                    f"{g.generation}'s private key)"
+                )
+        return f"{anew}; to free the name: dpop-agent key forget {self.name}"
 
     @property
     def staged(self) -> Generation | None:
@@ -279,10 +331,14 @@ class Keys(Mapping[str, Key]):
 
     What is looked up in it is indexed once and handed on to its successors: there may be thousands
     of keys, and a change is about one.
+
+    Attributes:
+        forgotten: by jkt, what stays of generations whose keys aren't here any more.
     """
 
-    def __init__(self, keys: Iterable[Key] = ()) -> None:
+    def __init__(self, keys: Iterable[Key] = (), forgotten: Iterable[Forgotten] = ()) -> None:
         self._by_name = {key.name: key for key in keys}
+        self.forgotten: Mapping[str, Forgotten] = {f.jkt: f for f in forgotten}
         # Keys whose thumbprints are indexed, and which names differ from theirs.
         self._base: Keys | None = None
         self._changed: set[str] = set()
@@ -326,14 +382,13 @@ class Keys(Mapping[str, Key]):
 
     def _changed_index(self, base: Keys) -> dict[str, tuple[Key, Generation]]:
         found, lost = dict(base.by_jkt), set[str]()
-        changed = [self._by_name[name] for name in self._changed]
-        for key in changed:
-            old = base._by_name.get(key.name)
-            for g in old.generations if old else ():
-                if g.jkt in found and found[g.jkt][0].name == key.name:
+        for name in self._changed:
+            for g in base.generations(name):
+                if g.jkt in found and found[g.jkt][0].name == name:
                     del found[g.jkt]
                     lost.add(g.jkt)
-            _index(found, key)
+            if name in self._by_name:
+                _index(found, self._by_name[name])
         lost.difference_update(found)
         if lost:  # a tombstone was forgotten; another key may have one of that object too
             for key in self._by_name.values():
@@ -349,13 +404,8 @@ class Keys(Mapping[str, Key]):
         """These keys with some replaced or added."""
         if not changed:
             return self
-        keys = Keys()
-        keys._by_name = self._by_name | {key.name: key for key in changed}
         names = {key.name for key in changed}
-        if "by_jkt" in vars(self):
-            keys._base, keys._changed = self, names
-        elif self._base is not None:
-            keys._base, keys._changed = self._base, self._changed | names
+        keys = self._successor(self._by_name | {key.name: key for key in changed}, names)
         added = [name for name in names if name not in self._by_name]
         if "names" in vars(self):
             keys.names = sorted([*self.names, *added]) if added else self.names
@@ -363,9 +413,43 @@ class Keys(Mapping[str, Key]):
             keys._with_slots = self._with_slots | {k.name for k in changed if _has_slot(k)}
         return keys
 
+    def _successor(self, by_name: dict[str, Key], changed: set[str]) -> Keys:
+        keys = Keys()
+        keys._by_name, keys.forgotten = by_name, self.forgotten
+        if "by_jkt" in vars(self):
+            keys._base, keys._changed = self, changed
+        elif self._base is not None:
+            keys._base, keys._changed = self._base, self._changed | changed
+        return keys
+
     def without(self, name: str) -> Keys:
-        """These keys less one that was never made."""
-        return Keys(key for key in self._by_name.values() if key.name != name)
+        """These keys less one: of one that was never made nothing stays."""
+        rest = dict(self._by_name)
+        del rest[name]
+        return self._successor(rest, {name})
+
+    def forget(self, name: str) -> Keys:
+        """These keys less one that is destroyed: its name is free, its thumbprints stay known.
+
+        Raises:
+            LimitReached: too many that were compromised would have to stay known.
+        """
+        keys = self.without(name)
+        forgotten = dict(self.forgotten)
+        for g in self._by_name[name].generations:
+            forgotten.pop(g.jkt, None)
+            forgotten[g.jkt] = Forgotten(g.jkt, name, g.generation, g.changed, g.compromised)
+        if sum(f.compromised for f in forgotten.values()) > MAX_FORGOTTEN:
+            raise LimitReached(
+                f"{MAX_FORGOTTEN} generations of forgotten keys were compromised, as many as one "
+                "agent keeps",
+                hint="leave the name as it is, and use another",
+            )
+        others = [f.jkt for f in forgotten.values() if not f.compromised]
+        for jkt in others[: max(0, len(others) - MAX_FORGOTTEN)]:
+            del forgotten[jkt]
+        keys.forgotten = forgotten
+        return keys
 
     def in_slots(self, store: str) -> Iterator[tuple[Key, Generation]]:
         """Every generation that is in a slot of a store, as far as the ledger knows."""
@@ -396,12 +480,29 @@ class Keys(Mapping[str, Key]):
     def changed_from(self, old: Keys) -> list[Key]:
         """The keys that were replaced or added since."""
         before, now = old._by_name, self._by_name
-        names: Iterable[str] = now
+        return [
+            now[name]
+            for name in self._touched_since(old)
+            if name in now and before.get(name) is not now[name]
+        ]
+
+    def gone_from(self, old: Keys) -> list[Key]:
+        """The keys that were there, and aren't any more."""
+        before, now = old._by_name, self._by_name
+        touched = self._touched_since(old)
+        return [
+            before[n]
+            for n in (before if touched is now else touched)
+            if n in before and n not in now
+        ]
+
+    def _touched_since(self, old: Keys) -> Iterable[str]:
+        """The names that may differ from an earlier moment's."""
         if self._base is old:
-            names = self._changed
-        elif self._base is not None and self._base is old._base:
-            names = self._changed | old._changed
-        return [now[name] for name in names if before.get(name) is not now[name]]
+            return self._changed
+        if self._base is not None and self._base is old._base:
+            return self._changed | old._changed
+        return self._by_name
 
     def named(self, name: str) -> Key:
         """The key of that name.
@@ -411,13 +512,14 @@ class Keys(Mapping[str, Key]):
         """
         key = self._by_name.get(name)
         if key is None:
-            if not self._by_name:
+            usable = [n for n in self.names if not self._by_name[n].is_destroyed]
+            if not usable:
                 hint = (
                     f"make it with: dpop-agent key create {name} --origin https://api.example.com "
                     "(your server's), or --any-origin"
                 )
             else:
-                hint = f"there are: {', '.join(self.names[:8])}"
+                hint = f"there are: {', '.join(usable[:8])}"
             raise KeyUnknown(f"there is no key {name}", hint=hint)
         return key
 
@@ -427,14 +529,21 @@ class Keys(Mapping[str, Key]):
         Raises:
             KeyExists, LimitReached
         """
-        if name in self._by_name:
+        key = self._by_name.get(name)
+        if key is not None and key.is_destroyed:
+            raise KeyExists(
+                f"all generations of the key {name} are destroyed, and its name is taken still",
+                hint=key.way_on,
+            )
+        if key is not None:
             raise KeyExists(
                 f"there is a key {name} already", hint=f"see: dpop-agent key show {name}"
             )
         if len(self._by_name) >= MAX_KEYS:
             raise LimitReached(
                 f"there are {MAX_KEYS} keys already, as many as one agent keeps",
-                hint="use a key that there is, or an agent with another state folder",
+                hint="use a key that there is, or an agent with another state folder; key forget "
+                "makes room where all generations of a key are destroyed",
             )
 
     def signer(
@@ -453,11 +562,13 @@ class Keys(Mapping[str, Key]):
         """
         if jkt is not None:
             if jkt not in self.by_jkt:
+                if jkt in self.forgotten:
+                    raise self.forgotten[jkt].refusal()
                 raise KeyUnknown(f"no generation here has the jkt {jkt}")
             owner, generation = self.by_jkt[jkt]
             if key is not None and owner.name != key:
                 raise KeyMismatch(f"the key {key} has no generation with the jkt {jkt}")
-            generation.require_signing(owner.name)
+            generation.require_signing(owner.name, hint=_way_to_a_proof(owner, generation))
             return owner, generation
         owner = self.named(key or DEFAULT_KEY)
         active = owner.active
@@ -475,8 +586,23 @@ class Keys(Mapping[str, Key]):
         live = [g for g in key.generations if g.state is not State.DESTROYED]
         states = ", ".join(f"{key.name}@{g.generation} is {g.state}" for g in live[-4:])
         return NoActive(
-            f"the key {key.name} has no active generation ({states or 'all are destroyed'})"
+            f"the key {key.name} has no active generation ({states or 'all are destroyed'})",
+            hint=key.way_on,
         )
+
+
+def _way_to_a_proof(key: Key, generation: Generation) -> str | None:
+    """A hint for who wants a proof by a generation that gives none; None for its state's own."""
+    which = f"{key.name}@{generation.generation}"
+    if generation.state is State.PENDING:
+        return "it is finished or undone once its store is open; see: dpop-agent status"
+    if generation.state is State.STAGED:
+        return f"activate it: dpop-agent key activate {which}"
+    if generation.state is State.SUSPENDED:
+        return f"resume it: dpop-agent key resume {which}"
+    if key.active is None:
+        return f"{key.way_on}; then get a new access token"
+    return None
 
 
 def _index(found: dict[str, tuple[Key, Generation]], key: Key) -> None:

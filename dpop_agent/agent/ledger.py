@@ -1,6 +1,7 @@
 """The state folder: which keys there are, in which state; and what was seen of their use.
 
-    ledger.json   the keys, and the requests that were carried out; written by verbs alone
+    ledger.json   the keys, the requests that were carried out, and which thumbprints forgotten keys
+                  had; written by verbs alone
     uses.json     when keys signed and for whom, and the time observed; written about every minute
     blocks        the reserve for what is compromised while the ledger can't be written
     clean-stop    there, if the last agent ended in order, with nothing unsaved
@@ -22,7 +23,7 @@ from dpop_agent import paths
 from dpop_agent.agent import forms, lock
 from dpop_agent.agent.blocks import Blocks, with_blocks
 from dpop_agent.agent.forms import Remembered
-from dpop_agent.agent.keys import Key, Keys, State
+from dpop_agent.agent.keys import Forgotten, Key, Keys, State
 from dpop_agent.agent.lines import (
     Sealed,
     composed,
@@ -45,6 +46,8 @@ CLEAN_STOP = "clean-stop"
 _LOCK = "ledger.lock"
 
 _SECTIONS = ("keys", "requests")
+_FORGOTTEN = "forgotten"
+"""A section that is there once a key was forgotten."""
 
 T = TypeVar("T")
 
@@ -101,6 +104,7 @@ class Reading:
         self.path = os.path.join(folder, file)
         self._folder = folder
         self._keys, self._requests, self._uses = Sealed(), Sealed(), Sealed()
+        self._forgotten = Sealed()
         self.contents, self.times, self.clean = Contents(), Times(), True
         self._is_current = False  # there, and of this version
         self.is_there = False
@@ -115,6 +119,10 @@ class Reading:
             "keys": self._keys.lines(contents.keys, forms.key_members),
             "requests": self._requests.lines(contents.requests, forms.request_members),
         }
+        if contents.keys.forgotten:
+            sections[_FORGOTTEN] = self._forgotten.lines(
+                contents.keys.forgotten, forms.forgotten_members
+            )
         header = {"version": VERSION, "observed_s": contents.observed_s}
         return composed(header, sections)
 
@@ -136,7 +144,7 @@ class Reading:
             self._load_version_1(data)
             return
         _require_version(version)
-        header, sections = parsed(data, _SECTIONS)
+        header, sections = parsed(data, _SECTIONS, optional=[_FORGOTTEN])
         forms.require(header, forms.LEDGER_HEADER, "line 1")
         keys: dict[str, Key] = {}
         for number, members, text in sections["keys"]:
@@ -152,7 +160,15 @@ class Reading:
                 raise ValueError(f"line {number}: the request {name} appears twice")
             requests[name] = request
             self._requests.learn(name, request, text)
-        self.contents = Contents(Keys(keys.values()), requests, header["observed_s"])
+        forgotten: dict[str, Forgotten] = {}
+        for number, members, text in sections.get(_FORGOTTEN, ()):
+            one = _on_line(number, forms.forgotten_from, members)
+            if one.jkt in forgotten:
+                raise ValueError(f"line {number}: the jkt {one.jkt} appears twice")
+            forgotten[one.jkt] = one
+            self._forgotten.learn(one.jkt, one, text)
+        known = Keys(keys.values(), forgotten.values())
+        self.contents = Contents(known, requests, header["observed_s"])
         self._is_current = True
         _require_one_of_each(self.contents)
 

@@ -21,6 +21,7 @@ from dpop_agent.errors import (
     KeyExists,
     KeyMissing,
     NotDurable,
+    ObjectLeft,
 )
 from dpop_agent.htu import origin_of
 from dpop_agent.jose import ALGORITHMS
@@ -148,6 +149,8 @@ class Lifecycle:
     async def destroy(self, params: Mapping[str, Any]) -> Key:
         """`key.destroy`: signs no more, then its object is deleted. Can't be undone.
 
+        One that is destroyed, but whose object is left, is deleted now if its store lets it.
+
         Raises:
             StoreUnusable: before anything was changed if the store isn't there; after it if the
                 store fails then: the generation stays destroyed, its object is deleted later.
@@ -159,11 +162,50 @@ class Lifecycle:
             if self._records.repeated("key.destroy", params):
                 return key
             generation = key.generation(number)
+            if generation.object_left and generation.slot is None:
+                await self._making.delete_object(name, number)
+                return self._records.keys.named(name)
             generation.become(State.DESTROYED, "")
             if generation.slot is None:
                 await self._inventory.find(key, generation)
             await self._making.destroy(key, generation, command=("key.destroy", params))
             return self._records.keys.named(name)
+
+    async def forget(self, params: Mapping[str, Any]) -> None:
+        """`key.forget`: a key whose generations are all destroyed is no more, its name is free.
+
+        What its generations left in the store is deleted first.
+
+        Raises:
+            IllegalTransition: one of its generations isn't destroyed.
+            ObjectLeft: something of it is left in the store.
+        """
+        name = params["key"]
+        async with self._making.alone(name):
+            await self._making.settle_pending(name)
+            if self._records.repeated("key.forget", params):
+                return
+            key = self._records.keys.named(name)
+            for g in key.generations:
+                if g.state is not State.DESTROYED:
+                    raise IllegalTransition(
+                        f"the key {name} can't be forgotten: {name}@{g.generation} is {g.state}",
+                        hint=f"destroy it first: dpop-agent key destroy {name}@{g.generation}",
+                    )
+            for g in key.generations:
+                if g.object_left and g.slot is not None:
+                    raise ObjectLeft(
+                        f"the key {name} can't be forgotten: the private key of "
+                        f"{name}@{g.generation} is still in slot {g.slot}",
+                        hint="have another key's made there: dpop-agent key create NAME --origin "
+                        f"https://api.example.com --slot {g.slot} --reuse-slot; or empty the slot "
+                        "with the vendor's tool, then: dpop-agent reload",
+                    )
+                if g.object_left:
+                    await self._making.delete_object(name, g.generation)
+            await self._records.write(
+                lambda keys: keys.forget(name), command=("key.forget", params)
+            )
 
     async def adopt(
         self,
@@ -304,15 +346,27 @@ def _require_nobodys(keys: Keys, store: str, adopted: Generation) -> None:
     Raises:
         KeyExists, KeyCompromised
     """
+    forgotten = keys.forgotten.get(adopted.jkt)
+    if forgotten is not None and forgotten.compromised:
+        raise KeyCompromised(
+            f"that object was {forgotten.key}@{forgotten.generation}, compromised",
+            hint="make a new key instead",
+        )
     for key in keys.values():
         for g in key.generations:
             # A slot's id is used again; what is in it is told by its jkt alone.
             there = g.slot is None and key.store == store and g.ref == adopted.ref
             same = there or g.jkt == adopted.jkt
             if same and g.compromised:
-                raise KeyCompromised(f"that object was {key.name}@{g.generation}, compromised")
+                raise KeyCompromised(
+                    f"that object was {key.name}@{g.generation}, compromised",
+                    hint="make a new key instead",
+                )
             if same and (g.state is not State.DESTROYED or g.object_left):
-                raise KeyExists(f"that object is {key.name}@{g.generation} already")
+                raise KeyExists(
+                    f"that object is {key.name}@{g.generation} already",
+                    hint=f"see: dpop-agent key list {key.name} --all",
+                )
 
 
 def _set(key: Key, params: Mapping[str, Any], _now: str) -> Key:
@@ -327,7 +381,7 @@ def _suspend(key: Key, params: Mapping[str, Any], now: str) -> Key:
 def _resume(key: Key, params: Mapping[str, Any], now: str) -> Key:
     chosen = key.generation(params["generation"])
     if chosen.state is not State.SUSPENDED:
-        raise IllegalTransition(f"{key.name}@{chosen.generation} isn't suspended")
+        raise IllegalTransition(f"{key.name}@{chosen.generation} is {chosen.state}, not suspended")
     if "origins" in params and not key.policy_lost:
         raise InvalidParams(
             f"key.resume: the key {key.name} keeps the origins that it has",

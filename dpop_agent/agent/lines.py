@@ -135,7 +135,9 @@ def version_of(data: bytes) -> int:
     return int(found[1])
 
 
-def parsed(data: bytes, sections: Sequence[str]) -> tuple[dict[str, Any], dict[str, list[Line]]]:
+def parsed(
+    data: bytes, sections: Sequence[str], optional: Sequence[str] = ()
+) -> tuple[dict[str, Any], dict[str, list[Line]]]:
     """A file's first line, and the lines of its sections.
 
     Raises:
@@ -166,6 +168,7 @@ def parsed(data: bytes, sections: Sequence[str]) -> tuple[dict[str, Any], dict[s
 
     header = members(take(b",") + b"}")
     counts = header.pop("lines", None)
+    sections = [*sections, *(name for name in optional if name in (counts or ()))]
     if (
         not isinstance(counts, dict)
         or list(counts) != list(sections)

@@ -190,7 +190,7 @@ class Making:
 
         await self._records.write(bury, command=command)
         if generation.slot is None:
-            await self._delete_object(name, number)
+            await self.delete_object(name, number)
         else:
             log.info(
                 "%s@%d is destroyed, jkt %s; its key stays in slot %s until another is made there",
@@ -200,7 +200,8 @@ class Making:
                 generation.slot,
             )
 
-    async def _delete_object(self, name: str, number: int) -> None:
+    async def delete_object(self, name: str, number: int) -> None:
+        """Delete what a destroyed generation left in its store."""
         key = self._records.keys.named(name)
         generation = key.generation(number)
         try:
@@ -287,7 +288,7 @@ class Making:
             return keys.with_(key.with_(half.become(State.DESTROYED, now, object_left=True)))
 
         await self._records.write(bury)
-        await self._delete_object(name, number)
+        await self.delete_object(name, number)
 
     def unfinished(self, key: Key | None) -> list[Generation]:
         """What of a key is half done, and can be tried now."""
@@ -301,7 +302,7 @@ class Making:
     async def finish(self, name: str) -> None:
         """Whatever of a key is half done."""
         for generation in self.unfinished(self._records.keys.get(name)):
-            step = self._settle if generation.state is State.PENDING else self._delete_object
+            step = self._settle if generation.state is State.PENDING else self.delete_object
             await self._background.quietly(name, step(name, generation.generation))
 
 

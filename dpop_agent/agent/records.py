@@ -17,7 +17,7 @@ from typing import Any
 
 from dpop_agent.agent.blocks import with_blocks
 from dpop_agent.agent.forms import Block, Remembered, digest_of
-from dpop_agent.agent.keys import Generation, Key, Keys, State
+from dpop_agent.agent.keys import Generation, Keys, State
 from dpop_agent.agent.ledger import Contents, Ledger, Times
 from dpop_agent.agent.uses import Seen, Use
 from dpop_agent.errors import LimitReached, NotDurable, RequestIdReused
@@ -148,7 +148,7 @@ class Records:
                 await _in_thread(self._ledger.write, contents)
             finally:
                 if self._ledger.contents is contents:  # replaced, if perhaps not durably
-                    self._bury(keys.changed_from(self.keys))
+                    self._bury(keys)
                     self.keys = self._with_blocks(keys)
                     self.changed.set()
             self._blocked -= blocked
@@ -216,9 +216,12 @@ class Records:
                 }
         return known
 
-    def _bury(self, changed: Iterable[Key]) -> None:
-        """Of what is destroyed only the dates stay."""
-        for key in changed:
+    def _bury(self, keys: Keys) -> None:
+        """Of what is destroyed only the dates stay, and nothing of what is forgotten."""
+        for key in keys.gone_from(self.keys):
+            for g in key.generations:
+                self._uses.pop(g.jkt, None)
+        for key in keys.changed_from(self.keys):
             for g in key.generations:
                 use = self._uses.get(g.jkt)
                 if g.state is State.DESTROYED and use is not None and use.first:

@@ -235,6 +235,9 @@ def _require_nobodys(keys: Keys, jkt: str | None) -> None:
     if jkt is not None and jkt in keys.by_jkt:
         key, generation = keys.by_jkt[jkt]
         raise _Left(f"it is {key.name}@{generation.generation}, which is {generation.state}")
+    if jkt in keys.forgotten:
+        gone = keys.forgotten[jkt]
+        raise _Left(f"it is {gone.key}@{gone.generation}, which is destroyed, its key forgotten")
 
 
 def _cursor(text: str | None) -> _Name | None:

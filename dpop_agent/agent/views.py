@@ -99,11 +99,10 @@ class Views:
         for name in names:
             key = keys[name]
             listed: list[dict[str, Any]] = []
-            for generation in key.generations:
-                if (name, generation.generation) < first or (
-                    generation.state is State.DESTROYED
-                    and not params.get("include_destroyed", False)
-                ):
+            for generation in (
+                key.generations if params.get("include_destroyed") else _worth_listing(key)
+            ):
+                if (name, generation.generation) < first:
                     continue
                 members = self._generation_members(key, generation)
                 size += len(json.dumps(members))
@@ -220,6 +219,13 @@ class Views:
             }
             for name, signer in self._signers.items()
         ]
+
+
+def _worth_listing(key: Key) -> Iterable[Generation]:
+    """Those that aren't destroyed; of a key that is, whose name is taken, what stands for it."""
+    if not key.is_destroyed:
+        return (g for g in key.generations if g.state is not State.DESTROYED)
+    return (g for g in key.generations if g.object_left or g is key.generations[-1])
 
 
 def _is_local(generation: Generation) -> bool | None:

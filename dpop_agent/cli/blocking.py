@@ -1,10 +1,17 @@
-"""`key suspend | resume | compromise | destroy`."""
+"""`key suspend | resume | compromise | destroy | forget`."""
 
 from __future__ import annotations
 
 from dpop_agent.cli import arguments, calls, origins, output
 from dpop_agent.cli.generations import MAX_CHOICES, add_generation, chosen, the_only_one, whole
-from dpop_agent.cli.listing import active_generation, ends, name, used_for, with_jkt
+from dpop_agent.cli.listing import (
+    active_generation,
+    ends,
+    name,
+    used_for,
+    way_on,
+    with_jkt,
+)
 from dpop_agent.errors import DPoPAgentError, NotDurable
 
 TYPE_CHECKING = False
@@ -139,7 +146,7 @@ def _nothing_active(key: Key) -> list[str]:
     return [
         "",
         f"Nothing signs under the name {key['key']} now.",
-        f"for a new generation: dpop-agent key rotate {key['key']}",
+        *way_on(key),
     ]
 
 
@@ -173,9 +180,8 @@ def _destroy(args: Namespace) -> int:
             _confirm_destruction(key, calls.generation(key, number))
     result = calls.admin("key.destroy", {"key": key_name, "generation": number})
     lines = [f"{key_name}@{number} is destroyed"]
-    found: Generation = next(
-        (g for g in whole(result)["generations"] if g["generation"] == number), {}
-    )
+    left = whole(result)
+    found: Generation = next((g for g in left["generations"] if g["generation"] == number), {})
     if found.get("object_left") and found.get("slot"):
         lines = [
             f"{key_name}@{number} is destroyed as far as the agent goes, and never signs again",
@@ -183,7 +189,26 @@ def _destroy(args: Namespace) -> int:
             "another key is made there:",
             f"dpop-agent key rotate {key_name} --slot {found['slot']} --reuse-slot",
         ]
+    else:
+        lines += _nothing_active(left)
     return calls.answer(args, result, [output.plain(line) for line in lines])
+
+
+def add_forget(verbs: arguments.Verbs) -> None:
+    """`dpop-agent key forget`."""
+    sub = arguments.add_verb(
+        verbs,
+        "forget",
+        "Free the name of a key whose generations are all destroyed",
+        _forget,
+        "What the store still has of them is deleted first. Their jkts stay known as destroyed.",
+    )
+    sub.add_argument("key", metavar="NAME", type=arguments.key_name)
+
+
+def _forget(args: Namespace) -> int:
+    result = calls.admin("key.forget", {"key": args.key})
+    return calls.answer(args, result, [f"{args.key} is forgotten, and the name is free"])
 
 
 def _confirm_destruction(key: Key, generation: Generation) -> None:

@@ -38,6 +38,7 @@ def add_key(parser: arguments.Parser) -> None:
     blocking.add_resume(verbs)
     blocking.add_compromise(verbs)
     blocking.add_destroy(verbs)
+    blocking.add_forget(verbs)
     add_adopt(verbs)
 
 
@@ -79,7 +80,7 @@ def add_list(verbs: arguments.Verbs) -> None:
 def _list(args: Namespace) -> int:
     keys = calls.keys(args.key, include_destroyed=args.all)
     if keys:
-        lines = listing.table(keys)
+        lines = listing.table(keys) + listing.taken(keys)
     else:
         lines = [
             "there are no keys yet; make one with: dpop-agent key create default --origin "
@@ -106,7 +107,8 @@ def _show(args: Namespace) -> int:
         return _attestation(args, key, number)
     if number is not None:
         key = key | {"generations": [calls.generation(key, number)]}
-    return calls.answer(args, {"keys": [key]}, listing.details(key))
+        return calls.answer(args, {"keys": [key]}, listing.details(key))
+    return calls.answer(args, {"keys": [key]}, listing.details(key) + listing.taken([key]))
 
 
 def _attestation(args: Namespace, key: calls.Key, number: int | None) -> int:

@@ -126,6 +126,40 @@ def _origins(key: Key) -> str:
     return ", ".join(key["origins"]) or _ANY
 
 
+def is_destroyed(key: Key) -> bool:
+    """Whether all generations of a key are, of which its listing has some then."""
+    return all(g["state"] == "destroyed" for g in key["generations"])
+
+
+def taken(keys: list[Key]) -> list[str]:
+    """What to do about keys whose generations are all destroyed."""
+    lines: list[str] = []
+    for key in keys:
+        if is_destroyed(key):
+            lines += [
+                "",
+                f"All generations of {key['key']} are destroyed, and its name is taken still.",
+                *way_on(key),
+            ]
+    return lines
+
+
+def way_on(key: Key) -> list[str]:
+    """What people can do where nothing signs under a key's name, in lines."""
+    if any(g["state"] == "pending" for g in key["generations"]):
+        return ["One is being made, or is finished or undone once its store is open."]
+    anew = f"for a new generation: dpop-agent key rotate {key['key']}"
+    if not is_destroyed(key):
+        return [anew]
+    for g in key["generations"]:
+        if g.get("object_left") and g.get("slot"):
+            return [
+                f"{name(key, g)}'s private key is still in slot {g['slot']}",
+                f"{anew} --slot {g['slot']} --reuse-slot",
+            ]
+    return [anew, f"to free the name: dpop-agent key forget {key['key']}"]
+
+
 def details(key: Key) -> list[str]:
     """All there is to know of a key."""
     lines = policy(key)

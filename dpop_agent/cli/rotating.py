@@ -96,4 +96,6 @@ def _swapped(key: Key, old: Generation | None) -> list[str]:
         lines += ["", "This affects access tokens bound to it. It has signed for:", *used]
     elif old["last_used"] is None:
         lines.append("It was never used: this affects nobody.")
+    if old.get("missing"):
+        return [*lines, "", f"{name(key, old)} is missing: there is no way back to it now."]
     return [*lines, "", f"to go back: dpop-agent key activate {name(key, old)}"]

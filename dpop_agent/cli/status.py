@@ -149,7 +149,10 @@ def _unknown(store: dict[str, Any]) -> list[str]:
             "left alone"
         ),
         *output.table(("REF", "LABEL"), rows),
-        output.plain(f"to adopt one: dpop-agent key adopt NAME --ref REF --store {name}"),
+        output.plain(
+            f"to adopt one: dpop-agent key adopt NAME --ref REF --store {name} "
+            "--origin https://api.example.com"
+        ),
         output.plain(f"after a lost ledger: dpop-agent key adopt --all --store {name}"),
     ]
 

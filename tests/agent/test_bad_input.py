@@ -328,7 +328,7 @@ def test_an_agent_without_keys_says_how_to_make_one(agent: Agent) -> None:
     with Wire(agent.socket) as wire:
         error = wire.error("proof", **TARGET)
     assert error["type"] == "key_unknown"
-    assert error["hint"] == "make it with: dpop-agent key create default"
+    assert error["hint"].startswith("make it with: dpop-agent key create default --origin ")
 
 
 def test_a_line_may_have_61440_bytes_and_none_more(shared_agent: Agent) -> None:

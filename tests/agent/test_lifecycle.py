@@ -118,7 +118,8 @@ def test_a_destroyed_generation_stays_known_and_is_listed_on_request(agent: Agen
         (answered,) = admin.result("key.destroy", key="shop", generation=1)["keys"]
         (generation,) = answered["generations"]
         assert (generation["state"], generation["jkt"]) == ("destroyed", made["jkt"])
-        assert admin.result("key.list")["keys"] == []
+        (listed,) = admin.result("key.list")["keys"]  # its name is taken
+        assert [g["state"] for g in listed["generations"]] == ["destroyed"]
         error = admin.error("key.destroy", key="shop", generation=1)
         assert (error["type"], error["retry"]) == ("illegal_transition", "no")
         assert admin.error("key.create", key="shop", origins=[])["type"] == "key_exists"
@@ -128,6 +129,27 @@ def test_a_destroyed_generation_stays_known_and_is_listed_on_request(agent: Agen
     assert (listed["state"], listed["jkt"]) == ("destroyed", made["jkt"])
     with Wire(agent.socket) as wire:
         assert wire.error("proof", **TARGET, jkt=made["jkt"])["type"] == "key_destroyed"
+
+
+def test_a_forgotten_key_leaves_nothing_on_the_token_and_its_jkt_known(
+    agent: Agent, token: Token
+) -> None:
+    made = agent.create_key("shop")
+    with Wire(agent.admin_socket) as admin:
+        assert admin.error("key.forget", key="shop")["type"] == "illegal_transition"
+        admin.result("key.destroy", key="shop", generation=1)
+        assert admin.result("key.forget", key="shop") == {"keys": []}
+        assert admin.result("key.list", include_destroyed=True) == {"keys": []}
+        assert admin.error("key.forget", key="shop")["type"] == "key_unknown"
+    assert on_token.private_ids(token) == []
+    agent.stop()
+    agent.start()
+    with Wire(agent.admin_socket) as admin:
+        assert admin.error("proof", **TARGET, jkt=made["jkt"])["type"] == "key_destroyed"
+        until_open(agent)
+        (key,) = admin.result("key.create", key="shop", origins=[])["keys"]
+        assert admin.result("proof", **TARGET, key="shop")["jkt"] != made["jkt"]
+    assert [g["generation"] for g in key["generations"]] == [1]
 
 
 def test_somebody_elses_objects_are_never_touched(agent: Agent, token: Token) -> None:

@@ -59,7 +59,7 @@ def no_touch(_key: Key, _generation: Generation) -> None:
     """A store that nobody touches."""
 
 
-def _public(ref: str) -> dict[str, str]:
+def public_of(ref: str) -> dict[str, str]:
     """An ES256 key that nobody has, the same for the same ref."""
     digest = hashlib.sha256(ref.encode()).digest()
     return ec_jwk("P-256", digest, digest)
@@ -90,14 +90,14 @@ class DictStore:
 
     def _generate(self, ref: str, **_rest: Any) -> dict[str, Any]:
         assert ref not in self.objects
-        self.objects[ref] = thumbprint(_public(ref))
+        self.objects[ref] = thumbprint(public_of(ref))
         return self._info(ref)
 
     def _info(self, ref: str) -> dict[str, Any]:
         return {
             "ref": ref,
             "jkt": self.objects[ref],
-            "jwk": _public(ref),
+            "jwk": public_of(ref),
             "exportable": False,
             "protection": "software-token",
             "local": True,
@@ -249,6 +249,13 @@ class Machine(RuleBasedStateMachine):
         self.attempt(lambda: getattr(self.lifecycle, verb)(params), dies_at)
 
     @rule(name=names, dies_at=deaths)
+    def forget(self, name: str, dies_at: int | None) -> None:
+        key = self.keys.get(name)
+        self.attempt(lambda: self.lifecycle.forget({"key": name}), dies_at)
+        if key is not None and not key.is_destroyed:
+            assert name in self.keys, "what lives is forgotten"
+
+    @rule(name=names, dies_at=deaths)
     def adopt(self, name: str, dies_at: int | None) -> None:
         self.strangers += 1
         ref = f"ff{self.strangers:030x}"
@@ -309,12 +316,16 @@ class Machine(RuleBasedStateMachine):
         self.ended_by_command.clear()
 
     @invariant()
-    def generations_are_contiguous_and_never_forgotten(self) -> None:
+    def generations_are_contiguous_and_their_jkts_stay_known(self) -> None:
         for name, key in self.keys.items():
             numbers = [g.generation for g in key.generations]
             assert numbers == list(range(1, len(numbers) + 1)), (name, numbers)
         for jkt in self.seen:
-            assert jkt in self.keys.by_jkt, "a generation is forgotten"
+            kept = jkt in self.keys.by_jkt or jkt in self.keys.forgotten
+            assert kept, "a generation isn't known any more"
+            if jkt in self.keys.forgotten:
+                marked = State.COMPROMISED in self.seen[jkt]
+                assert marked <= self.keys.forgotten[jkt].compromised
 
     @invariant()
     def every_object_is_listed_and_every_live_generation_has_one(self) -> None:
@@ -367,6 +378,7 @@ class Machine(RuleBasedStateMachine):
             return {n: [(g.jkt, g.state) for g in k.generations] for n, k in keys.items()}
 
         assert bare(self.ledger.contents.keys) == bare(self.keys)
+        assert self.ledger.contents.keys.forgotten == self.keys.forgotten
 
 
 SETTINGS = settings(

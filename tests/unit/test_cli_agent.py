@@ -430,6 +430,34 @@ class TestKeys:
         assert main(["key", "list", "--json"]) == 0
         assert json.loads(capsys.readouterr().out) == {"keys": []}
 
+    def test_a_key_that_is_destroyed_is_shown_as_such_wherever_it_is_named(
+        self, agent: Agent, capsys: Capture
+    ) -> None:
+        gone = generation(2, state="destroyed", jwk={})
+        agent.answers["key.list"] = {"keys": [key(generation(), name="other"), key(gone)]}
+        for words in (["list"], ["show", "default"]):
+            if words[0] == "show":
+                agent.answers["key.list"] = {"keys": [key(gone)]}
+            assert main(["key", *words]) == 0
+            out = capsys.readouterr().out
+            assert "default@2" in out
+            assert "destroyed" in out
+            assert out.endswith(
+                "All generations of default are destroyed, and its name is taken still.\n"
+                "for a new generation: dpop-agent key rotate default\n"
+                "to free the name: dpop-agent key forget default\n"
+            )
+            assert out.count("taken still") == 1
+
+    def test_forget_frees_the_name(self, agent: Agent, capsys: Capture) -> None:
+        agent.answers["key.forget"] = {"keys": []}
+        assert main(["key", "forget", "default"]) == 0
+        assert capsys.readouterr().out == "default is forgotten, and the name is free\n"
+        [(sock, method, params)] = agent.seen
+        assert (sock, method, params["key"]) == ("admin.sock", "key.forget", "default")
+        assert main(["key", "forget", "default", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == {"keys": []}
+
     def test_show_tells_everything(self, agent: Agent, capsys: Capture) -> None:
         agent.answers["key.list"] = {
             "keys": [key(origins=["https://a.example", "https://b.example"])]
@@ -550,6 +578,15 @@ class TestKeys:
         assert (sock, params) == ("admin.sock", {"key": "default"} | expected)
 
 
+SAID = (
+    "default@1 is destroyed\n\n"
+    "Nothing signs under the name default now.\n"
+    "for a new generation: dpop-agent key rotate default\n"
+    "to free the name: dpop-agent key forget default\n"
+)
+"""After the last generation was destroyed."""
+
+
 class TestDestroy:
     @pytest.fixture(autouse=True)
     def answers(self, agent: Agent) -> None:
@@ -570,7 +607,7 @@ class TestDestroy:
     def test_with_yes_it_does_not_ask(self, agent: Agent, capsys: Capture) -> None:
         assert main(["key", "destroy", "default@1", "--yes"]) == 0
         assert self.destroyed(agent) == [("default", 1)]
-        assert capsys.readouterr() == ("default@1 is destroyed\n", "")
+        assert capsys.readouterr() == (SAID, "")
 
     def test_a_yes_destroys(
         self, agent: Agent, capsys: Capture, monkeypatch: pytest.MonkeyPatch
@@ -580,7 +617,7 @@ class TestDestroy:
         assert self.destroyed(agent) == [("default", 1)]
         out, err = capsys.readouterr()
         assert JKT in err
-        assert out == "default@1 is destroyed\n"
+        assert out == SAID
 
     @pytest.mark.parametrize("text", ["", "\n", "no\n", "y\n", "default@1\n"])
     def test_anything_else_destroys_nothing(
@@ -1047,7 +1084,7 @@ class TestStatus:
         out = capsys.readouterr().out
         assert "soft: 2 private keys that the ledger doesn't list, left alone\n" in out
         assert "\n0badcafe  old? key\n-         -\n" in out
-        assert "dpop-agent key adopt NAME --ref REF --store soft\n" in out
+        assert "dpop-agent key adopt NAME --ref REF --store soft --origin https://" in out
 
     def test_it_is_what_stores_have_now_where_the_agent_can_look(
         self, agent: Agent, capsys: Capture, monkeypatch: pytest.MonkeyPatch

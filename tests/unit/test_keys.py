@@ -243,11 +243,12 @@ def test_an_unknown_name_is_told_how_to_make_it_or_which_there_are() -> None:
     assert others.value.hint == "there are: a, b"
 
 
-def test_a_name_is_taken_for_ever() -> None:
+def test_a_name_is_taken_until_it_is_forgotten() -> None:
     keys = Keys([key(State.DESTROYED)])
     keys.require_new("other")
     with pytest.raises(KeyExists):
         keys.require_new("shop")
+    keys.forget("shop").require_new("shop")
 
 
 def test_keys_are_replaced_and_never_changed() -> None:
@@ -281,7 +282,11 @@ def test_what_is_looked_up_is_the_same_after_changes_as_in_keys_made_anew(
         else:
             state = chance.choice([State.STAGED, State.RETIRED, State.DESTROYED, State.SUSPENDED])
         keys = keys.with_(old.with_(dataclasses.replace(made, state=state)))
-        fresh = Keys(keys.values())
+        if keys[name].is_destroyed and chance.random() < 0.5:
+            before, keys = keys, keys.forget(name)
+            assert [gone.name for gone in keys.gone_from(before)] == [name]
+            assert keys.changed_from(before) == []
+        fresh = Keys(keys.values(), keys.forgotten.values())
         assert list(keys.names) == fresh.names
         assert sorted(map(str, keys.in_slots("soft"))) == sorted(map(str, fresh.in_slots("soft")))
         assert keys.by_jkt.keys() == fresh.by_jkt.keys()

@@ -85,6 +85,32 @@ def test_what_was_written_is_read_back(folder: Path) -> None:
         assert ledger.contents == written
 
 
+def test_what_was_forgotten_is_read_back_and_only_then_has_a_section(folder: Path) -> None:
+    marked = made(1, State.DESTROYED, compromised=True, jwk={})
+    gone = made(2, State.DESTROYED, jwk={})
+    keys = Keys([Key("a", "soft", "ES256", AT, generations=(marked, gone))])
+    with opened(folder) as ledger:
+        ledger.write(Contents(keys))
+        assert b"forgotten" not in (folder / FILE).read_bytes()
+        ledger.write(Contents(keys.forget("a")))
+    with opened(folder) as ledger:
+        assert dict(ledger.contents.keys) == {}
+        kept = ledger.contents.keys.forgotten
+        assert [(f.key, f.generation, f.compromised) for f in kept.values()] == [
+            ("a", 1, True),
+            ("a", 2, False),
+        ]
+        assert list(kept) == [marked.jkt, gone.jkt]
+    for wrong in ({"jkt": "short"}, {"key": "A"}, {"generation": 0}, {"compromised": 1}):
+        with changed(folder / FILE) as document:
+            before = dict(document["forgotten"][0])
+            document["forgotten"][0] |= wrong
+        with pytest.raises(LedgerUnreadable, match="line"):
+            Ledger(str(folder))
+        with changed(folder / FILE) as document:
+            document["forgotten"][0] = before
+
+
 def test_the_file_is_for_its_owner_alone_whatever_the_umask(folder: Path) -> None:
     umask = os.umask(0)
     try:

@@ -1,0 +1,184 @@
+"""An agent in a thread of the test's own, on real sockets; its store is a dictionary."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import shutil
+import tempfile
+import threading
+from collections.abc import Coroutine
+from pathlib import Path
+from types import SimpleNamespace, TracebackType
+from typing import Any, Self, TypeVar, cast
+from unittest.mock import Mock
+
+from dpop_agent import protocol
+from dpop_agent.agent.acceptor import Acceptor
+from dpop_agent.agent.background import Background
+from dpop_agent.agent.call import Call
+from dpop_agent.agent.connection import Connection
+from dpop_agent.agent.handler import Handler
+from dpop_agent.agent.intake import Intake
+from dpop_agent.agent.inventory import Inventory
+from dpop_agent.agent.ledger import Ledger
+from dpop_agent.agent.lifecycle import Lifecycle
+from dpop_agent.agent.listener import Listener
+from dpop_agent.agent.making import Making
+from dpop_agent.agent.nonces import Nonces
+from dpop_agent.agent.proofs import Proofs
+from dpop_agent.agent.queue import Job
+from dpop_agent.agent.records import Records
+from dpop_agent.agent.signers import Signer, Signers
+from dpop_agent.agent.upkeep import Upkeep
+from dpop_agent.agent.views import Views
+from dpop_agent.errors import KeyMissing, ObjectLeft
+from dpop_agent.jose import b64url, thumbprint
+from dpop_agent.peer import Peer
+from tests.faults.test_machine import DictStore, Fate, public_of
+
+T = TypeVar("T")
+
+SLOT, SLOT_REF = "82", "05"
+
+
+class Store(DictStore):
+    """A store that signs, after a fashion.
+
+    Attributes:
+        cant_delete: it refuses to.
+        has_slot: it has one place for keys, and nothing deletes what is there.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(Fate())
+        self.config = SimpleNamespace(name="dict", type="pkcs11", module="/none.so", backend=None)
+        self.place: dict[str, Any] = {}
+        self.error, self.pid = None, 1
+        self.cant_delete = self.has_slot = False
+
+    def submit(self, job: Job) -> None:
+        """Sign at once."""
+        frame = job.make()
+        if self.objects.get(frame["ref"]) == frame["jkt"]:
+            job.finish({"signature": b64url(bytes(64))})
+        else:
+            job.finish(KeyMissing("the store has no such key"))
+
+    def _reserve(self, alg: str, **rest: Any) -> dict[str, Any]:
+        if self.has_slot:
+            return {"ref": SLOT_REF, "slot": SLOT}
+        return super()._reserve(alg, **rest)
+
+    def _generate(self, ref: str, **rest: Any) -> dict[str, Any]:
+        if not self.has_slot:
+            return super()._generate(ref, **rest)
+        self._in_slot = public_of(f"{next(self._refs)}")
+        self.objects[ref] = thumbprint(self._in_slot)
+        return self._info(ref)
+
+    def _info(self, ref: str) -> dict[str, Any]:
+        info = super()._info(ref)
+        return {**info, "slot": SLOT, "jwk": self._in_slot} if self.has_slot else info
+
+    def _destroy(self, ref: str, jkt: str, **rest: Any) -> dict[str, Any]:
+        if self.cant_delete:
+            raise ObjectLeft("the store can't delete keys", hint="use the vendor's tool")
+        return super()._destroy(ref, jkt, **rest)
+
+
+class AgentInProcess:
+    """What the agent has around its records, behind its sockets.
+
+    Attributes:
+        socket: the path of agent.sock.
+        store: the one that it has.
+    """
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="dpop-", dir="/tmp"))
+        self.socket = str(self._folder / "agent.sock")
+        self.store = Store()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self.run(self._begin())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.run(self._end())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        shutil.rmtree(self._folder)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Have the agent's thread do it."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
+
+    async def _begin(self) -> None:
+        self._ledger = Ledger(str(self._folder / "state"))
+        self.records = records = Records(self._ledger)
+        signers = Signers({"dict": cast("Signer", self.store)})
+        background = self._background = Background()
+        inventory = Inventory(records, signers)
+        making = Making(records, signers, inventory, background)
+        self.upkeep = Upkeep(records, making, inventory, background)
+        nonces = Nonces()
+        views = Views(records, signers, inventory, nonces)
+        self._handler = Handler(
+            cast("Any", self),
+            proofs=Proofs(records, signers, inventory, nonces),
+            lifecycle=Lifecycle(records, signers, inventory, making, background),
+            recovery=Mock(),
+            stores=Mock(),
+            views=views,
+            background=background,
+        )
+        self._numbers, self._intake = itertools.count(), Intake(self._loop)
+        self._listeners, self._acceptors = [], []
+        for name, methods in (
+            ("agent", protocol.AGENT_METHODS),
+            ("admin", protocol.ADMIN_METHODS),
+        ):
+            listener = Listener(str(self._folder / f"{name}.sock"))
+            self._listeners.append(listener.__enter__())
+            self._acceptors.append(Acceptor(listener.socket, self._connect(methods)))
+
+    def _connect(self, methods: Any) -> Any:
+        def connect(peer: Peer) -> Connection:
+            flow = (peer.uid, next(self._numbers))
+            return Connection(self, methods, self._intake, flow, client=str(peer))
+
+        return connect
+
+    async def _end(self) -> None:
+        for acceptor in self._acceptors:
+            await acceptor.close()
+        await self._background.cancel(within_s=5)
+        for listener in self._listeners:
+            listener.__exit__()
+        self._ledger.close()
+
+    # What connections and the handler ask of it
+
+    default_store = "dict"
+
+    def handle(self, call: Call) -> None:
+        self._handler.handle(call)
+
+    def disconnected(self, connection: Connection) -> None:
+        pass
+
+    def describe(self) -> dict[str, Any]:
+        return {"connections": 1, "config": "-", "ledger": self.records.path}
+
+    async def reload(self) -> None:
+        await self.upkeep.reconcile("dict")
