@@ -27,6 +27,9 @@ class Peer(Protocol):
     def client(self) -> str:
         """Who is at its other end, for the log."""
 
+    def introduce(self, name: str) -> None:
+        """Note who its client says that it is."""
+
     def subscribe(self, events: Iterable[str]) -> None:
         """Be told of these events, and of no others."""
 

@@ -58,13 +58,13 @@ class Connection(asyncio.BufferedProtocol):
         methods: Mapping[str, Mapping[str, protocol.Param]],
         intake: Intake,
         flow: Flow,
-        client: str = "",
+        peer: str = "",
     ) -> None:
         self._server = server
         self.methods = methods
         self._intake = intake
         self.flow = flow
-        self.client = client
+        self.client = self._peer = peer
         self.under_way = 0
         self._received = b""
         self._begin = 0
@@ -165,7 +165,7 @@ class Connection(asyncio.BufferedProtocol):
         except ProtocolError as e:
             self._write(protocol.encode_error(e.request_id, e))
             return
-        log.debug("%s", request.method)
+        log.debug("%s, asked by %s", request.method, self.client)
         self.under_way += 1
         if self.under_way == 1:
             self._intake.busy()
@@ -183,6 +183,10 @@ class Connection(asyncio.BufferedProtocol):
                 self._intake.go_on(self)
 
         self._server.handle(Call(request, self, respond))
+
+    def introduce(self, name: str) -> None:
+        """Note who its client says that it is."""
+        self.client = f"{self._peer}, {name!a}"
 
     def subscribe(self, events: Iterable[str]) -> None:
         """Be told of these events, and of no others."""

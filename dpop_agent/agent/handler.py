@@ -62,7 +62,7 @@ class Handler:
         self._background = background
         self._takes_no_more = False
         self._methods: dict[str, _Method] = {
-            "hello": _at_once(lambda _: hello()),
+            "hello": _hello,
             "proof": proofs.proof,
             "proof.sign": proofs.sign_proof,
             "observe": _at_once(proofs.observe),
@@ -172,6 +172,12 @@ def _at_once(answer: Callable[[_Params], _Result]) -> _Method:
 
 def _of_params(answer: Callable[[_Params], Awaitable[_Result]]) -> _Answer:
     return lambda call: answer(call.params)
+
+
+def _hello(call: Call) -> None:
+    if "client" in call.params:
+        call.owner.introduce(call.params["client"])
+    call.respond(hello())
 
 
 def _subscribe(call: Call) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -26,8 +25,6 @@ from dpop_agent.errors import (
 from dpop_agent.htu import origin_of
 from dpop_agent.jose import ALGORITHMS
 from dpop_agent.protocol import KEY_SETTINGS
-
-log = logging.getLogger("dpop_agent.lifecycle")
 
 
 class Lifecycle:
@@ -131,10 +128,6 @@ class Lifecycle:
         else:
             chosen = [g for g in key.generations if g.state is not State.DESTROYED]
         self._records.block(name, chosen)
-        for g in chosen:
-            log.warning(
-                "%s@%d is compromised, jkt %s", name, g.generation, g.jkt or "not known yet"
-            )
         if self._records.repeated("key.compromise", params):
             return self._records.keys.named(name)
         try:
@@ -272,7 +265,6 @@ class Lifecycle:
 
             await self._records.write(add, command=("key.adopt", params))
             self._inventory.forget_unknown(key.store, ref)
-            log.info("%s@%d is adopted, jkt %s", name, adopted.generation, adopted.jkt)
             return self._records.keys.named(name)
 
     async def set(self, params: Mapping[str, Any]) -> Key:

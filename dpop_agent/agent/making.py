@@ -159,7 +159,6 @@ class Making:
             return keys.with_(key if stage else key.activate(number, now, drain_s=drain_s))
 
         await self._records.write(change, command=command)
-        log.info("%s@%d is made, jkt %s", name, number, info["jkt"])
 
     async def activate(self, name: str, number: int, command: Command | None) -> None:
         """Swap, after a look whether the object is there."""
@@ -176,7 +175,6 @@ class Making:
             lambda keys: keys.with_(keys.named(name).activate(number, now, drain_s=drain_s)),
             command=command,
         )
-        log.info("%s@%d is active, jkt %s", name, number, generation.jkt)
 
     async def destroy(
         self, key: Key, generation: Generation, *, command: Command | None = None
@@ -191,14 +189,6 @@ class Making:
         await self._records.write(bury, command=command)
         if generation.slot is None:
             await self.delete_object(name, number)
-        else:
-            log.info(
-                "%s@%d is destroyed, jkt %s; its key stays in slot %s until another is made there",
-                name,
-                number,
-                generation.jkt,
-                generation.slot,
-            )
 
     async def delete_object(self, name: str, number: int) -> None:
         """Delete what a destroyed generation left in its store."""
@@ -221,7 +211,6 @@ class Making:
             return keys.with_(key.with_(replace(key.generation(number), object_left=False)))
 
         await self._records.write(deleted)
-        log.info("%s@%d is destroyed, jkt %s", name, number, generation.jkt)
 
     async def settle_pending(self, name: str) -> None:
         """Finish or undo a pending generation of this name, if there is one.
@@ -276,7 +265,6 @@ class Making:
             return keys.with_(rest) if rest.generations else keys.without(name)
 
         await self._records.write(undo)
-        log.info("%s@%d wasn't made, and is undone", name, number)
 
     async def _bury_half(self, name: str, number: int, jkt: str) -> None:
         """A public key without its private one: in the ledger first, then deleted."""

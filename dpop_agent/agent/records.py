@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dpop_agent.agent.blocks import with_blocks
+from dpop_agent.agent.changes import changes
 from dpop_agent.agent.forms import Block, Remembered, digest_of
 from dpop_agent.agent.keys import Generation, Keys, State
 from dpop_agent.agent.ledger import Contents, Ledger, Times
@@ -98,7 +99,7 @@ class Records:
         written.
         """
         self._blocked |= {Block(name, g.ref, g.created) for g in generations}
-        self.keys = self._with_blocks(self.keys)
+        self._become(self._with_blocks(self.keys), level=logging.WARNING)
 
     def used(self, jkt: str, origin: str) -> None:
         """Note that a generation signed for an origin."""
@@ -148,8 +149,7 @@ class Records:
                 await _in_thread(self._ledger.write, contents)
             finally:
                 if self._ledger.contents is contents:  # replaced, if perhaps not durably
-                    self._bury(keys)
-                    self.keys = self._with_blocks(keys)
+                    self._become(self._with_blocks(keys))
                     self.changed.set()
             self._blocked -= blocked
             self._commands = [c for c in self._commands if c not in commands]
@@ -215,6 +215,12 @@ class Records:
                     params["request_id"]: Remembered(method, digest, now_text(), now_s),
                 }
         return known
+
+    def _become(self, keys: Keys, *, level: int = logging.INFO) -> None:
+        for line in changes(self.keys, keys):
+            log.log(level, "%s", line)
+        self._bury(keys)
+        self.keys = keys
 
     def _bury(self, keys: Keys) -> None:
         """Of what is destroyed only the dates stay, and nothing of what is forgotten."""

@@ -138,8 +138,6 @@ class Recovery:
                 await self._records.write(add)
         if adopted:
             self._inventory.forget_unknown(store, *(g.ref for _, g in adopted))
-        for key, g in adopted:
-            log.info("%s@%d is adopted and suspended, jkt %s", key.name, g.generation, g.jkt)
         return adopted, left
 
     async def _find(
@@ -235,7 +233,7 @@ def _require_nobodys(keys: Keys, jkt: str | None) -> None:
     if jkt is not None and jkt in keys.by_jkt:
         key, generation = keys.by_jkt[jkt]
         raise _Left(f"it is {key.name}@{generation.generation}, which is {generation.state}")
-    if jkt in keys.forgotten:
+    if jkt is not None and jkt in keys.forgotten:
         gone = keys.forgotten[jkt]
         raise _Left(f"it is {gone.key}@{gone.generation}, which is destroyed, its key forgotten")
 

@@ -150,7 +150,7 @@ class Agent:
             return None
         intake = self._admin_intake if is_admin else self._intake
         flow = (peer.uid, listener.path, next(self._numbers))
-        connection = Connection(self, methods, intake, flow, client=str(peer))
+        connection = Connection(self, methods, intake, flow, str(peer))
         self._connections.add(connection)
         self._admins += is_admin
         return connection

@@ -17,7 +17,10 @@ def add_serve(parser: arguments.Parser) -> None:
     """`dpop-agent serve`."""
     parser.description = "Run the agent in the foreground until it is interrupted."
     parser.add_argument(
-        "-v", "--verbose", action="store_true", help="log each request, but never a secret"
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="log each request, and each proof's key, origin and who asked for it; never a secret",
     )
     _add_idle(parser, "--lock-after", "lock stores that nobody has used for this long, such as 15m")
     _add_idle(

@@ -91,13 +91,14 @@ class AgentInProcess:
     """What the agent has around its records, behind its sockets.
 
     Attributes:
-        socket: the path of agent.sock.
+        socket, admin_socket: the paths of agent.sock and of admin.sock.
         store: the one that it has.
     """
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="dpop-", dir="/tmp"))
         self.socket = str(self._folder / "agent.sock")
+        self.admin_socket = str(self._folder / "admin.sock")
         self.store = Store()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -155,7 +156,7 @@ class AgentInProcess:
     def _connect(self, methods: Any) -> Any:
         def connect(peer: Peer) -> Connection:
             flow = (peer.uid, next(self._numbers))
-            return Connection(self, methods, self._intake, flow, client=str(peer))
+            return Connection(self, methods, self._intake, flow, str(peer))
 
         return connect
 

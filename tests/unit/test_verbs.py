@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
+import logging
+import os
+import re
 from collections.abc import Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +18,9 @@ import pytest
 from dpop_agent.agent import keys as keys_module
 from dpop_agent.agent import records
 from dpop_agent.agent.keys import Key, State
-from dpop_agent.agent.ledger import Ledger
+from dpop_agent.agent.ledger import Contents, Ledger
 from dpop_agent.agent.records import Records
+from dpop_agent.client import AgentClient
 from dpop_agent.errors import (
     DPoPAgentError,
     IllegalTransition,
@@ -23,12 +29,17 @@ from dpop_agent.errors import (
     KeyDestroyed,
     KeyExists,
     KeyUnknown,
+    LimitReached,
     NoActive,
+    NotDurable,
     ObjectLeft,
     SignerFailed,
 )
+from dpop_agent.jose import access_token_hash
+from dpop_agent.protocol import KEY_SETTINGS
 from tests.faults.around_records import AroundRecords
 from tests.faults.test_machine import DictStore, Fate, no_touch
+from tests.unit.agent_in_process import AgentInProcess
 
 SHOP, API = "https://shop.example", "https://api.example"
 
@@ -314,3 +325,191 @@ def test_of_a_forgotten_key_no_use_is_remembered(place: Place) -> None:
         assert made.jkt not in place.records.seen.uses
 
     place.run(story())
+
+
+# The log
+
+
+class Told:
+    """What the log says of keys from now on, a line each, without thumbprints."""
+
+    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.INFO, "dpop_agent.records")
+        self._caplog = caplog
+
+    def __call__(self) -> list[str]:
+        """What was said since it was asked last."""
+        said = [record.getMessage() for record in self._caplog.records]
+        self._caplog.clear()
+        return [re.sub(r", jkt [A-Za-z0-9_-]{43}", "", line) for line in said]
+
+
+@pytest.fixture
+def told(caplog: pytest.LogCaptureFixture) -> Told:
+    return Told(caplog)
+
+
+def test_each_verb_and_each_end_of_a_drain_is_a_line_with_its_key(place: Place, told: Told) -> None:
+    async def story() -> None:
+        do = place.lifecycle
+        await place.create("shop", origins=[SHOP], drain_s=60)
+        assert told() == [
+            f"shop is a new key: ES256 in the store dict, origins {SHOP}, allow_sign_proof false, "
+            "rotate_every_s null, drain_s 60, max_drain_s 7776000, touch null",
+            "shop@1 is pending, being made in the store dict, jkt not known yet",
+            "shop@1 is active, was pending",
+        ]
+        await do.rotate({"key": "shop", "stage": True})
+        assert told()[1:] == ["shop@2 is staged, was pending"]
+        await do.rotate({"key": "shop", "drain_s": 5})
+        assert told() == [
+            "shop@1 is draining, was active, until it is unused for 5 s",
+            "shop@2 is active, was staged",
+        ]
+        await do.activate({"key": "shop", "generation": 1})
+        assert sorted(told()) == [
+            "shop@1 is active, was draining",
+            "shop@2 is draining, was active, until it is unused for 60 s",
+        ]
+        place.boot += 61
+        await place.upkeep.do_what_is_due()
+        assert told() == ["shop@2 is retired, was draining"]
+        await do.suspend({"key": "shop", "generation": 1})
+        await do.resume({"key": "shop", "generation": 1})
+        assert told() == ["shop@1 is suspended, was active", "shop@1 is active, was suspended"]
+        await place.destroy("shop", 2)
+        assert told() == [
+            "shop@2 is destroyed, was retired",
+            "shop@2 has left nothing in the store dict",
+        ]
+        await place.adopt("shop")
+        assert told() == ["shop@3 is staged, adopted from the store dict"]
+        await do.compromise({"key": "shop"})
+        assert sorted(told()) == [
+            "shop@1 is compromised, was active",
+            "shop@3 is compromised, was staged",
+        ]
+        await place.destroy("shop", 1)
+        await place.destroy("shop", 3)
+        told()
+        await do.forget({"key": "shop"})
+        assert told() == ["shop is forgotten, and the name is free"]
+
+    place.run(story())
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "says"),
+    [
+        ("origins", [API, SHOP], f"origins is {API} {SHOP}, was any"),
+        ("allow_sign_proof", True, "allow_sign_proof is true, was false"),
+        ("rotate_every_s", 3600, "rotate_every_s is 3600, was null"),
+        ("drain_s", 0, "drain_s is 0, was 604800"),
+        ("max_drain_s", 5, "max_drain_s is 5, was 7776000"),
+        ("touch", False, "touch is false, was null"),
+    ],
+)
+def test_each_setting_that_changes_is_a_line_with_its_old_value_and_its_new_one(
+    place: Place, told: Told, setting: str, value: object, says: str
+) -> None:
+    async def story() -> None:
+        await place.create("shop")
+        told()
+        for _ in range(2):
+            await place.lifecycle.set({"key": "shop", setting: value})
+        assert told() == [f"shop: {says}"]
+
+    place.run(story())
+    assert set(KEY_SETTINGS) == {
+        "origins",
+        "allow_sign_proof",
+        "rotate_every_s",
+        "drain_s",
+        "max_drain_s",
+        "touch",
+    }
+
+
+def test_what_time_does_is_told_as_what_people_do(place: Place, told: Told) -> None:
+    async def story() -> None:
+        await place.create("shop", rotate_every_s=3600, drain_s=60)
+        told()
+        place.boot += 3601
+        await place.upkeep.do_what_is_due()
+        assert "shop@2 is active, was pending" in told()
+        place.boot += 61
+        await place.upkeep.do_what_is_due()
+        place.boot += keys_module.RETIRED_S
+        place.records.used(place.records.keys["shop"].generation(2).jkt, SHOP)
+        await place.upkeep.do_what_is_due()
+        said = told()
+        assert said.index("shop@1 is retired, was draining") < said.index(
+            "shop@1 is destroyed, was retired"
+        )
+
+    place.run(story())
+
+
+def test_what_came_to_nothing_and_what_was_refused_is_told_as_that(
+    place: Place, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(**_rest: object) -> None:
+        raise LimitReached("the store is full")
+
+    async def story() -> None:
+        await place.create("shop")
+        told()
+        monkeypatch.setattr(place.store, "_generate", no_room)
+        with pytest.raises(LimitReached):
+            await place.lifecycle.rotate({"key": "shop"})
+        with pytest.raises(LimitReached):
+            await place.create("other")
+        assert [line for line in told() if "pending" not in line and "new key" not in line] == [
+            "shop@2 wasn't made, and is undone",
+            "other@1 wasn't made, and is undone",
+        ]
+        with pytest.raises(IllegalTransition):
+            await place.lifecycle.resume({"key": "shop", "generation": 1})
+        assert told() == []
+
+    place.run(story())
+
+
+def test_a_block_is_told_at_once_though_it_cant_be_written(
+    place: Place, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_ledger: Ledger, _contents: Contents) -> None:
+        raise NotDurable("no space is left")
+
+    async def story() -> None:
+        await place.create("shop")
+        told()
+        monkeypatch.setattr(Ledger, "write", full)
+        with pytest.raises(NotDurable):
+            await place.lifecycle.compromise({"key": "shop"})
+        assert told() == ["shop@1 is compromised, was active"]
+
+    place.run(story())
+
+
+def test_with_v_each_proof_is_a_line_of_key_origin_and_client_and_no_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG, "dpop_agent")
+    secrets = ("a-secret-path", "a-secret-query", "a-secret-access-token", "a-secret-nonce")
+    path, query, access_token, nonce = secrets
+    with AgentInProcess() as agent, AgentClient(agent.socket) as client:
+        with AgentClient(agent.admin_socket) as admin:
+            admin.call("key.create", {"key": "shop", "origins": []})
+        url = f"{SHOP}:8443/{path}?q={query}"
+        for name in (None, "a client\n1.0"):
+            if name:
+                client.call("hello", {"client": name})
+            caplog.clear()
+            proof = client.proof("GET", url, key="shop", access_token=access_token, nonce=nonce)
+            who = f"pid {os.getpid()}, uid {os.getuid()}" + (", 'a client\\n1.0'" if name else "")
+            line = f"shop@1 signed a proof for {SHOP}:8443, asked by {who}"
+            assert caplog.messages.count(line) == 1
+            jti = json.loads(base64.urlsafe_b64decode(str(proof).split(".")[1] + "=="))["jti"]
+            for secret in (*secrets, str(proof), jti, access_token_hash(access_token)):
+                assert secret not in caplog.text

@@ -1,0 +1,72 @@
+"""What changed between two moments of the keys, as lines for the log. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dpop_agent.agent.keys import Generation, Key, Keys, State
+from dpop_agent.protocol import KEY_SETTINGS
+
+
+def changes(before: Keys, after: Keys) -> Iterator[str]:
+    """A line for each key that came or went, each state and each setting that changed."""
+    for key in after.gone_from(before):
+        if key.is_destroyed:
+            yield f"{key.name} is forgotten, and the name is free"
+        else:
+            yield from _undone(key, None)
+    for key in after.changed_from(before):
+        yield from _changed(before.get(key.name), key)
+
+
+def _changed(old: Key | None, new: Key) -> Iterator[str]:
+    if old is None:
+        settings = ", ".join(f"{name} {_said(new, name)}" for name in KEY_SETTINGS)
+        yield f"{new.name} is a new key: {new.alg} in the store {new.store}, {settings}"
+    else:
+        yield from _undone(old, new)
+        for name in KEY_SETTINGS:
+            if _said(new, name) != _said(old, name):
+                yield f"{new.name}: {name} is {_said(new, name)}, was {_said(old, name)}"
+    known = {g.generation: g for g in old.generations} if old else {}
+    for generation in new.generations:
+        yield from _generation(new, known.get(generation.generation), generation)
+
+
+def _undone(old: Key, new: Key | None) -> Iterator[str]:
+    """Of a generation that wasn't made nothing stays."""
+    left = {g.generation for g in new.generations} if new else set()
+    for g in old.generations:
+        if g.state is State.PENDING and g.generation not in left:
+            yield f"{old.name}@{g.generation} wasn't made, and is undone"
+
+
+def _generation(key: Key, was: Generation | None, now: Generation) -> Iterator[str]:
+    which = f"{key.name}@{now.generation}"
+    jkt = f"jkt {now.jkt or 'not known yet'}"
+    if was is None:
+        how = "adopted from" if now.shared else "being made in"
+        yield f"{which} is {now.state}, {how} the store {key.store}, {jkt}"
+        return
+    if now.state is not was.state:
+        yield f"{which} is {now.state}, was {was.state}, {jkt}{_more(key, now)}"
+    elif now.compromised and not was.compromised:
+        yield f"{which} is compromised as soon as it is made, {jkt}"
+    if was.object_left and not now.object_left:
+        yield f"{which} has left nothing in the store {key.store}, {jkt}"
+
+
+def _more(key: Key, now: Generation) -> str:
+    if now.state is State.DRAINING:
+        drain_s = key.drain_s if now.drain_s is None else now.drain_s
+        return f", until it is unused for {drain_s} s"
+    if now.object_left and now.slot is not None:
+        return f"; its private key stays in slot {now.slot} until another is made there"
+    return ""
+
+
+def _said(key: Key, setting: str) -> str:
+    value = getattr(key, setting)
+    if setting == "origins":
+        return "lost with the ledger" if key.policy_lost else " ".join(value) or "any"
+    return "null" if value is None else str(value).lower()
