@@ -72,15 +72,17 @@ def _rotation_left_s(key: Key, seen: Seen, now: datetime) -> float | None:
     return max(0.0, key.rotate_every_s - max(since_s, seen.in_state_s(key.active)))
 
 
-def next_event_s(key: Key, seen: Seen, now: datetime) -> float | None:
-    """Seconds until the next of all these; None if nothing is due ever."""
+def next_end_s(key: Key, seen: Seen) -> int | None:
+    """Seconds until the next of a key's drains is over; None if there is none."""
+    draining = (g for g in key.generations if g.state is State.DRAINING)
+    return min((drain_left_s(key, g, seen) for g in draining), default=None)
+
+
+def events_s(key: Key, seen: Seen, now: datetime) -> list[float]:
+    """Seconds until each rotation and each end of a retired object, which take the key's store."""
     left: list[float] = []
     due = _rotation_left_s(key, seen, now)
     if due is not None and (due or not is_rotation_by_hand(key)):
         left.append(due)
-    for g in key.generations:
-        if g.state is State.DRAINING:
-            left.append(drain_left_s(key, g, seen))
-        elif _ends(g):
-            left.append(max(0, RETIRED_S - seen.in_state_s(g)))
-    return min(left, default=None)
+    left += [max(0, RETIRED_S - seen.in_state_s(g)) for g in key.generations if _ends(g)]
+    return left

@@ -55,7 +55,7 @@ class Records:
 
     Attributes:
         keys: as they are now.
-        changed: set with each change; whoever waits for it clears it.
+        changed: what the next change sets; the one after that sets another.
         rotations_due: the keys whose rotation was due when somebody looked last.
     """
 
@@ -151,6 +151,7 @@ class Records:
                 if self._ledger.contents is contents:  # replaced, if perhaps not durably
                     self._become(self._with_blocks(keys))
                     self.changed.set()
+                    self.changed = asyncio.Event()
             self._blocked -= blocked
             self._commands = [c for c in self._commands if c not in commands]
             if self._ledger.blocks.kept:

@@ -55,16 +55,44 @@ class Upkeep:
         """Rotate, retire and destroy what is due, for as long as the agent runs."""
         if not self._records.durable:  # what was compromised before the last end
             self._background.start(self._records.write_blocks(self._background.quietly, None))
+        await asyncio.gather(self._watch_drains(), self._watch_the_rest())
+
+    async def _watch_drains(self) -> None:
+        """Retire what is due; apart from the rest, which waits for stores as long as they take."""
+        loop, pause = asyncio.get_running_loop(), MIN_TICK_S
+        while True:
+            changed, looked_at = self._records.changed, loop.time()
+            left = await self._next_end_s()
+            seconds = SAVE_S if left is None else min(SAVE_S, max(pause, left))
+            if await _is_set_within(changed, seconds):
+                pause = MIN_TICK_S
+                await asyncio.sleep(looked_at + MIN_TICK_S - loop.time())
+                continue
+            await self._background.whatever_comes(self._retire())
+            couldnt = left == 0 and not changed.is_set()  # the ledger can't be written
+            pause = min(2 * pause, SAVE_S) if couldnt else MIN_TICK_S
+
+    async def _next_end_s(self) -> float | None:
+        seen = self._records.seen
+        left = [
+            end
+            async for key in gently(self._records.keys.values())
+            if (end := drains.next_end_s(key, seen)) is not None
+        ]
+        return min(left, default=None)
+
+    async def _watch_the_rest(self) -> None:
         loop = asyncio.get_running_loop()
         save_at, tried = loop.time() + SAVE_S, False
         while True:
-            self._records.changed.clear()
-            looked_at = loop.time()
-            left = await self.look()
+            changed, looked_at = self._records.changed, loop.time()
+            is_due, left = await self.look()
             seconds = save_at - loop.time()
-            if left is not None and not (left == 0 and tried):  # else again with the next save
+            if is_due and not tried:  # else again with the next save
+                left = 0
+            if left is not None:
                 seconds = min(seconds, max(MIN_TICK_S, left))
-            if await self._changed_within(seconds) and loop.time() < save_at:
+            if await _is_set_within(changed, seconds) and loop.time() < save_at:
                 tried = False
                 await asyncio.sleep(looked_at + MIN_TICK_S - loop.time())
                 continue
@@ -74,29 +102,24 @@ class Upkeep:
                 save_at, tried = loop.time() + SAVE_S, False
                 await self._background.quietly("ledger", self._records.save(clean=False))
 
-    async def look(self) -> float | None:
-        """Seconds until something is due, if it ever is; and note for which keys a rotation is."""
+    async def look(self) -> tuple[bool, float | None]:
+        """Whether something is due that stores are asked for, and seconds until the next will be;
+        and note for which keys a rotation is due.
+        """
         seen, now = self._records.seen, datetime.now(UTC)
-        soonest: float | None = None
+        is_due, soonest = False, None
         due: list[str] = []
         async for key in gently(self._records.keys.values()):
-            left = drains.next_event_s(key, seen, now)
-            if left is not None and (soonest is None or left < soonest):
-                soonest = left
+            for left in drains.events_s(key, seen, now):
+                if left == 0:
+                    is_due = True
+                elif soonest is None or left < soonest:
+                    soonest = left
             if drains.is_rotation_due(key, seen, now):
                 due.append(key.name)
-                if not self._background.is_told(_rotation_of(key.name)):
-                    soonest = 0
+                is_due = is_due or not self._background.is_told(_rotation_of(key.name))
         self._records.rotations_due = due
-        return soonest
-
-    async def _changed_within(self, seconds: float) -> bool:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._records.changed.wait()
-        except TimeoutError:
-            return False
-        return True
+        return is_due, soonest
 
     async def do_what_is_due(self) -> None:
         """Finish what is half done, retire, rotate, destroy."""
@@ -167,6 +190,15 @@ class Upkeep:
         for g in drains.to_destroy(key, self._records.seen):
             if g.generation == number and await self._inventory.find(key, g):
                 await self._making.destroy(key, g)
+
+
+async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
 
 
 def _rotation_of(name: str) -> str:

@@ -122,7 +122,7 @@ def test_no_look_at_all_keys_keeps_the_event_loop_from_its_other_work(
             await asyncio.sleep(0)
 
     async def story() -> None:
-        for name in ("is_drain_over", "to_destroy", "next_event_s", "is_rotation_due"):
+        for name in ("is_drain_over", "to_destroy", "events_s", "is_rotation_due"):
             counting(name)
         ticking = asyncio.ensure_future(turns())
         await place.upkeep.do_what_is_due()
@@ -134,7 +134,7 @@ def test_no_look_at_all_keys_keeps_the_event_loop_from_its_other_work(
         ticking.cancel()
 
     place.run(story)
-    for name in ("is_drain_over", "to_destroy", "next_event_s"):
+    for name in ("is_drain_over", "to_destroy", "events_s"):
         assert sum(n for (what, _), n in looked.items() if what == name) == MANY
     assert max(looked.values()) <= background.AT_ONCE
     assert place.inventory.unknown == {"dict": []}

@@ -40,7 +40,7 @@ def key(*generations: Generation, every_s: int | None = None) -> Key:
 def test_a_retired_generation_in_a_slot_is_never_destroyed_by_the_clock() -> None:
     old, seen = generation(1, State.RETIRED), Seen(10 * RETIRED_S)
     assert drains.to_destroy(key(old), seen) == []
-    assert drains.next_event_s(key(old), seen, datetime.now(UTC)) is None
+    assert drains.events_s(key(old), seen, datetime.now(UTC)) == []
     assert len(drains.to_destroy(key(replace(old, slot=None)), seen)) == 1
 
 
@@ -48,10 +48,10 @@ def test_a_rotation_that_waits_for_a_person_keeps_nobody_busy() -> None:
     due = key(generation(1, State.ACTIVE), every_s=1)
     assert drains.is_rotation_due(due, Seen(0), datetime.now(UTC))
     assert drains.is_rotation_by_hand(due)
-    assert drains.next_event_s(due, Seen(0), datetime.now(UTC)) is None
+    assert drains.events_s(due, Seen(0), datetime.now(UTC)) == []
     staged = due.with_(generation(2, State.STAGED, slot="83", ref="06"))
     assert not drains.is_rotation_by_hand(staged)
-    assert drains.next_event_s(staged, Seen(0), datetime.now(UTC)) == 0
+    assert drains.events_s(staged, Seen(0), datetime.now(UTC)) == [0]
 
 
 def test_a_slot_that_was_used_again_has_destroyed_what_it_had_and_nothing_else() -> None:
