@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from typing import Any
 
 _STAYS = "it stays as it is"
+_REFUSED_BY = {
+    "Ed25519": "Keycloak, Spring, Nimbus, better-auth, express-oauth2-jwt-bearer and the MCP suite",
+    "EdDSA": "Spring and Nimbus",
+}
+"""Servers that refuse a proof whose `alg` has that name, of those that were tried."""
+
 _TIMES = ("rotate_every_s", "drain_s", "max_drain_s")
 
 
@@ -65,7 +71,19 @@ def _create(args: Namespace) -> int:
     if args.allow_sign_proof:
         params["allow_sign_proof"] = True
     result = authorizing.make("key.create", params)
-    return calls.answer(args, result, listing.table(result["keys"]))
+    lines = listing.table(result["keys"]) + _who_refuses(args.alg)
+    return calls.answer(args, result, lines)
+
+
+def _who_refuses(alg: str | None) -> list[str]:
+    """What to know of a key for that algorithm, in lines."""
+    if alg not in _REFUSED_BY:
+        return []
+    return [
+        "",
+        f"Proofs that say {alg} are refused by {_REFUSED_BY[alg]}.",
+        "A key for ES256 is taken by all servers that were tried.",
+    ]
 
 
 def add_list(verbs: arguments.Verbs) -> None:
@@ -215,6 +233,7 @@ def _adopt(args: Namespace) -> int:
     lines += [
         "It is shared: another agent may use it too, so no schedule destroys it.",
         f"to sign with it: dpop-agent key activate {listing.name(key, adopted)}",
+        *_who_refuses(key["alg"]),
     ]
     return calls.answer(args, result, lines)
 
@@ -228,7 +247,13 @@ def _add_store_and_alg(parser: Any) -> None:
     parser.add_argument(
         "--store", metavar="S", help="the store; by default the configuration's default_store"
     )
-    parser.add_argument("--alg", type=_alg, help="by default ES256, which all servers accept")
+    parser.add_argument(
+        "--alg",
+        type=_alg,
+        help="by default ES256, which all servers accept. Of those tried, six refuse the name "
+        "Ed25519 in a proof's header, and two EdDSA, the older name of the same; RFC 9864 prefers "
+        "Ed25519",
+    )
 
 
 def _add_origins(parser: Any) -> None:

@@ -375,6 +375,35 @@ class TestKeys:
             "max_drain_s": 90,
         }
 
+    @pytest.mark.parametrize(
+        ("alg", "says"),
+        [
+            ("Ed25519", "Keycloak, Spring, Nimbus, better-auth, express-oauth2-jwt-bearer and"),
+            ("EdDSA", "Spring and Nimbus."),
+            ("ES256", None),
+            ("PS256", None),
+        ],
+    )
+    def test_a_key_whose_algorithm_has_a_name_that_servers_refuse_is_told_which(
+        self, agent: Agent, capsys: Capture, alg: str, says: str | None
+    ) -> None:
+        made = key(alg=alg)
+        agent.answers |= {"key.create": {"keys": [made]}, "key.adopt": {"keys": [made]}}
+        for words in (["create", "default"], ["adopt", "default", "--ref", "00"]):
+            assert main(["key", *words, "--alg", alg, "--any-origin"]) == 0
+            out = capsys.readouterr().out
+            if says is None:
+                assert "refused" not in out
+            else:
+                assert f"Proofs that say {alg} are refused by {says}" in out
+        assert main(["key", "create", "default", "--alg", alg, "--any-origin", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == {"keys": [made]}
+
+    def test_help_says_how_many_servers_refuse_which_name(self, capsys: Capture) -> None:
+        assert main(["key", "create", "--help"]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert "six refuse the name Ed25519 in a proof's header, and two EdDSA" in said
+
     def test_any_origin_is_said_as_such(self, agent: Agent) -> None:
         agent.answers |= {f"key.{v}": {"keys": [key()]} for v in ("create", "set", "adopt")}
         for words in (["create", "a"], ["set", "a"], ["adopt", "a", "--ref", "00"]):
