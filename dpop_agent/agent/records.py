@@ -57,6 +57,7 @@ class Records:
         keys: as they are now.
         changed: what the next change sets; the one after that sets another.
         rotations_due: the keys whose rotation was due when somebody looked last.
+        destroyed: those that were destroyed then, their names taken.
     """
 
     def __init__(self, ledger: Ledger) -> None:
@@ -73,6 +74,7 @@ class Records:
         self._unclean_s = times.unclean_s if ledger.clean else self._before_s
         self.changed = asyncio.Event()
         self.rotations_due: Sequence[str] = ()
+        self.destroyed: Sequence[str] = ()
         self.keys = self._with_blocks(ledger.contents.keys)
 
     @property

@@ -104,11 +104,12 @@ class Upkeep:
 
     async def look(self) -> tuple[bool, float | None]:
         """Whether something is due that stores are asked for, and seconds until the next will be;
-        and note for which keys a rotation is due.
+        and note for which keys a rotation is due, and which are destroyed.
         """
         seen, now = self._records.seen, datetime.now(UTC)
         is_due, soonest = False, None
         due: list[str] = []
+        destroyed: list[str] = []
         async for key in gently(self._records.keys.values()):
             for left in drains.events_s(key, seen, now):
                 if left == 0:
@@ -118,7 +119,9 @@ class Upkeep:
             if drains.is_rotation_due(key, seen, now):
                 due.append(key.name)
                 is_due = is_due or not self._background.is_told(_rotation_of(key.name))
-        self._records.rotations_due = due
+            if key.is_destroyed:
+                destroyed.append(key.name)
+        self._records.rotations_due, self._records.destroyed = due, destroyed
         return is_due, soonest
 
     async def do_what_is_due(self) -> None:

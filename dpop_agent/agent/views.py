@@ -39,7 +39,7 @@ MAX_UNKNOWN = 32
 """Objects that aren't the agent's, as `status` lists them for each store."""
 
 MAX_DUE = 32
-"""Keys whose rotation is due, as `status` lists them."""
+"""Keys whose rotation is due, and keys that are destroyed, as `status` lists them."""
 
 MAX_SERVERS = 32
 """Origins heard of, as `status` lists them: the latest."""
@@ -183,6 +183,7 @@ class Views:
             **agent,
             "stores": self.stores(),
             "rotations_due": list(self._records.rotations_due[:MAX_DUE]),
+            "destroyed": list(self._records.destroyed[:MAX_DUE]),
             "origins": [
                 {
                     "origin": origin,

@@ -100,6 +100,10 @@ def _lines(status: dict[str, Any], path: str) -> list[str]:
             output.plain(f"rotation due: {name}; dpop-agent key rotate {name}")
             for name in get("rotations_due") or []
         ]
+        lines += [
+            output.plain(f"destroyed, its name taken still: {name}; dpop-agent key show {name}")
+            for name in get("destroyed") or []
+        ]
         lines += [line for store in stores for line in _unknown(store)]
     origins = get("origins") or []
     if origins:

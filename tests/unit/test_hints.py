@@ -209,6 +209,7 @@ def shells(
         shell = Shell(running[0], capsys)
         for step in STATES[state]:
             step(shell)
+        shell.agent.run(shell.agent.upkeep.look())
         shell.remember()
         return shell
 
@@ -270,6 +271,13 @@ def test_every_state_is_walked(shells: Callable[[str], Shell]) -> None:
         for key in shell.agent.records.keys.values():
             seen |= {g.state for g in key.generations}
     assert seen == set(State)
+
+
+def test_status_names_each_key_that_is_destroyed(shells: Callable[[str], Shell]) -> None:
+    for state in STATES:
+        said = shells(state).do("status")
+        dead = state.startswith(("destroyed", "compromised and")) and "beside" not in state
+        assert ("destroyed, its name taken still: shop;" in said) == dead, state
 
 
 def test_a_slot_that_is_kept_is_named(shells: Callable[[str], Shell]) -> None:
