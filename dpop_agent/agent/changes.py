@@ -48,12 +48,14 @@ def _generation(key: Key, was: Generation | None, now: Generation) -> Iterator[s
         how = "adopted from" if now.shared else "being made in"
         yield f"{which} is {now.state}, {how} the store {key.store}, {jkt}"
         return
-    if now.state is not was.state:
+    if now.state is not was.state and now.object_left and now.slot is None:
+        yield f"{which} signs no more and is being destroyed, was {was.state}, {jkt}"
+    elif now.state is not was.state:
         yield f"{which} is {now.state}, was {was.state}, {jkt}{_more(key, now)}"
     elif now.compromised and not was.compromised:
         yield f"{which} is compromised as soon as it is made, {jkt}"
     if was.object_left and not now.object_left:
-        yield f"{which} has left nothing in the store {key.store}, {jkt}"
+        yield f"{which} is destroyed: the store {key.store} has nothing of it any more, {jkt}"
 
 
 def _more(key: Key, now: Generation) -> str:

@@ -277,7 +277,9 @@ def test_what_was_compromised_is_never_forgotten_however_many_were_destroyed_sin
         small.store.objects[marked.ref] = marked.jkt  # from a backup
         with pytest.raises(DPoPAgentError, match="key-1@1, compromised"):
             await small.lifecycle.adopt(
-                {"key": "other", "ref": marked.ref}, "dict", on_touch=lambda _key, _g: None
+                {"key": "other", "ref": marked.ref, "origins": []},
+                "dict",
+                on_touch=lambda _key, _g: None,
             )
 
     small.run(story)

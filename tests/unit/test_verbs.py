@@ -379,8 +379,8 @@ def test_each_verb_and_each_end_of_a_drain_is_a_line_with_its_key(place: Place, 
         assert told() == ["shop@1 is suspended, was active", "shop@1 is active, was suspended"]
         await place.destroy("shop", 2)
         assert told() == [
-            "shop@2 is destroyed, was retired",
-            "shop@2 has left nothing in the store dict",
+            "shop@2 signs no more and is being destroyed, was retired",
+            "shop@2 is destroyed: the store dict has nothing of it any more",
         ]
         await place.adopt("shop")
         assert told() == ["shop@3 is staged, adopted from the store dict"]
@@ -444,7 +444,7 @@ def test_what_time_does_is_told_as_what_people_do(place: Place, told: Told) -> N
         await place.upkeep.do_what_is_due()
         said = told()
         assert said.index("shop@1 is retired, was draining") < said.index(
-            "shop@1 is destroyed, was retired"
+            "shop@1 signs no more and is being destroyed, was retired"
         )
 
     place.run(story())
