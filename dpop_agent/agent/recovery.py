@@ -7,7 +7,6 @@ for which origins.
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -31,8 +30,6 @@ from dpop_agent.errors import (
     Timeout,
 )
 from dpop_agent.jose import ALGORITHMS
-
-log = logging.getLogger("dpop_agent.recovery")
 
 AT_ONCE = 64
 """Generations of one answer: it fits a line, and is given long before a client gives up."""

@@ -11,6 +11,7 @@ from dpop_agent.cli import (
     calls,
     generations,
     listing,
+    origins,
     recovering,
     rotating,
 )
@@ -54,7 +55,7 @@ def add_create(verbs: arguments.Verbs) -> None:
     sub.add_argument("key", metavar="NAME", type=arguments.key_name)
     _add_store_and_alg(sub)
     authorizing.add_slot(sub)
-    _add_origins(sub.add_mutually_exclusive_group(required=True))
+    origins.add_origins(sub.add_mutually_exclusive_group(required=True))
     sub.add_argument(
         "--allow-sign-proof",
         action="store_true",
@@ -64,7 +65,7 @@ def add_create(verbs: arguments.Verbs) -> None:
 
 
 def _create(args: Namespace) -> int:
-    params = {"key": args.key} | _times(args) | authorizing.slot_params(args) | _origins(args)
+    params = {"key": args.key} | _times(args) | authorizing.slot_params(args) | origins.given(args)
     for name in ("store", "alg"):
         if getattr(args, name) is not None:
             params[name] = getattr(args, name)
@@ -147,7 +148,7 @@ def add_set(verbs: arguments.Verbs) -> None:
         "What isn't given stays as it is.",
     )
     sub.add_argument("key", metavar="NAME", type=arguments.key_name)
-    _add_origins(sub.add_mutually_exclusive_group())
+    origins.add_origins(sub.add_mutually_exclusive_group())
     allow = sub.add_mutually_exclusive_group()
     allow.add_argument("--allow-sign-proof", action="store_true", default=None)
     allow.add_argument("--no-allow-sign-proof", dest="allow_sign_proof", action="store_false")
@@ -162,7 +163,7 @@ def add_set(verbs: arguments.Verbs) -> None:
 
 
 def _set(args: Namespace) -> int:
-    params = {"key": args.key} | _times(args) | _origins(args)
+    params = {"key": args.key} | _times(args) | origins.given(args)
     if args.allow_sign_proof is not None:
         params["allow_sign_proof"] = args.allow_sign_proof
     if args.touch is not None:
@@ -207,7 +208,7 @@ def add_adopt(verbs: arguments.Verbs) -> None:
         "their labels; suspended until you resume them",
     )
     _add_store_and_alg(sub)
-    _add_origins(sub.add_mutually_exclusive_group())
+    origins.add_origins(sub.add_mutually_exclusive_group())
     sub.set_defaults(usage=sub.error)
 
 
@@ -218,7 +219,7 @@ def _adopt(args: Namespace) -> int:
         return recovering.adopt_all(args)
     if args.key is None or args.ref is None:
         args.usage("give NAME and --ref HEX, or --all")
-    params = {"key": args.key, "ref": args.ref} | _origins(args)
+    params = {"key": args.key, "ref": args.ref} | origins.given(args)
     for option in ("store", "alg"):
         if getattr(args, option) is not None:
             params[option] = getattr(args, option)
@@ -254,29 +255,6 @@ def _add_store_and_alg(parser: Any) -> None:
         "Ed25519 in a proof's header, and two EdDSA, the older name of the same; RFC 9864 prefers "
         "Ed25519",
     )
-
-
-def _add_origins(parser: Any) -> None:
-    parser.add_argument(
-        "--origin",
-        action="append",
-        dest="origins",
-        metavar="ORIGIN",
-        type=arguments.origin,
-        help="such as https://api.example.com: proofs for these only; may be repeated",
-    )
-    parser.add_argument(
-        "--any-origin",
-        dest="origins",
-        action="store_const",
-        const=[],
-        help="proofs for every https server, and for http on this machine",
-    )
-
-
-def _origins(args: Namespace) -> dict[str, Any]:
-    """The origins that were given; none of them means any."""
-    return {} if args.origins is None else {"origins": args.origins}
 
 
 def _add_times(parser: Any, *, every: str, drain: str, max_drain: str) -> None:

@@ -96,7 +96,9 @@ def test_a_folder_mounted_into_a_sandbox_gives_proofs_and_nothing_else_before_an
     ordinary: Ordinary,
 ) -> None:
     serve(ordinary)
-    ordinary.ask(request("key.create", {"key": "default"}), ordinary.agent.admin_socket)
+    ordinary.ask(
+        request("key.create", {"key": "default", "origins": []}), ordinary.agent.admin_socket
+    )
     # As itself, and as root, which a container without root's rights often is.
     sandboxes = [Sandbox(ordinary, ordinary.agent.runtime / "mount", uid=uid) for uid in (1000, 0)]
     try:

@@ -11,7 +11,6 @@ from collections.abc import Coroutine
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import Any, Self, TypeVar, cast
-from unittest.mock import Mock
 
 from dpop_agent import protocol
 from dpop_agent.agent.acceptor import Acceptor
@@ -29,10 +28,12 @@ from dpop_agent.agent.nonces import Nonces
 from dpop_agent.agent.proofs import Proofs
 from dpop_agent.agent.queue import Job
 from dpop_agent.agent.records import Records
+from dpop_agent.agent.recovery import Recovery
 from dpop_agent.agent.signers import Signer, Signers
+from dpop_agent.agent.stores import Stores
 from dpop_agent.agent.upkeep import Upkeep
 from dpop_agent.agent.views import Views
-from dpop_agent.errors import KeyMissing, ObjectLeft
+from dpop_agent.errors import KeyMissing
 from dpop_agent.jose import b64url, thumbprint
 from dpop_agent.peer import Peer
 from tests.faults.test_machine import DictStore, Fate, public_of
@@ -46,7 +47,6 @@ class Store(DictStore):
     """A store that signs, after a fashion.
 
     Attributes:
-        cant_delete: it refuses to.
         has_slot: it has one place for keys, and nothing deletes what is there.
     """
 
@@ -55,7 +55,8 @@ class Store(DictStore):
         self.config = SimpleNamespace(name="dict", type="pkcs11", module="/none.so", backend=None)
         self.place: dict[str, Any] = {}
         self.error, self.pid = None, 1
-        self.cant_delete = self.has_slot = False
+        self.has_slot = False
+        self.may_be_looked_at = True
 
     def submit(self, job: Job) -> None:
         """Sign at once."""
@@ -80,11 +81,6 @@ class Store(DictStore):
     def _info(self, ref: str) -> dict[str, Any]:
         info = super()._info(ref)
         return {**info, "slot": SLOT, "jwk": self._in_slot} if self.has_slot else info
-
-    def _destroy(self, ref: str, jkt: str, **rest: Any) -> dict[str, Any]:
-        if self.cant_delete:
-            raise ObjectLeft("the store can't delete keys", hint="use the vendor's tool")
-        return super()._destroy(ref, jkt, **rest)
 
 
 class AgentInProcess:
@@ -138,8 +134,10 @@ class AgentInProcess:
             cast("Any", self),
             proofs=Proofs(records, signers, inventory, nonces),
             lifecycle=Lifecycle(records, signers, inventory, making, background),
-            recovery=Mock(),
-            stores=Mock(),
+            recovery=Recovery(records, signers, inventory, making),
+            stores=Stores(
+                records, signers, inventory, views, background, socket_folder=str(self._folder)
+            ),
             views=views,
             background=background,
         )
