@@ -26,8 +26,9 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from itertools import combinations
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -47,7 +48,7 @@ STORE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _CREDENTIAL = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}")
 _PIN_SOURCES = (
     'write it as "prompt" (dpop-agent unlock asks), "file:PATH" (mode 0600), "credential:NAME" '
-    '(systemd\'s), or "keychain"'
+    '(systemd\'s), "keychain", or "none" (a PKCS#11 token without login)'
 )
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ENV_OF_THE_AGENT = ("LD_", "GLIBC_TUNABLES", "MALLOC_", "PYTHON", "LANG", "LC_", "OPENSSL_")
@@ -81,7 +82,9 @@ _REFUSED_BACKENDS = {
 
 # RFC 7512 section 2.3: unreserved / pk11-res-avail / "&", or an escape.
 _VALUE = re.compile(r"(?:[A-Za-z0-9\-._~:\[\]@!$'()*+,=&]|%[0-9A-Fa-f]{2})*")
-_ATTRIBUTE = re.compile(r"[a-z0-9_-]{1,32}")
+_ATTRIBUTE = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_VENDORS_OWN = "x-"
+_PADDING = " \0"
 
 # The bytes that CK_TOKEN_INFO (PKCS#11 section 3.2) has for each: a longer value matches nothing.
 _TOKEN_ATTRIBUTES = {"token": 32, "serial": 16, "manufacturer": 32, "model": 16}
@@ -104,20 +107,25 @@ _REFUSED_ATTRIBUTES = {
 
 @dataclass(frozen=True, slots=True)
 class TokenUri:
-    """The attributes of an RFC 7512 URI that name a PKCS#11 token, percent-decoded."""
+    """The attributes of an RFC 7512 URI that name a PKCS#11 token, percent-decoded.
+
+    An empty one is that of a PKCS#11 token which has nothing there. `ignored` are vendors' own
+    attributes, which name nothing here.
+    """
 
     token: str | None = None
     serial: str | None = None
     manufacturer: str | None = None
     model: str | None = None
+    ignored: tuple[str, ...] = field(default=(), compare=False)
 
     def matches(self, *, label: str, serial: str, manufacturer: str, model: str) -> bool:
         """Whether a PKCS#11 token is meant; `label` is what the URI calls `token`.
 
-        The arguments come as CK_TOKEN_INFO has them: blank padding doesn't count.
+        The arguments come as CK_TOKEN_INFO has them: blanks at the end are padding.
         """
         return all(
-            wanted is None or wanted == found.rstrip(" \0")
+            wanted is None or wanted == found.rstrip(_PADDING)
             for wanted, found in (
                 (self.token, label),
                 (self.serial, serial),
@@ -130,15 +138,44 @@ class TokenUri:
         from urllib.parse import quote
 
         given = ((name, getattr(self, name)) for name in _TOKEN_ATTRIBUTES)
-        return "pkcs11:" + ";".join(f"{name}={quote(v, safe='')}" for name, v in given if v)
+        return "pkcs11:" + ";".join(
+            f"{name}={quote(v, safe='')}" for name, v in given if v is not None
+        )
+
+
+def uri_of(*, label: str, serial: str, manufacturer: str, model: str) -> TokenUri:
+    """Whatever of a PKCS#11 token's texts can name it; what isn't text, or blank, is left out.
+
+    Some modules leave whatever was in memory behind a label, which is another thing each time.
+    """
+
+    def named(text: str) -> str | None:
+        return text if text and is_plain(text) else None
+
+    return TokenUri(named(label), named(serial), named(manufacturer), named(model))
+
+
+def is_plain(text: str) -> bool:
+    """Whether it has neither control characters nor bytes that weren't UTF-8."""
+    return not any(c < " " or "\x7f" <= c < "\xa0" or c == "\ufffd" for c in text)
+
+
+def telling_apart(uris: Collection[TokenUri]) -> tuple[str, ...]:
+    """The fewest attributes by which PKCS#11 tokens differ, each from each; none if some don't."""
+    names = ("serial", *(name for name in _TOKEN_ATTRIBUTES if name != "serial"))
+    for many in range(1, len(names) + 1):
+        for chosen in combinations(names, many):
+            if len({tuple(getattr(uri, name) for name in chosen) for uri in uris}) == len(uris):
+                return chosen
+    return ()
 
 
 @dataclass(frozen=True, slots=True)
 class PinSource:
     """Where the signer has a store's PIN from.
 
-    `kind` is `file` (its `argument` a path), `credential` (a systemd credential's name), `prompt`
-    or `keychain`, which have none.
+    `kind` is `file` (its `argument` a path), `credential` (a systemd credential's name), `prompt`,
+    `keychain` or, for a PKCS#11 token without login, `none`, which have no argument.
     """
 
     kind: str
@@ -198,7 +235,15 @@ def load(path: str | None = None) -> Config:
             names file and setting, never the value of a URI or a PIN's source.
     """
     path = path or paths.config_file()
-    text = _read(path)
+    return parse(_read(path), path)
+
+
+def parse(text: str, path: str) -> Config:
+    """The configuration that `text` is, which is or will be in `path`.
+
+    Raises:
+        ConfigurationError: as `load` does.
+    """
     import tomllib
 
     try:
@@ -214,23 +259,29 @@ def parse_token_uri(uri: str) -> TokenUri:
     """The PKCS#11 token that `uri` names (RFC 7512 section 2.3).
 
     Raises:
-        ConfigurationError: anything but token, serial, manufacturer and model, each once at most
-            and one at least. The message never has a value of the URI, since that may be a PIN.
+        ConfigurationError: anything but token, serial, manufacturer, model and vendors' own
+            attributes (section 2.3: `x-`), each once at most and one of the four at least. The
+            message never has a value of the URI, since that may be a PIN.
     """
     scheme, colon, rest = uri.partition(":")
     if not colon or scheme.lower() != "pkcs11":
         raise ConfigurationError(
             "the URI isn't a pkcs11: URI", hint="write it as in pkcs11:token=work"
         )
-    path, question, query = rest.partition("?")
+    path, _, query = rest.partition("?")
     found: dict[str, str] = {}
-    for attribute in path.split(";") + (query.split("&") if question else []):
+    ignored: list[str] = []
+    attributes = path.removesuffix(";").split(";")
+    for attribute in attributes + (query.removesuffix("&").split("&") if query else []):
         name, equals, value = attribute.partition("=")
         if not equals or not _ATTRIBUTE.fullmatch(name):
             raise ConfigurationError(
                 "the pkcs11: URI has a part that isn't name=value",
                 hint="write it as in pkcs11:token=work;serial=0123",
             )
+        if name.lower().startswith(_VENDORS_OWN):
+            ignored.append(name)
+            continue
         if name in _REFUSED_ATTRIBUTES:
             raise ConfigurationError(
                 f"the pkcs11: URI has {name}, which isn't allowed there",
@@ -244,7 +295,11 @@ def parse_token_uri(uri: str) -> TokenUri:
         if name in found:
             raise ConfigurationError(f"the pkcs11: URI has {name} twice", hint="leave one out")
         found[name] = _decoded(name, value)
-    return TokenUri(**found)
+    if not found:
+        raise ConfigurationError(
+            "the pkcs11: URI names no PKCS#11 token", hint="write it as in pkcs11:token=work"
+        )
+    return TokenUri(**found, ignored=tuple(ignored))
 
 
 def default_backend() -> str:
@@ -267,10 +322,11 @@ def _decoded(name: str, value: str) -> str:
         raise ConfigurationError(
             f"the pkcs11: URI's {name} isn't UTF-8", hint="percent-encode its UTF-8 bytes"
         ) from e
-    if not 0 < len(raw) <= _TOKEN_ATTRIBUTES[name] or "\0" in text:
+    text = text.rstrip(_PADDING)
+    size, most = len(text.encode("utf-8")), _TOKEN_ATTRIBUTES[name]
+    if size > most or "\0" in text:
         raise ConfigurationError(
-            f"the pkcs11: URI's {name} has {len(raw)} bytes, 1 to {_TOKEN_ATTRIBUTES[name]} "
-            "are possible"
+            f"the pkcs11: URI's {name} has {size} bytes, {most} at most are possible"
             if "\0" not in text
             else f"the pkcs11: URI's {name} has a zero byte",
             hint="see what the PKCS#11 token calls itself: dpop-agent init --dry-run",
@@ -300,7 +356,7 @@ def _read(path: str) -> str:
             f"the configuration {path} has more than {MAX_SIZE} bytes", hint="shorten it"
         )
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")  # some editors begin a file with U+FEFF
     except UnicodeDecodeError as e:
         raise ConfigurationError(
             f"the configuration {path} isn't UTF-8 (byte {e.start})", hint="save it as UTF-8"
@@ -393,6 +449,8 @@ class _Reader:
             uri = parse_token_uri(text)
         except ConfigurationError as e:
             self._refuse(f"{where}.uri: {e.message}", e.hint)
+        for attribute in uri.ignored:
+            self._tell(f"{where}.uri has the attribute {attribute}, which isn't known: ignored")
         return StoreConfig(
             name=name,
             type=kind,
@@ -435,7 +493,7 @@ class _Reader:
             return PinSource(kind, self._file(where, argument, _PIN_SOURCES))
         if kind == "credential" and _CREDENTIAL.fullmatch(argument):
             return PinSource(kind, argument)
-        if value not in ("prompt", "keychain"):
+        if value not in ("prompt", "keychain", "none"):
             self._refuse(f"{where} isn't a source of PINs", _PIN_SOURCES)
         return PinSource(value)
 
@@ -506,6 +564,11 @@ class _Reader:
                 f"write it as [{where}] with its settings below",
             )
         return value
+
+    def _tell(self, what: str) -> None:
+        import logging  # what few configurations need costs every command its start-up
+
+        logging.getLogger("dpop_agent.config").warning("%s: %s", self._path, what)
 
     def _refuse(self, what: str, hint: str) -> NoReturn:
         raise ConfigurationError(f"{self._path}: {what}", hint=hint)

@@ -8,7 +8,7 @@ import sys
 
 from dpop_agent import config, paths
 from dpop_agent.cli import arguments, output
-from dpop_agent.cli.discovery import keychain, or_variable, tokens
+from dpop_agent.cli.discovery import ALONE, keychain, or_variable, tokens
 from dpop_agent.errors import ConfigurationError, DPoPAgentError
 
 TYPE_CHECKING = False
@@ -179,15 +179,18 @@ def _token_problems(store: config.StoreConfig) -> tuple[_Problems, str | None]:
         shown = tokens(store.module, store.module_args, store.env)
     except ConfigurationError as e:
         return [(e.message, e.hint)], None
-    fitting = [token for token in shown if token.usable and token.fits(store.uri)]
+    fitting = [token for token in shown if token.fits(store.uri)]
     if len(fitting) == 1:
         serial = f", serial {fitting[0].serial}" if fitting[0].serial else ""
         return [], f"PKCS#11 token {fitting[0].label!r}{serial}"
     if fitting:
+        apart = config.telling_apart([token.whole_uri for token in fitting])
         return [
             (
                 f"{len(fitting)} PKCS#11 tokens fit {store.uri}",
-                "correct uri so that only one does: dpop-agent init --dry-run shows them",
+                f"give {' and '.join(apart)} in uri: dpop-agent init --dry-run shows them"
+                if apart
+                else ALONE,
             )
         ], None
     return [

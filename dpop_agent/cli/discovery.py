@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import sys
+from dataclasses import replace
 
 from dpop_agent import config
 from dpop_agent.errors import ConfigurationError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from typing import Any
 
 LOOK_TIMEOUT_S = 15.0
@@ -58,8 +59,21 @@ def variables_of(module: str) -> tuple[str, ...]:
     return next((names for part, names in _READ_BY.items() if part in file), _VARIABLES)
 
 
+ALONE = "have the module show one of them alone: unplug the others, or see its settings"
+"""What to do about PKCS#11 tokens that look the same."""
+
+_PIV = "piv_"
+"""OpenSC's manufacturer of PIV cards, whose label changes with the first certificate."""
+
+
 class Token:
-    """A PKCS#11 token that a module shows."""
+    """A PKCS#11 token that a module shows.
+
+    Attributes:
+        uri: what names it and no other of its module's; None if nothing does.
+    """
+
+    uri: config.TokenUri | None = None
 
     def __init__(self, module: str, module_args: str, shown: dict[str, Any]) -> None:
         self.module = module
@@ -69,21 +83,37 @@ class Token:
             for name in ("label", "serial", "manufacturer", "model")
         )
         self.usable = shown.get("initialized") is True
+        self.has_login = shown.get("has_login") is not False
         self.has_pin = shown.get("has_pin") is not False
 
     @property
-    def uri(self) -> config.TokenUri:
-        """Label and serial: no other PKCS#11 token has both."""
-        if self.label or self.serial:
-            return config.TokenUri(token=self.label or None, serial=self.serial or None)
-        return config.TokenUri(manufacturer=self.manufacturer or None, model=self.model or None)
+    def texts(self) -> dict[str, str]:
+        return {
+            "label": self.label,
+            "serial": self.serial,
+            "manufacturer": self.manufacturer,
+            "model": self.model,
+        }
+
+    @property
+    def whole_uri(self) -> config.TokenUri:
+        """All that can be said of it."""
+        return config.uri_of(**self.texts)
+
+    def name(self, others: Iterable[Token]) -> None:
+        """Find the shortest URI that names none of the others."""
+        whole = self.whole_uri
+        if self.manufacturer.startswith(_PIV) and whole.serial is not None:
+            whole = replace(whole, token=None)
+        for uri in (replace(whole, manufacturer=None, model=None), whole):
+            if uri != config.TokenUri() and not any(other.fits(uri) for other in others):
+                self.uri = uri
+                return
 
     def fits(self, wanted: config.TokenUri | str | None) -> bool:
         if wanted is None or isinstance(wanted, str):
             return wanted is None or wanted == self.label
-        return wanted.matches(
-            label=self.label, serial=self.serial, manufacturer=self.manufacturer, model=self.model
-        )
+        return wanted.matches(**self.texts)
 
 
 class NothingHere(ConfigurationError):
@@ -111,7 +141,7 @@ def look(module: str | None, module_args: str) -> list[tuple[str, Token]]:
     silent: dict[str, ConfigurationError] = {}
     for store, path in modules:
         try:
-            found += [(store, token) for token in tokens(path, module_args) if token.usable]
+            found += [(store, token) for token in tokens(path, module_args)]
         except ConfigurationError as e:
             if module is not None or not _is_not_set_up(path):
                 hint = f"{e.hint}{or_variable(path, os.environ)}"
@@ -174,7 +204,9 @@ def _store_name(module: str) -> str:
 
 
 def tokens(module: str, module_args: str, env: Mapping[str, str] | None = None) -> list[Token]:
-    """What the module shows, asked in a process of its own: it may crash or hang. Nobody logs in.
+    """A module's, if they are initialised, asked in a process of its own: it may crash or hang.
+
+    Nobody logs in.
 
     Raises:
         ConfigurationError: it shows nothing that can be read.
@@ -184,11 +216,15 @@ def tokens(module: str, module_args: str, env: Mapping[str, str] | None = None) 
     hint = "correct --module-args, or give another --module"
     shown = _json_from(words, what, hint if module_args else "give another --module", env)
     try:
-        return [Token(module, module_args, one) for one in shown]
+        found = [Token(module, module_args, one) for one in shown]
     except (TypeError, AttributeError) as e:
         raise ConfigurationError(
             f"{what} lists its tokens in a form that can't be read", hint="give another --module"
         ) from e
+    found = [token for token in found if token.usable]
+    for token in found:
+        token.name([other for other in found if other is not token])
+    return found
 
 
 def keychain(backend: str, env: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import os
 from dpop_agent import config, paths
 from dpop_agent.cli import arguments, output
 from dpop_agent.cli.configuration import EXPORTABLE, KEYCHAIN, pin_file_problems
-from dpop_agent.cli.discovery import NothingHere, Token, keychain, look, variables_of
+from dpop_agent.cli.discovery import ALONE, NothingHere, Token, keychain, look, variables_of
 from dpop_agent.errors import ConfigurationError
 
 TYPE_CHECKING = False
@@ -56,9 +56,9 @@ def _init(args: Namespace) -> int:
     if os.path.lexists(path) and not args.dry_run:
         raise _exists(path)
     text, said, exportable = _proposal(args)
+    config.parse(text, path)  # what the agent couldn't read isn't written
     if not args.dry_run:
         _write(path, text)
-        config.load(path)
     if args.json:
         told = {"config": path, "written": not args.dry_run, "text": text}
         output.print_json(told | ({"exportable": True} if exportable else {}))
@@ -133,12 +133,18 @@ def _with_token(args: Namespace) -> tuple[str, str, bool]:
     if args.token is not None and args.token.lower().startswith("pkcs11:"):
         wanted = config.parse_token_uri(args.token)
     store, token = _choose(look(args.module, args.module_args), wanted, args)
-    if not token.has_pin:
+    if token.uri is None:
         raise ConfigurationError(
-            f"the PKCS#11 token {token.label!r} has no user PIN yet",
-            hint="set one with the tool that came with its module, then try again",
+            f"the PKCS#11 token {output.plain(token.label)!r} can't be named: another looks the "
+            "same, or its label, serial, manufacturer and model aren't text",
+            hint=ALONE,
         )
-    source = config.PinSource("prompt")
+    source = config.PinSource("prompt" if token.has_login else "none")
+    if args.pin_file and not token.has_login:
+        raise ConfigurationError(
+            f"the PKCS#11 token {output.plain(token.label)!r} has no login: it wants no PIN",
+            hint="leave out --pin-file",
+        )
     if args.pin_file:
         source = config.PinSource("file", os.path.abspath(os.path.expanduser(args.pin_file)))
         for problem, hint in pin_file_problems(source.argument):
@@ -146,7 +152,12 @@ def _with_token(args: Namespace) -> tuple[str, str, bool]:
     said = f"store {store!r}, PKCS#11 token {output.plain(token.label)!r}"
     for name, value in _found_by(token).items():
         said += f"\nfound by:  {name}={output.plain(value)}, kept in its env"
-    return _toml(store, token, source), said, False
+    if token.has_login and not token.has_pin:
+        said += (
+            "\nnote:  it says that it has no user PIN: unless it has, set one with the tool that "
+            "came with its module"
+        )
+    return _toml(token, token.uri, store=store, pin_source=source), said, False
 
 
 def _exists(path: str) -> ConfigurationError:
@@ -160,14 +171,17 @@ def _choose(
     found: list[tuple[str, Token]], wanted: config.TokenUri | str | None, args: Namespace
 ) -> tuple[str, Token]:
     fitting = [(store, token) for store, token in found if token.fits(wanted)]
-    # One without a PIN, such as NSS's for computing alone, is chosen by nobody.
-    fitting = [(store, token) for store, token in fitting if token.has_pin] or fitting
+    # One without a login, such as NSS's for computing alone, is chosen by nobody.
+    fitting = [(store, token) for store, token in fitting if token.has_login] or fitting
     if wanted is None and any(store == "yubikey" for store, _ in fitting):
         # OpenSC shows the same card, and makes no keys on it.
         fitting = [(store, token) for store, token in fitting if store != "smartcard"]
     if len(fitting) == 1:
         return fitting[0]
-    shown = [{"uri": str(t.uri), "model": t.model, "module": t.module} for _, t in fitting or found]
+    shown = [
+        {"uri": str(t.uri or t.whole_uri), "model": t.model, "module": t.module}
+        for _, t in fitting or found
+    ]
     if not args.json:  # each on lines of its own: they are long, and to be copied
         for one in shown:
             print(output.plain(one["uri"]))
@@ -179,14 +193,17 @@ def _choose(
             details={"tokens": shown},
         )
     several_modules = len({t.module for _, t in fitting}) > 1
+    hint = "name one with --token" + (" and its module with --module" * several_modules)
+    if all(t.uri is None for _, t in fitting):
+        hint = f"no URI tells them apart: {ALONE}"
     raise ConfigurationError(
         f"there are {len(fitting)} PKCS#11 tokens that could be meant",
-        hint="name one with --token" + (" and its module with --module" * several_modules),
+        hint=hint,
         details={"tokens": shown},
     )
 
 
-def _toml(store: str, token: Token, pin_source: config.PinSource) -> str:
+def _toml(token: Token, uri: config.TokenUri, *, store: str, pin_source: config.PinSource) -> str:
     lines = [
         "# dpop-agent: where keys live.",
         "",
@@ -197,7 +214,7 @@ def _toml(store: str, token: Token, pin_source: config.PinSource) -> str:
         'type = "pkcs11"',
         f"module = {_quoted(token.module)}",
         *([f"module_args = {_quoted(token.module_args)}"] if token.module_args else []),
-        f"uri = {_quoted(str(token.uri))}",
+        f"uri = {_quoted(str(uri))}",
         f"pin_source = {_quoted(str(pin_source))}",
     ]
     env = _found_by(token)

@@ -9,7 +9,9 @@ import os
 import socket
 import stat
 from abc import ABC, abstractmethod
+from codecs import BOM_UTF8
 from contextlib import suppress
+from unicodedata import category
 
 from dpop_agent import paths
 from dpop_agent.config import default_backend
@@ -30,16 +32,21 @@ KEYCHAIN_SERVICE = "dpop-agent/pin"
 
 _CORRECT = "correct that, then: dpop-agent unlock"
 
+_UNSEEN = ("Cc", "Cf", "Zl", "Zp")
+"""Unicode's control and format characters and its ends of lines."""
+
 
 class UserPin(ABC):
     """One store's PIN.
 
     Attributes:
         after_refusal: what to do once it was wrong.
+        needs_login: the PKCS#11 token is one that wants a PIN.
         typed: somebody types it now, and answers for it.
         attended: somebody asked for the next login, which has one try.
     """
 
+    needs_login = True
     typed = False
     attended = False
 
@@ -112,6 +119,21 @@ class PinCredential(PinFile):
             f"correct the credential, start the agent's unit anew, then: dpop-agent unlock {store}"
         )
         self._by_systemd = _is_in_credentials(self._path)
+
+
+class NoPin(UserPin):
+    """For a PKCS#11 token without login."""
+
+    needs_login = False
+
+    def get(self) -> str:
+        raise Locked("no source of its PIN is configured", hint="set pin_source")
+
+    def accepted(self, pin: str) -> None:
+        """There is none."""
+
+    def refused(self) -> None:
+        """There is none."""
 
 
 class PinPrompt(UserPin):
@@ -236,7 +258,7 @@ class PinKeychain(PinPrompt):
                 f"the keychain has no PIN for the store {self._store} yet",
                 hint=f"dpop-agent unlock {self._store} puts it there",
             )
-        return pin
+        return _pin_of(pin.encode("utf-8", "surrogatepass"), "the keychain's item")
 
     def at_pad(self) -> None:
         UserPin.at_pad(self)
@@ -305,14 +327,26 @@ def _read_pin(path: str, *, by_systemd: bool) -> str:
                 f"others can read the PIN file {path} (uid {info.st_uid}, mode {mode:04o})",
                 hint=f"chmod 600 {path}, then: dpop-agent unlock",
             )
-        return _pin_of(file.read(MAX_SECRET + 3), f"the PIN file {path}")
+        longest = len(BOM_UTF8) + MAX_SECRET + len(b"\r\n")
+        return _pin_of(file.read(longest + 1), f"the PIN file {path}")
 
 
 def _pin_of(line: bytes, where: str) -> str:
-    pin = line.rstrip(b"\r\n")
+    """The PIN on a line, without what editors and other systems put around it.
+
+    Raises:
+        Locked: there is none, or something that nobody sees and that would cost a try.
+    """
+    pin = line.removeprefix(BOM_UTF8).rstrip(b"\r\n")
     if not 0 < len(pin) <= MAX_SECRET or b"\n" in pin:
         raise Locked(f"{where} has no PIN on its first line", hint=_CORRECT)
     text = text_of(pin)
     if text is None:
         raise Locked(f"{where} isn't UTF-8", hint=_CORRECT)
+    if any(category(character) in _UNSEEN for character in text):
+        raise Locked(
+            f"{where} has a zero byte, a control character or one that can't be seen: no try was "
+            "spent on it",
+            hint=_CORRECT,
+        )
     return text

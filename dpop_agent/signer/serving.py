@@ -25,7 +25,7 @@ from dpop_agent.errors import (
 from dpop_agent.jose import b64url
 from dpop_agent.signer.authority import Authority
 from dpop_agent.signer.lock import take_lock
-from dpop_agent.signer.pin import PinCredential, PinFile, PinKeychain, PinPrompt, UserPin
+from dpop_agent.signer.pin import NoPin, PinCredential, PinFile, PinKeychain, PinPrompt, UserPin
 from dpop_agent.signer.store import (
     Attests,
     ListsKeys,
@@ -62,7 +62,7 @@ def _make_store(settings: dict[str, Any], user_pin: UserPin | None, lock: str) -
         before=f"{lock}.refused",
     )
     token = Token(module=module, uri=parse_token_uri(settings["uri"]), pin=user_pin, brake=brake)
-    slots = vendors.slots(discovery.manufacturer(module))
+    slots = vendors.slots(*discovery.manufacturers(module, token.uri))
     if slots is not None:
         return CardStore(token, slots)
     return Pkcs11Store(token, checks_each=settings["verify"] == "always")
@@ -74,6 +74,8 @@ def _user_pin(settings: dict[str, Any]) -> UserPin | None:
         return None
     if kind == "prompt":
         return PinPrompt(store)
+    if kind == "none":
+        return NoPin(store)
     if kind == "keychain":
         return PinKeychain(store, settings["uri"])
     return (PinCredential if kind == "credential" else PinFile)(store, argument)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -138,23 +139,59 @@ def test_a_key_deleted_long_after_opening_is_missing_and_the_others_sign_on(
         assert wire.result("proof", **TARGET, key="other")["jkt"] == kept
 
 
-def test_its_token_for_computing_alone_is_refused_for_having_no_pin(
+def test_its_token_for_computing_alone_is_refused_for_having_no_login(
     make_agent: Callable[..., Agent], token: Token
 ) -> None:
     config = changed_config(token, uri="pkcs11:token=NSS%20Generic%20Crypto%20Services")
     said = refusal(make_agent(config).start())
-    assert "NSS%20Generic%20Crypto%20Services has no user PIN; set one" in said
+    assert 'has no login: it wants no PIN; set pin_source = "none"' in said
 
 
-def test_a_database_without_a_password_says_so_instead_of_refusing_every_pin(
-    make_agent: Callable[..., Agent], token: Token
-) -> None:
+@pytest.fixture
+def without_password(token: Token) -> Path:
+    """The configuration of a database that nobody logs in to, with a PIN file all the same."""
     new = token.folder / "new"
     new.mkdir()
     subprocess.run(["certutil", "-N", "-d", f"sql:{new}", "--empty-password"], check=True)
-    config = changed_config(token, module_args=f"configdir='sql:{new}'")
-    said = refusal(make_agent(config).start())
-    assert "NSS%20Certificate%20DB has no user PIN; set one" in said
+    return changed_config(token, module_args=f"configdir='sql:{new}'")
+
+
+def write_anew(config: Path, **settings: str) -> None:
+    for name, value in settings.items():
+        text, times = re.subn(
+            f"^{name} = .*$", f'{name} = "{value}"', config.read_text(), flags=re.M
+        )
+        assert times == 1
+        config.write_text(text)
+
+
+def test_a_database_without_a_password_says_so_instead_of_refusing_every_pin(
+    make_agent: Callable[..., Agent], without_password: Path
+) -> None:
+    said = refusal(make_agent(without_password).start())
+    assert 'NSS%20Certificate%20DB has no login: it wants no PIN; set pin_source = "none"' in said
+
+
+def test_a_database_without_a_password_is_used_without_a_login(
+    make_agent: Callable[..., Agent], without_password: Path
+) -> None:
+    write_anew(without_password, pin_source="none")
+    agent = make_agent(without_password).start()
+    until_open(agent)
+    jkt = agent.create_key("shop")["jkt"]
+    for verb in ("lock", "unlock"):
+        agent.run(verb, check=True)
+    assert agent.client().proof("POST", HTU, key="shop").jkt == jkt
+    agent.stop()
+    agent.start()
+    assert agent.client().proof("POST", HTU, key="shop").jkt == jkt
+
+
+def test_a_database_with_a_password_isnt_opened_without_a_login(
+    make_agent: Callable[..., Agent], token: Token
+) -> None:
+    said = refusal(make_agent(changed_config(token, pin_source="none")).start())
+    assert 'wants a login, and its pin_source is "none"; set pin_source to "prompt"' in said
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ def token(label: str = "work", serial: str = "0a1b", **changes: Any) -> dict[str
         "manufacturer": "SoftHSM project",
         "model": "SoftHSM v2",
         "initialized": True,
+        "has_login": True,
         "has_pin": True,
     } | changes
 
@@ -299,17 +300,90 @@ class TestInit:
         assert init(machine, "--token", uri) == 1
         assert "pkcs11: URI" in error_of(capsys)
 
-    def test_a_pkcs11_token_without_a_pin_is_refused(
+    def test_a_pkcs11_token_that_says_it_has_no_pin_is_taken_with_a_note(
         self, machine: Machine, capsys: Capture
     ) -> None:
         machine.softhsm(token(has_pin=False))
-        assert init(machine) == 1
-        assert "no user PIN" in error_of(capsys)
-
-    def test_one_without_a_pin_is_no_choice_beside_one_that_has_one(self, machine: Machine) -> None:
-        machine.softhsm(token("computes", has_pin=False), token("keeps"))
         assert init(machine) == 0
-        assert config.load().stores["soft"].uri == config.TokenUri(token="keeps", serial="0a1b")
+        out, _ = capsys.readouterr()
+        assert "note:  it says that it has no user PIN: unless it has, set one" in out
+
+    def test_a_pkcs11_token_without_login_has_no_source_of_pins(self, machine: Machine) -> None:
+        machine.softhsm(token(has_login=False, has_pin=False))
+        assert main(["init"]) == 0
+        store = config.load(str(machine.config)).stores["soft"]
+        assert store.pin_source == config.PinSource("none")
+
+    def test_a_pin_for_a_pkcs11_token_without_login_is_refused(
+        self, machine: Machine, capsys: Capture
+    ) -> None:
+        machine.softhsm(token(has_login=False))
+        assert init(machine) == 1
+        assert "has no login: it wants no PIN; leave out --pin-file" in error_of(capsys)
+        assert not machine.config.exists()
+
+    def test_one_without_a_login_is_no_choice_beside_one_that_has_one(
+        self, machine: Machine
+    ) -> None:
+        machine.softhsm(token("computes", has_login=False), token("keeps"))
+        assert init(machine) == 0
+        uri = config.load(str(machine.config)).stores["soft"].uri
+        assert uri == config.TokenUri(token="keeps", serial="0a1b")
+
+    @pytest.mark.parametrize(
+        "label", ["tpm\0\x93\x01", "tpm\0abc", "\ufffd\ufffd", "a\nb", "\x9b31m", "\x7f"]
+    )
+    def test_a_pkcs11_token_whose_label_isnt_text_is_named_by_its_serial(
+        self, machine: Machine, label: str
+    ) -> None:
+        machine.softhsm(token(label), token("other", serial="1"))
+        assert init(machine, "--token", "pkcs11:serial=0a1b") == 0
+        uri = config.load(str(machine.config)).stores["soft"].uri
+        assert uri == config.TokenUri(serial="0a1b")
+
+    def test_a_pkcs11_token_that_nothing_names_is_refused_and_nothing_is_written(
+        self, machine: Machine, capsys: Capture
+    ) -> None:
+        odd = token("\0\ufffd", serial="\ufffd", manufacturer="", model="\x01")
+        machine.softhsm(odd)
+        assert init(machine) == 1
+        assert "can't be named" in error_of(capsys)
+        assert not machine.config.exists()
+
+    @pytest.mark.parametrize(
+        ("others", "uri"),
+        [
+            ([{"serial": "1"}], "pkcs11:token=work;serial=0a1b"),
+            (
+                [{"model": "x"}],
+                "pkcs11:token=work;serial=0a1b;manufacturer=SoftHSM%20project;model=SoftHSM%20v2",
+            ),
+        ],
+    )
+    def test_it_writes_the_shortest_uri_that_names_no_other(
+        self, machine: Machine, others: list[dict[str, Any]], uri: str
+    ) -> None:
+        machine.softhsm(token(), *(token(**other) for other in others))
+        whole = "pkcs11:token=work;serial=0a1b;model=SoftHSM%20v2"
+        assert init(machine, "--token", whole) == 0
+        assert str(config.load(str(machine.config)).stores["soft"].uri) == uri
+
+    def test_two_pkcs11_tokens_that_look_the_same_are_told_so(
+        self, machine: Machine, capsys: Capture
+    ) -> None:
+        machine.softhsm(token(), token())
+        assert init(machine) == 1
+        error = error_of(capsys)
+        assert "no URI tells them apart: have the module show one of them alone" in error
+        assert "--token" not in error
+        assert not machine.config.exists()
+
+    def test_a_card_by_opensc_is_named_by_its_serial(self, machine: Machine) -> None:
+        card = token("PIV_II", serial="00000000", manufacturer="piv_II")
+        machine.module("opensc-pkcs11.so", card)
+        assert init(machine) == 0
+        uri = config.load(str(machine.config)).stores["smartcard"].uri
+        assert uri == config.TokenUri(serial="00000000")
 
     def test_a_modules_arguments_reach_it_and_the_configuration(
         self, machine: Machine, capsys: Capture

@@ -164,6 +164,10 @@ def test_a_configuration_cannot_be_changed_after_it_was_read(tmp_path: Path) -> 
         (changed("verify", '"never"'), "stores.work.verify has to be 'first' or 'always'"),
         (changed("verify", "true"), "stores.work.verify has to be text, not true or false"),
         ("x = " + "1" * 5000, "isn't TOML"),
+        (STORE + "\0", "isn't TOML: Invalid statement"),
+        (changed("module", '"/a\0b"'), "isn't TOML: Illegal character '\\x00'"),
+        (changed("module", '"/a\x1bb"'), "isn't TOML: Illegal character '\\x1b'"),
+        (STORE.encode("utf-16"), "isn't UTF-8 (byte 0)"),
         ("#" * (config.MAX_SIZE + 1), f"more than {config.MAX_SIZE} bytes"),
     ],
 )
@@ -249,11 +253,12 @@ def test_a_pkcs11_token_has_no_backend(tmp_path: Path) -> None:
     [
         ("prompt", "prompt", ""),
         ("keychain", "keychain", ""),
+        ("none", "none", ""),
         ("credential:work-pin", "credential", "work-pin"),
         ("file:/home/alice/pin", "file", "/home/alice/pin"),
     ],
 )
-def test_a_pin_comes_from_one_of_four_sources(
+def test_a_pin_comes_from_one_of_four_sources_or_there_is_none(
     tmp_path: Path, value: str, kind: str, argument: str
 ) -> None:
     source = config.load(write(tmp_path, changed("pin_source", f'"{value}"')))
@@ -270,6 +275,7 @@ def test_a_pin_comes_from_one_of_four_sources(
         f'"prompt:{SECRET}"',
         f'"file:{SECRET}"',
         f'"keychain:{SECRET}"',
+        f'"none:{SECRET}"',
         f'"credential:../{SECRET}"',
         '"file:"',
         '"credential:"',
@@ -294,6 +300,15 @@ def test_a_source_of_pins_that_is_not_one_is_refused_and_not_told(
             config.TokenUri(model="SoftHSM v2", manufacturer="S&Co", token="a=b"),
         ),
         ("pkcs11:token=%C3%BCber", config.TokenUri(token="über")),
+        ("pkcs11:token=%20held", config.TokenUri(token=" held")),
+        ("pkcs11:token=held%20%20;serial=1%00%00", config.TokenUri(token="held", serial="1")),
+        ("pkcs11:token=" + "a" * 30 + "%20" * 12, config.TokenUri(token="a" * 30)),
+        ("pkcs11:token=", config.TokenUri(token="")),
+        ("pkcs11:token=%20%20;serial=1", config.TokenUri(token="", serial="1")),
+        ("pkcs11:token=a;", config.TokenUri(token="a")),
+        ("pkcs11:token=a?", config.TokenUri(token="a")),
+        ("pkcs11:token=a;?x-own=1&", config.TokenUri(token="a")),
+        ("pkcs11:x-own=1;token=a;x-own=2;X-Model=%zz", config.TokenUri(token="a")),
     ],
 )
 def test_a_uri_names_a_pkcs11_token(uri: str, expected: config.TokenUri) -> None:
@@ -308,13 +323,14 @@ def test_a_uri_names_a_pkcs11_token(uri: str, expected: config.TokenUri) -> None
         ("pkcs12:token=work", "isn't a pkcs11: URI"),
         ("pkcs11:", "name=value"),
         ("pkcs11:work", "name=value"),
-        ("pkcs11:token=a;", "name=value"),
+        ("pkcs11:;", "name=value"),
+        ("pkcs11:token=a;;serial=1", "name=value"),
+        ("pkcs11:x-own=1", "names no PKCS#11 token"),
         ("pkcs11:token", "name=value"),
-        ("pkcs11:token=a?", "name=value"),
-        ("pkcs11:token=", "has 0 bytes"),
-        ("pkcs11:token=" + "a" * 33, "has 33 bytes, 1 to 32"),
-        ("pkcs11:serial=" + "a" * 17, "has 17 bytes, 1 to 16"),
-        ("pkcs11:token=a%00", "zero byte"),
+        ("pkcs11:token=a?&token=b", "name=value"),
+        ("pkcs11:token=" + "a" * 33, "has 33 bytes, 32 at most"),
+        ("pkcs11:serial=" + "a" * 17, "has 17 bytes, 16 at most"),
+        ("pkcs11:token=a%00b", "zero byte"),
         ("pkcs11:token=%ff", "isn't UTF-8"),
         ("pkcs11:token=a b", "a space is %20"),
         ("pkcs11:token=über", "percent-encode"),
@@ -362,6 +378,55 @@ def test_the_padding_of_a_pkcs11_token_s_own_texts_does_not_count() -> None:
     assert uri.matches(label="work" + " " * 28, serial="1\0", manufacturer="", model="")
     assert not uri.matches(label="work", serial="2", manufacturer="", model="")
     assert not uri.matches(label=" work", serial="1", manufacturer="", model="")
+    uri = config.parse_token_uri("pkcs11:token=%20work")
+    assert uri.matches(label=" work ", serial="", manufacturer="", model="")
+    assert not uri.matches(label="work", serial="", manufacturer="", model="")
+
+
+def test_an_empty_value_matches_a_pkcs11_token_that_has_none() -> None:
+    uri = config.parse_token_uri("pkcs11:token=;serial=1")
+    assert uri.matches(label=" " * 32, serial="1", manufacturer="m", model="")
+    assert not uri.matches(label="work", serial="1", manufacturer="m", model="")
+
+
+def test_a_vendors_own_attribute_is_ignored_with_a_line_in_the_log_without_its_value(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path, changed("uri", f'"pkcs11:token=work;x-acme={SECRET}"'))
+    store = config.load(path).stores["work"]
+    assert str(store.uri) == "pkcs11:token=work"
+    (line,) = caplog.messages
+    assert line == f"{path}: stores.work.uri has the attribute x-acme, which isn't known: ignored"
+    assert store == config.load(write(tmp_path, STORE)).stores["work"]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "apart"),
+    [
+        ((("a", "1", "m", "x"), ("b", "1", "m", "x")), ("token",)),
+        ((("a", "1", "m", "x"), ("a", "2", "m", "x")), ("serial",)),
+        ((("a", "1", "m", "x"), ("b", "2", "m", "x")), ("serial",)),
+        ((("a", "1", "m", "x"), ("a", "1", "m", "y")), ("model",)),
+        ((("a", "1", "m", "x"), ("a", "2", "m", "x"), ("b", "2", "m", "x")), ("serial", "token")),
+        ((("a", "1", "m", "x"), ("a", "1", "m", "x")), ()),
+        ((("a", "1", "m", "x"), ("b", "2", "m", "x"), ("b", "2", "m", "x")), ()),
+        ((("a\0\x93", "", "m", "x"), ("a\ufffd", "", "m", "x")), ()),
+    ],
+)
+def test_pkcs11_tokens_are_told_apart_by_the_fewest_attributes_that_can(
+    tokens: tuple[tuple[str, str, str, str], ...], apart: tuple[str, ...]
+) -> None:
+    found = [
+        config.uri_of(label=label, serial=serial, manufacturer=manufacturer, model=model)
+        for label, serial, manufacturer, model in tokens
+    ]
+    assert config.telling_apart(found) == apart
+
+
+@pytest.mark.parametrize("begins", [b"\xef\xbb\xbf", b""])
+def test_a_byte_order_mark_is_no_part_of_the_configuration(tmp_path: Path, begins: bytes) -> None:
+    path = write(tmp_path, begins + STORE.encode())
+    assert config.load(path).default_store == "work"
 
 
 def test_a_missing_configuration_names_the_command_that_writes_one(tmp_path: Path) -> None:

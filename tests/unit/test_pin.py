@@ -123,3 +123,50 @@ def test_what_is_no_pin_is_not_taken_and_not_shown(file: Path, text: str) -> Non
     with pytest.raises(Locked, match="no PIN on its first line") as caught:
         source(file).get()
     assert "1" not in str(caught.value).replace(str(file), "")
+
+
+@pytest.mark.parametrize(
+    ("data", "pin"),
+    [
+        (b"\xef\xbb\xbf12345678\n", "12345678"),
+        (b"\xef\xbb\xbf12345678\r\n", "12345678"),
+        (b"\xef\xbb\xbf" + b"1" * 255 + b"\r\n", "1" * 255),
+        ("gr\u00fcn 1".encode(), "gr\u00fcn 1"),
+    ],
+)
+def test_a_byte_order_mark_is_no_part_of_the_pin(file: Path, data: bytes, pin: str) -> None:
+    file.write_bytes(data)
+    assert source(file).get() == pin
+
+
+@pytest.mark.parametrize(
+    "pin",
+    [
+        "1234\0",
+        "12\x0034",
+        "\x1b[A1234",
+        "1234\t",
+        "12\r34",
+        "1234\x7f",
+        "1234\x85",
+        "12\ufeff34",
+        "1234\u200b",
+        "\u202a1234",
+        "1234\u2028",
+    ],
+)
+def test_what_nobody_sees_in_a_pin_is_refused_before_a_try_is_spent(file: Path, pin: str) -> None:
+    file.write_text(f"{pin}\n", newline="")
+    with pytest.raises(Locked, match="can't be seen: no try was spent") as caught:
+        source(file).get()
+    assert pin not in str(caught.value)
+    assert "dpop-agent unlock" in caught.value.hint
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "latin-1"])
+def test_a_pin_in_another_encoding_is_refused_before_a_try_is_spent(
+    file: Path, encoding: str
+) -> None:
+    file.write_bytes("p\u00efn 1234".encode(encoding))
+    with pytest.raises(Locked, match=r"isn't UTF-8|can't be seen"):
+        source(file).get()

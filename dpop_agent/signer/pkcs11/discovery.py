@@ -6,13 +6,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 from pkcs11 import TokenFlag
 from pkcs11.exceptions import ArgumentsBad, PKCS11Error
 
 from dpop_agent import paths
-from dpop_agent.config import TokenUri
+from dpop_agent.config import TokenUri, is_plain, telling_apart, uri_of
 from dpop_agent.errors import ConfigurationError, StoreAbsent, StoreInUse
 from dpop_agent.signer.brake import TokenName
 from dpop_agent.signer.pkcs11 import pcsc, vendors
@@ -36,30 +37,43 @@ def tokens(module: Module) -> list[dict[str, Any]]:
             "manufacturer": unpadded(token.manufacturer_id),
             "model": unpadded(token.model),
             "initialized": bool(token.flags & TokenFlag.TOKEN_INITIALIZED),
-            "has_pin": has_pin(token.flags),
+            "has_login": has_login(token.flags),
+            "has_pin": bool(token.flags & TokenFlag.USER_PIN_INITIALIZED),
         }
         for token in found
     ]
 
 
-def manufacturer(module: Module) -> str:
-    """Who made a module: that tells what is particular to it (PKCS#11 3.0 section 3.1).
+def manufacturers(module: Module, uri: TokenUri) -> tuple[str, ...]:
+    """Who made a module and the PKCS#11 token that `uri` names: that tells what is particular to
+    them (PKCS#11 3.0 sections 3.1 and 3.2).
+
+    Behind p11-kit's proxy CK_INFO is p11-kit's own, and the PKCS#11 token alone tells.
 
     Raises:
-        StoreAbsent: it can't be loaded, or refuses its arguments.
+        StoreAbsent: the module can't be loaded, or refuses its arguments; or the PKCS#11 token has
+            to tell, and isn't there.
+        StoreInUse: another program holds the card.
     """
     with _working(module):
-        return str(module.library.manufacturer_id)
+        of_module = str(module.library.manufacturer_id)
+    if vendors.slots(of_module) is not None:
+        return (of_module,)
+    token, _ = find(module, uri)
+    return of_module, token.manufacturer_id
 
 
 def unpadded(value: bytes | str) -> str:
     """A text of CK_TOKEN_INFO (PKCS#11 3.0 section 3.2)."""
-    return (value.decode("utf-8", "replace") if isinstance(value, bytes) else value).strip("\0 ")
+    return (value.decode("utf-8", "replace") if isinstance(value, bytes) else value).rstrip("\0 ")
 
 
-def has_pin(flags: TokenFlag) -> bool:
-    """Without one there is nothing to log in with: NSS refuses any (PKCS#11 3.0 section 3.2)."""
-    return bool(flags & TokenFlag.USER_PIN_INITIALIZED and flags & TokenFlag.LOGIN_REQUIRED)
+def has_login(flags: TokenFlag) -> bool:
+    """CKF_LOGIN_REQUIRED decides (PKCS#11 3.0 section 3.2).
+
+    CKF_USER_PIN_INITIALIZED doesn't: some modules never set it. C_Login tells.
+    """
+    return bool(flags & TokenFlag.LOGIN_REQUIRED)
 
 
 def find(module: Module, uri: TokenUri) -> tuple[Any, TokenName]:
@@ -74,12 +88,7 @@ def find(module: Module, uri: TokenUri) -> tuple[Any, TokenName]:
         token
         for token in present
         if token.flags & TokenFlag.TOKEN_INITIALIZED  # SoftHSM always has one that isn't
-        and uri.matches(
-            label=unpadded(token.label),
-            serial=unpadded(token.serial),
-            manufacturer=unpadded(token.manufacturer_id),
-            model=unpadded(token.model),
-        )
+        and uri.matches(**_texts(token))
     ]
     if not found:
         _refuse_held(module)
@@ -88,15 +97,35 @@ def find(module: Module, uri: TokenUri) -> tuple[Any, TokenName]:
             hint="plug it in, or correct uri in the configuration",
         )
     if len(found) > 1:
-        serials = ", ".join(unpadded(token.serial) for token in found)
-        raise StoreAbsent(
-            f"{len(found)} PKCS#11 tokens fit {uri}: serials {serials}",
-            hint="give the serial in uri",
-            retry="no",
-        )
+        raise _several(uri, [uri_of(**_texts(token)) for token in found])
     name = _name(found[0])
     alike = [token for token in present if replace(_name(token), label=name.label) == name]
     return found[0], replace(name, shared=len(alike) > 1)
+
+
+def _several(uri: TokenUri, found: list[TokenUri]) -> StoreAbsent:
+    apart = telling_apart(found)
+    if not apart:
+        return StoreAbsent(
+            f"{len(found)} PKCS#11 tokens fit {uri}, and no URI tells them apart",
+            hint="have the module show one of them alone: unplug the others, or see its settings",
+            retry="no",
+        )
+    choices = [TokenUri(**{name: getattr(one, name) for name in apart}) for one in found]
+    return StoreAbsent(
+        f"{len(found)} PKCS#11 tokens fit {uri}: {', '.join(map(str, choices))}",
+        hint=f"give {' and '.join(apart)} in uri",
+        retry="no",
+    )
+
+
+def _texts(token: Any) -> dict[str, str]:
+    return {
+        "label": unpadded(token.label),
+        "serial": unpadded(token.serial),
+        "manufacturer": unpadded(token.manufacturer_id),
+        "model": unpadded(token.model),
+    }
 
 
 def _name(token: Any) -> TokenName:
@@ -104,7 +133,8 @@ def _name(token: Any) -> TokenName:
         manufacturer=unpadded(token.manufacturer_id),
         model=unpadded(token.model),
         serial=unpadded(token.serial),
-        label=unpadded(token.label),
+        # Behind its end some modules leave whatever was in memory, another thing each time.
+        label="".join(takewhile(is_plain, unpadded(token.label))),
     )
 
 

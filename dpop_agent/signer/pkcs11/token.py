@@ -127,7 +127,9 @@ class Token:
         """
         self._find()
         flags = self._found.flags
-        self._require_pin(flags)
+        if not self._wants_login(flags):
+            return False
+        self._require_not_locked(flags)
         return bool(flags & TokenFlag.PROTECTED_AUTHENTICATION_PATH)
 
     def is_braked(self) -> bool:
@@ -286,14 +288,35 @@ class Token:
     def _find(self) -> None:
         self._found, self._name = discovery.find(self.module, self.uri)
 
-    def _require_pin(self, flags: TokenFlag) -> None:
+    def _wants_login(self, flags: TokenFlag) -> bool:
+        """Whether somebody has to log in.
+
+        Raises:
+            StoreAbsent: the configuration says otherwise.
+        """
+        wants = discovery.has_login(flags)
+        if wants and not self._pin.needs_login:
+            raise StoreAbsent(
+                f'the PKCS#11 token {self.uri} wants a login, and its pin_source is "none"',
+                hint='set pin_source to "prompt" or another source of its PIN, then: '
+                "dpop-agent reload",
+                retry="no",
+            )
+        if not wants and self._pin.needs_login:
+            raise StoreAbsent(
+                f"the PKCS#11 token {self.uri} has no login: it wants no PIN",
+                hint='set pin_source = "none", or set a PIN with the tool that came with its '
+                "module; then: dpop-agent reload",
+                retry="no",
+            )
+        return wants
+
+    def _require_not_locked(self, flags: TokenFlag) -> None:
         """Let pass a PKCS#11 token that takes a PIN now.
 
         Raises:
-            StoreAbsent, PinRefused
+            PinRefused
         """
-        if not discovery.has_pin(flags):
-            raise self._has_no_pin()
         if flags & TokenFlag.USER_PIN_LOCKED:
             raise _pin_locked(self._brake.unlock)
 
@@ -301,9 +324,9 @@ class Token:
         """Let pass a PKCS#11 token that the next PIN can't lock, or one whose PIN is typed now.
 
         Raises:
-            StoreAbsent, PinRefused
+            PinRefused
         """
-        self._require_pin(flags)
+        self._require_not_locked(flags)
         if flags & TokenFlag.USER_PIN_FINAL_TRY and not self._pin.typed:
             raise PinRefused(
                 "the PKCS#11 token has one PIN try left, which isn't spent on a stored PIN",
@@ -312,6 +335,8 @@ class Token:
 
     def _login(self) -> Any:
         flags = self._found.flags
+        if not self._wants_login(flags):
+            return self._session()
         self._require_tries(flags)
         attended, self._pin.attended = self._pin.attended, False
         if flags & TokenFlag.PROTECTED_AUTHENTICATION_PATH:
@@ -341,14 +366,17 @@ class Token:
                 hint="dpop-agent unlock",
             )
 
-    def _login_with(self, pin: Any, *, attended: bool, stored: bool) -> Any:
+    def _session(self) -> Any:
         try:
-            self._found.open(rw=True).close()  # what refuses a session judges no PIN
+            return self._found.open(rw=True)
         except PKCS11Error as e:
             raise StoreAbsent(
                 f"the PKCS#11 token {self.uri} can't be used now ({error_name(e)})",
                 hint="check that it is plugged in, and that no other program holds it",
             ) from e
+
+    def _login_with(self, pin: Any, *, attended: bool, stored: bool) -> Any:
+        self._session().close()  # what refuses a session judges no PIN
         with self.logging_in(attended=attended, stored=stored):
             # PKCS#11 3.0 section 5.6.8, for a pad too
             return self._found.open(rw=True, user_pin=pin)
@@ -368,7 +396,9 @@ class Token:
         if flags & TokenFlag.USER_PIN_FINAL_TRY:
             return 1
         if flags & TokenFlag.USER_PIN_COUNT_LOW:
-            return vendors.low_tries(self.module.library.manufacturer_id)
+            return vendors.low_tries(
+                self.module.library.manufacturer_id, self._found.manufacturer_id
+            )
         return None
 
 

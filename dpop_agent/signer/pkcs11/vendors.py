@@ -23,12 +23,12 @@ def protection(manufacturer: str, *, hardware_slot: bool) -> str:
     return "hardware"
 
 
-def low_tries(library: str) -> Literal[2] | None:
+def low_tries(*manufacturers: str) -> Literal[2] | None:
     """How many PIN tries a module means by CKF_USER_PIN_COUNT_LOW (PKCS#11 3.0 section 3.2).
 
     ykcs11 says so when two are left; SoftHSM, which never locks, after any wrong PIN.
     """
-    return 2 if library.startswith(_YUBICO) else None
+    return 2 if slots(*manufacturers) is _PIV else None
 
 
 def faulty_algorithms(library: str, version: tuple[int, int]) -> frozenset[str]:
@@ -104,6 +104,6 @@ def policies(attestation: bytes, card: Slots) -> tuple[int, int]:
     return pin, touch
 
 
-def slots(library: str) -> Slots | None:
-    """The places of the cards that a module is for, by its CK_INFO; None for those without."""
-    return _PIV if library.startswith(_YUBICO) else None
+def slots(*manufacturers: str) -> Slots | None:
+    """The places of a card, by who made its module or itself; None for what has no places."""
+    return _PIV if any(name.startswith(_YUBICO) for name in manufacturers) else None
