@@ -101,6 +101,7 @@ FOREIGN: dict[str, dict[str, bool]] = {
     "dpop_agent.verify": {"cryptography": False},
     "agent": {},
     "signer": {},
+    "dpop_agent.signer.jwk": {"cryptography": False},
     # What keyring loads, ssl and http among it, is no PKCS#11 signer's.
     "dpop_agent.signer.keychain.access": {"keyring": True, "secretstorage": True},
     "dpop_agent.signer.keychain.store": {"cryptography": False},
@@ -234,8 +235,9 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "secret_socket": set(),
         "authority": {"secret_socket"},
         "store": {"authority"},
+        "jwk": set(),
         "keychain.access": set(),
-        "keychain.store": {"store", "keychain.access"},
+        "keychain.store": {"store", "jwk", "keychain.access"},
         "keychain.__main__": {"keychain.store"},
         "pin": {"secret_socket", "keychain.access"},
         "lock": set(),

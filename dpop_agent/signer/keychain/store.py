@@ -22,7 +22,8 @@ from dpop_agent.errors import (
     KeyMissing,
     SignerFailed,
 )
-from dpop_agent.jose import ALGORITHMS, RSA_BITS, Algorithm, ec_jwk, okp_jwk, rsa_jwk, thumbprint
+from dpop_agent.jose import ALGORITHMS, RSA_BITS, Algorithm, thumbprint
+from dpop_agent.signer.jwk import CURVES, PrivateKey, jwk_of
 from dpop_agent.signer.keychain.access import PROGRAMS, Keychain
 from dpop_agent.signer.store import KeyInfo, Store
 from dpop_agent.verify import check_signature
@@ -36,25 +37,18 @@ MAX_ITEM = 8192
 PROTECTION = "keychain"
 
 _VERSION = "v1."
-_CURVES: dict[str, ec.EllipticCurve] = {
-    "P-256": ec.SECP256R1(),
-    "P-384": ec.SECP384R1(),
-    "P-521": ec.SECP521R1(),
-}
 _HASHES: dict[str, hashes.HashAlgorithm] = {
     "sha256": hashes.SHA256(),
     "sha384": hashes.SHA384(),
     "sha512": hashes.SHA512(),
 }
 
-_PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
-
 
 @dataclass(slots=True, repr=False)
 class _Loaded:
     """A key pair that was read."""
 
-    private: _PrivateKey
+    private: PrivateKey
     info: KeyInfo
     verified: bool = False
 
@@ -151,15 +145,15 @@ def _service(ref: str) -> str:
     return f"dpop-agent/{ref}"
 
 
-def _make(alg: Algorithm) -> _PrivateKey:
+def _make(alg: Algorithm) -> PrivateKey:
     if alg.kty == "RSA":
         return rsa.generate_private_key(public_exponent=65537, key_size=RSA_BITS)
     if alg.kty == "OKP":
         return ed25519.Ed25519PrivateKey.generate()
-    return ec.generate_private_key(_CURVES[str(alg.crv)])
+    return ec.generate_private_key(CURVES[str(alg.crv)])
 
 
-def _encoded(private: _PrivateKey) -> str:
+def _encoded(private: PrivateKey) -> str:
     der = private.private_bytes(
         serialization.Encoding.DER,
         serialization.PrivateFormat.PKCS8,
@@ -168,7 +162,7 @@ def _encoded(private: _PrivateKey) -> str:
     return _VERSION + binascii.b2a_base64(der, newline=False).decode("ascii")
 
 
-def _decoded(ref: str, text: str) -> _PrivateKey:
+def _decoded(ref: str, text: str) -> PrivateKey:
     """The private key of an item; what can be wiped of its copies is.
 
     Raises:
@@ -184,7 +178,7 @@ def _decoded(ref: str, text: str) -> _PrivateKey:
             pass
         finally:
             der[:] = bytes(len(der))
-    if not isinstance(private, _PrivateKey):
+    if not isinstance(private, PrivateKey):
         raise SignerFailed(
             f"the keychain's item with the ref {ref} isn't one that this version wrote",
             hint=f"it is left alone; you find it in {PROGRAMS}",
@@ -192,8 +186,8 @@ def _decoded(ref: str, text: str) -> _PrivateKey:
     return private
 
 
-def _info(ref: str, private: _PrivateKey) -> KeyInfo:
-    jwk = _jwk(private)
+def _info(ref: str, private: PrivateKey) -> KeyInfo:
+    jwk = jwk_of(private)
     return KeyInfo(
         ref=ref,
         jwk=jwk,
@@ -202,20 +196,6 @@ def _info(ref: str, private: _PrivateKey) -> KeyInfo:
         protection=PROTECTION,
         local=None,
     )
-
-
-def _jwk(private: _PrivateKey) -> dict[str, str]:
-    if isinstance(private, rsa.RSAPrivateKey):
-        numbers = private.public_key().public_numbers()
-        return rsa_jwk(numbers.n, numbers.e)
-    if isinstance(private, ed25519.Ed25519PrivateKey):
-        return okp_jwk("Ed25519", private.public_key().public_bytes_raw())
-    point = private.public_key().public_numbers()
-    for crv, curve in _CURVES.items():
-        if curve.name == private.curve.name:
-            size = (curve.key_size + 7) // 8
-            return ec_jwk(crv, point.x.to_bytes(size, "big"), point.y.to_bytes(size, "big"))
-    raise SignerFailed(f"the keychain's key is on the curve {private.curve.name}")
 
 
 def _require_alg(alg: str, loaded: _Loaded) -> _Loaded:
@@ -240,7 +220,7 @@ def _signature(key: _Loaded, alg: Algorithm, data: bytes) -> bytes:
     return signature
 
 
-def _raw_signature(private: _PrivateKey, alg: Algorithm, data: bytes) -> bytes:
+def _raw_signature(private: PrivateKey, alg: Algorithm, data: bytes) -> bytes:
     """As JWS has it (RFC 7518 section 3, RFC 8037 section 3.1)."""
     if isinstance(private, ed25519.Ed25519PrivateKey):
         return private.sign(data)
