@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Algorithm:
-    """One row of the table below; sizes in bytes."""
+    """One row of the table below; sizes in bytes, an RSA signature's by keys made here."""
 
     __slots__ = ("coordinate_size", "crv", "digest", "kty", "name", "signature_size")
 
@@ -30,6 +30,9 @@ class Algorithm:
 
 # RSA keys have 2048 bits: RFC 7518 section 3.3 asks for no less, and more only costs time.
 RSA_BITS = 2048
+
+RSA_BITS_TAKEN = range(RSA_BITS, 4096 + 1)
+"""Those of a key that somebody else made, and that is adopted."""
 
 ALGORITHMS = {
     row.name: row
@@ -139,9 +142,19 @@ def alg_of(jwk: Mapping[str, str]) -> str | None:
     """The first algorithm of the table that a public key is for; None if it is for none."""
     for row in ALGORITHMS.values():
         if is_public_jwk(jwk, row):
-            fits = row.kty != "RSA" or len(b64url_decode(jwk["n"])) == row.signature_size
+            fits = row.kty != "RSA" or rsa_bits(jwk) in RSA_BITS_TAKEN
             return row.name if fits else None
     return None
+
+
+def rsa_bits(jwk: Mapping[str, str]) -> int:
+    """The bits of an RSA key's modulus."""
+    return int.from_bytes(b64url_decode(jwk["n"]), "big").bit_length()
+
+
+def signature_size(alg: Algorithm, jwk: Mapping[str, str]) -> int:
+    """Bytes of a signature by that key: RFC 7518 section 3.4, RFC 8017 section 8, RFC 8032."""
+    return (rsa_bits(jwk) + 7) // 8 if alg.kty == "RSA" else alg.signature_size
 
 
 def thumbprint(jwk: Mapping[str, str]) -> str:

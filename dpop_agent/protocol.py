@@ -54,6 +54,16 @@ EVENTS = ("touch",)
 
 KEY_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 SLOT = re.compile(r"[0-9a-f]{2}")
+MAX_REF = 64
+"""Bytes of an object's id, or of the label of one without an id."""
+
+MAX_LABEL = 96
+"""Characters shown of an object's label: the agent's own are no longer."""
+
+LABEL_REF = "label:"
+REF = re.compile(rf"(?:{LABEL_REF})?(?:[0-9a-f]{{2}}){{1,{MAX_REF}}}")
+"""What a store finds an object by: its id in hex, or `label:` and its label's UTF-8 in hex."""
+
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{8,64}")
 _RFC3339_UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?Z", re.ASCII)
 
@@ -137,8 +147,12 @@ _ALG = Param("an algorithm, such as ES256", lambda v: isinstance(v, str) and len
 _ORIGINS = Param("a list of at most 64 origins, such as https://api.example.com", _is_origins)
 
 _STORE_REF = Param(
-    "the object's id, hex digits",
-    lambda v: isinstance(v, str) and re.fullmatch(r"(?:[0-9A-Fa-f]{2}){1,64}", v) is not None,
+    "the object's id, hex digits, or as status shows it",
+    lambda v: isinstance(v, str) and REF.fullmatch(v.lower()) is not None,
+)
+_OBJECT_LABEL = Param(
+    f"the object's label, at most {MAX_LABEL} characters",
+    lambda v: isinstance(v, str) and 0 < len(v) <= MAX_LABEL,
 )
 _SECONDS = Param("seconds, 0 to ten years", _is_count(0, MAX_SECONDS))
 _EVERY = Param(
@@ -220,7 +234,8 @@ ADMIN_METHODS: Mapping[str, Mapping[str, Param]] = {
     "key.forget": {"key": _KEY.must(), "request_id": _REQUEST},
     "key.adopt": {
         "key": _KEY.must(),
-        "ref": _STORE_REF.must(),
+        "ref": _STORE_REF,
+        "label": _OBJECT_LABEL,
         "store": _TEXT,
         "alg": _ALG,
         "origins": _ORIGINS,

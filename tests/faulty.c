@@ -8,11 +8,14 @@
      C_Login crash | hang | delay MS          each also with a number, and with `after`
      C_Login context return 0x0     those of a signature alone, CKU_CONTEXT_SPECIFIC
      C_Sign count                   no fault: it is only noted
+     C_Sign exact 64                asked for the length it says 144; any other buffer is CKR_ARGUMENTS_BAD
      flags set 0x100 | clear 0x8    of C_GetTokenInfo
-     serial -                       of C_GetTokenInfo; - is a blank one
+     token serial 3132              of C_GetTokenInfo: label, manufacturer, model or serial; - is a blank one
+     mechanism hide 0x1040          of C_GetMechanismList
      attribute NAME 0x3 return 0x6  C_GetAttributeValue, once the template has CKA 0x3, of objects whose
                                     label is NAME; %20 is a blank
      attribute NAME 0x3 value fffe  gives those bytes in place of the right ones; - is none
+     attribute NAME 0x3 value ff*99 gives them so many times
 
    FAULTY/calls gets a line for each C_Login, `C_Login USER_TYPE`, and for each function with a rule.
    The numbers are PKCS#11's: section 5.2's order of functions, appendix B's constants. */
@@ -41,8 +44,10 @@ struct attribute {
   ulong size;
 };
 
-enum { GET_FUNCTION_LIST = 3, GET_TOKEN_INFO = 6, LOGIN = 18, GET_ATTRIBUTE_VALUE = 24 };
-enum { OK = 0, CONTEXT_SPECIFIC = 2, BUFFER_TOO_SMALL = 0x150, LABEL = 3 };
+enum { GET_FUNCTION_LIST = 3, GET_TOKEN_INFO = 6, GET_MECHANISM_LIST = 7, LOGIN = 18 };
+enum { GET_ATTRIBUTE_VALUE = 24, SIGN = 43 };
+enum { OK = 0, CONTEXT_SPECIFIC = 2, ARGUMENTS_BAD = 7, BUFFER_TOO_SMALL = 0x150, LABEL = 3 };
+enum { MAX_VALUE = 65536, MAX_MANY = 64 };
 
 static const char *const NAMES[68] = {
     "C_Initialize", "C_Finalize", "C_GetInfo", "C_GetFunctionList", "C_GetSlotList", "C_GetSlotInfo",
@@ -101,10 +106,12 @@ static int next_rule(FILE *rules, const char *first, char line[512], char *words
 }
 
 static int bytes_of(const char *hex, unsigned char *bytes) {
-  int size = 0;
+  int size = 0, times = 1;
   unsigned byte;
   for (; sscanf(hex, "%2x", &byte) == 1; hex += 2) bytes[size++] = byte;
-  return size;
+  if (sscanf(hex, "*%d", &times) != 1) return size;
+  for (int n = 1; n < times && size * (n + 1) <= MAX_VALUE; n++) memcpy(bytes + n * size, bytes, size);
+  return size * times;
 }
 
 static int is_labelled(ulong session, ulong object, const char *rule) {
@@ -120,15 +127,21 @@ static int is_labelled(ulong session, ulong object, const char *rule) {
   return result == OK && wanted.size == size && memcmp(label, name, wanted.size) == 0;
 }
 
+static int others_fit(const struct attribute *given, ulong many, ulong but) {
+  for (ulong n = 0; n < many; n++)
+    if (n != but && given[n].size == (ulong)-1) return 0;
+  return 1;
+}
+
 static ulong spoilt_attributes(ulong session, ulong object, struct attribute *given, ulong many,
-                               ulong result) {
+                               const ulong room[MAX_MANY], ulong result) {
   char line[512], *words[6];
-  unsigned char bytes[256];
+  static unsigned char bytes[MAX_VALUE];
   FILE *rules = opened("rules", "r");
   int count;
   while ((count = next_rule(rules, "attribute", line, words)) > 0) {
     ulong type = strtoul(words[2], NULL, 0);
-    for (ulong n = 0; n < many; n++) {
+    for (ulong n = 0; n < many && n < MAX_MANY; n++) {
       if (given[n].type != type || !is_labelled(session, object, words[1])) continue;
       if (strcmp(words[3], "return") == 0) {
         given[n].size = (ulong)-1;
@@ -136,8 +149,9 @@ static ulong spoilt_attributes(ulong session, ulong object, struct attribute *gi
         continue;
       }
       ulong size = bytes_of(words[4], bytes);
-      if (given[n].value != NULL && given[n].size != (ulong)-1) {
-        if (given[n].size < size) result = BUFFER_TOO_SMALL;
+      if (result == BUFFER_TOO_SMALL && others_fit(given, many, n)) result = OK;
+      if (given[n].value != NULL) {
+        if (room[n] < size) result = BUFFER_TOO_SMALL;
         else memcpy(given[n].value, bytes, size);
       }
       given[n].size = size;
@@ -156,18 +170,40 @@ static void spoil_token(struct token_info *info) {
     else info->flags &= ~mask;
   }
   if (rules != NULL) rewind(rules);
-  while (next_rule(rules, "serial", line, words) > 0) {
-    memset(info->serial, ' ', sizeof info->serial);
-    if (strcmp(words[1], "-") != 0) memcpy(info->serial, words[1], strnlen(words[1], 16));
+  while (next_rule(rules, "token", line, words) > 0) {
+    static unsigned char bytes[MAX_VALUE];
+    char *text = info->label;
+    size_t room = sizeof info->label, size = bytes_of(words[2], bytes);
+    if (strcmp(words[1], "manufacturer") == 0) text = info->manufacturer;
+    if (strcmp(words[1], "model") == 0) text = info->model, room = sizeof info->model;
+    if (strcmp(words[1], "serial") == 0) text = info->serial, room = sizeof info->serial;
+    memset(text, ' ', room);
+    memcpy(text, bytes, size < room ? size : room);
+  }
+  if (rules != NULL) fclose(rules);
+}
+
+static void hide_mechanisms(ulong *found, ulong *count) {
+  char line[512], *words[6];
+  FILE *rules = opened("rules", "r");
+  while (found != NULL && next_rule(rules, "mechanism", line, words) > 0) {
+    ulong hidden = strtoul(words[2], NULL, 0), kept = 0;
+    for (ulong n = 0; n < *count; n++)
+      if (found[n] != hidden) found[kept++] = found[n];
+    *count = kept;
   }
   if (rules != NULL) fclose(rules);
 }
 
 static ulong real(int number, const ulong a[8]) {
+  ulong room[MAX_MANY] = {0};
+  for (ulong n = 0; number == GET_ATTRIBUTE_VALUE && n < a[3] && n < MAX_MANY; n++)
+    room[n] = ((struct attribute *)a[2])[n].size;
   ulong result = softhsm->function[number](a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]);
   if (number == GET_TOKEN_INFO && result == OK) spoil_token((struct token_info *)a[1]);
+  if (number == GET_MECHANISM_LIST && result == OK) hide_mechanisms((ulong *)a[1], (ulong *)a[2]);
   if (number == GET_ATTRIBUTE_VALUE)
-    result = spoilt_attributes(a[0], a[1], (struct attribute *)a[2], a[3], result);
+    result = spoilt_attributes(a[0], a[1], (struct attribute *)a[2], a[3], room, result);
   return result;
 }
 
@@ -199,6 +235,11 @@ static ulong faulty(int number, const ulong a[8]) {
   if (strcmp(*word, "hang") == 0)
     for (;;) sleep(1000);
   if (strcmp(*word, "delay") == 0) usleep(1000 * atoi(word[1]));
+  if (strcmp(*word, "exact") == 0 && number == SIGN) {
+    ulong *size = (ulong *)a[4];
+    if (a[3] == 0) return *size = 144, OK;
+    if (*size != strtoul(word[1], NULL, 0)) return ARGUMENTS_BAD;
+  }
   if (strcmp(*word, "return") == 0) return strtoul(word[1], NULL, 0);
   return done ? result : real(number, a);
 }

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 from dpop_agent.agent.keys import (
     MAX_GENERATIONS,
     PROTECTIONS,
-    REF,
     TOUCHES,
     Forgotten,
     Generation,
@@ -38,6 +37,7 @@ from dpop_agent.protocol import (
     ADMIN_METHODS,
     KEY_NAME,
     MAX_SECONDS,
+    REF,
     REQUEST_ID,
     SLOT,
     Param,
@@ -135,7 +135,7 @@ _SECONDS = Param("seconds, 0 to ten years", _is_count(0, MAX_SECONDS))
 _CLOCK = Param("seconds", _is_count(0, _MAX_CLOCK_S))
 _SINCE = Param("seconds", _is_count(-_MAX_CLOCK_S, _MAX_CLOCK_S))
 _JKT = Param("an RFC 7638 thumbprint", is_sha256)
-_REF_FORM = Param("an object's id in hex digits", _is_text(REF))
+_REF_FORM = Param("what a store finds an object by", _is_text(REF))
 
 LEDGER_HEADER = {"version": _CLOCK.must(), "observed_s": _CLOCK.must()}
 USES_HEADER = LEDGER_HEADER | {

@@ -11,16 +11,22 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dpop_agent.agent.keys import PROTECTIONS, REF, TOUCHES
+from dpop_agent.agent.keys import PROTECTIONS, TOUCHES
 from dpop_agent.channel import Malformed
 from dpop_agent.errors import DPoPAgentError, from_wire
-from dpop_agent.jose import ALGORITHMS, b64url_decode, is_public_jwk, is_sha256, thumbprint
-from dpop_agent.protocol import SLOT
+from dpop_agent.jose import (
+    ALGORITHMS,
+    RSA_BITS_TAKEN,
+    b64url_decode,
+    is_public_jwk,
+    is_sha256,
+    rsa_bits,
+    signature_size,
+    thumbprint,
+)
+from dpop_agent.protocol import REF, SLOT
 
 Form = Callable[[Any], bool]
-
-MAX_RSA_BITS = 4096
-"""Bits of the largest RSA key that is adopted."""
 
 MAX_RETRY_AFTER_MS = 3_600_000
 """The longest pause that a signer may ask for; `login_retries` asks for minutes."""
@@ -66,8 +72,9 @@ def _object(*, may: Mapping[str, Form] | None = None, **must: Form) -> Form:
 def _is_jwk(value: Any) -> bool:
     if not any(is_public_jwk(value, alg) for alg in ALGORITHMS.values()):
         return False
-    numbers = [_size(value[name]) for name in ("n", "e") if name in value]
-    return all(0 < size <= MAX_RSA_BITS // 8 for size in numbers)
+    if value["kty"] != "RSA":
+        return True
+    return rsa_bits(value) in RSA_BITS_TAKEN and 0 < _size(value["e"]) <= _size(value["n"])
 
 
 def _size(text: str) -> int:
@@ -115,7 +122,7 @@ FORMS: Mapping[str, Form] = {
         objects=_or_none(
             _list_of(
                 _object(
-                    ref=_is_like(re.compile(r"(?:[0-9a-f]{2})*")),  # a stranger's may have none
+                    ref=lambda value: value == "" or _is_ref(value),  # a stranger's may have none
                     label=_is_text,
                     jkt=_or_none(is_sha256),
                     alg=_or_none(lambda value: isinstance(value, str) and value in ALGORITHMS),
@@ -147,15 +154,13 @@ def result_form(request: Mapping[str, Any]) -> Form:
 
 
 def signature_form(alg: str, jwk: Mapping[str, str]) -> Form:
-    """The form of a signature by that very key: RFC 7518 section 3.4, RFC 8017 section 8, RFC 8032.
+    """The form of a signature by that very key.
 
     Args:
         alg: its algorithm.
-        jwk: its public key, whose modulus tells an RSA signature's length.
+        jwk: its public key.
     """
-    row = ALGORITHMS[alg]
-    size = len(b64url_decode(jwk["n"])) if row.kty == "RSA" else row.signature_size
-    fits = _b64url_of(size).fullmatch
+    fits = _b64url_of(signature_size(ALGORITHMS[alg], jwk)).fullmatch
 
     def is_signature(value: Any) -> bool:
         if not isinstance(value, dict) or len(value) != 1:

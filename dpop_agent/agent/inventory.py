@@ -69,8 +69,10 @@ class Inventory:
                 generation.jkt,
             )
 
-    async def look(self, store: str) -> list[tuple[Key, Generation]]:
+    async def look(self, store: str, *, anew: bool = False) -> list[tuple[Key, Generation]]:
         """See which generations are missing and which objects nobody knows, by one listing.
+
+        `anew` has the store looked at as it is now, whatever its module saw before.
 
         Returns the generations that a listing doesn't tell of: `find` does.
 
@@ -79,7 +81,7 @@ class Inventory:
         """
         async with self._one_listing[store]:
             keys = self._records.keys  # what is made from now on may come too late for the listing
-            listed = await self._list(store)
+            listed = await self._list(store, anew=anew)
         there: defaultdict[str, list[str | None]] = defaultdict(list)
         for item in listed or ():
             there[item["ref"]].append(item["jkt"])
@@ -97,13 +99,13 @@ class Inventory:
             await self._see_unknown(store, listed)
         return untold
 
-    async def _list(self, store: str) -> list[dict[str, Any]] | None:
+    async def _list(self, store: str, *, anew: bool) -> list[dict[str, Any]] | None:
         """What a store has; None if it can't tell."""
         signer = self._signers.named(store)
-        answer = await signer.ask("objects", begin=True, looking=True)
+        answer = await signer.ask("objects", begin=True, anew=anew, looking=True)
         listed: list[dict[str, Any]] | None = answer["objects"]
         while listed is not None and answer["more"]:
-            answer = await signer.ask("objects", begin=False, looking=True)
+            answer = await signer.ask("objects", begin=False, anew=False, looking=True)
             listed += answer["objects"]
         if listed is not None and answer["slots"] is not None:
             await self._see_empty_slots(store, [found["ref"] for found in listed])

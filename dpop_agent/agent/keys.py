@@ -8,7 +8,6 @@ carries its key's thumbprint (`cnf.jkt`) until it dies, so a key outlives its su
 
 from __future__ import annotations
 
-import re
 from collections.abc import (
     ItemsView,
     Iterable,
@@ -71,7 +70,6 @@ TRANSITIONS: Mapping[State, frozenset[State]] = {
     State.DESTROYED: frozenset(),
 }
 
-REF = re.compile(r"(?:[0-9a-f]{2}){1,64}")
 PROTECTIONS = ("hardware", "software-token", "keychain")
 TOUCHES = ("never", "always", "cached")
 

@@ -216,7 +216,7 @@ class Lifecycle:
             KeyMissing: the store has no such object.
             KeyExists: the ledger has it already.
         """
-        name, ref = params["key"], params["ref"].lower()
+        name = params["key"]
         async with self._making.alone(name):
             await self._making.settle_pending(name)
             if self._records.repeated("key.adopt", params):
@@ -239,6 +239,7 @@ class Lifecycle:
                     f"key set {name}",
                 )
             signer = self._signers.named(key.store)
+            ref = await self._ref(key.store, params)
             answer = await signer.ask(
                 "find", ref=ref, alg=key.alg, self_test=False, anew=True, limit_s=START_TIMEOUT_S
             )
@@ -266,6 +267,31 @@ class Lifecycle:
             await self._records.write(add, command=("key.adopt", params))
             self._inventory.forget_unknown(key.store, ref)
             return self._records.keys.named(name)
+
+    async def _ref(self, store: str, params: Mapping[str, Any]) -> str:
+        """What a store finds the object by that a request names by this, or by its label."""
+        if ("ref" in params) is ("label" in params):
+            raise InvalidParams("key.adopt: ref or label is missing, or both are there")
+        if "ref" in params:
+            return str(params["ref"].lower())
+        label = params["label"]
+        await self._inventory.look(store, anew=True)
+        unknown = self._inventory.unknown.get(store, ())
+        fitting = [found["ref"] for found in unknown if found["label"] == label]
+        if not fitting:
+            raise KeyMissing(
+                f"the store {store} has no unknown private key with the label {label!r}",
+                hint="see what it has: dpop-agent status",
+            )
+        if len(fitting) > 1 or not fitting[0]:
+            raise InvalidParams(
+                f"key.adopt: the store {store} has {len(fitting)} private keys with the label "
+                f"{label!r}",
+                hint="give the ref of one, as dpop-agent status shows it"
+                if all(fitting.count(ref) == 1 for ref in fitting)
+                else "have its vendor's tool give them ids",
+            )
+        return fitting[0]
 
     async def set(self, params: Mapping[str, Any]) -> Key:
         """`key.set`: what is given is changed, the rest stays."""

@@ -340,7 +340,7 @@ class Agent:
             if signer.state != "locked":  # by somebody who may be typing for a minute
                 await signer.started()
             if was_open:
-                await self._upkeep.reconcile(name)
+                await self._upkeep.reconcile(name, anew=True)
 
     def _make_room(self, config: Config) -> descriptors.Room:
         return descriptors.make_room(

@@ -34,19 +34,22 @@ class Upkeep:
         self._inventory = inventory
         self._background = background
 
-    async def reconcile(self, store: str) -> None:
-        """A store was opened: finish or undo what was half done, see what is missing or unknown."""
+    async def reconcile(self, store: str, *, anew: bool = False) -> None:
+        """A store was opened: finish or undo what was half done, see what is missing or unknown.
+
+        `anew`: it was open all the time.
+        """
         async for name, key in gently(self._records.keys.items()):
             if key.store != store:
                 continue
             self._making.try_again_to_delete(key)
             async with self._making.alone(name):
                 await self._making.finish(name)
-        await self._background.quietly(store, self._look(store))
+        await self._background.quietly(store, self._look(store, anew=anew))
         await self._background.whatever_comes(self.do_what_is_due())
 
-    async def _look(self, store: str) -> None:
-        for key, generation in await self._inventory.look(store):
+    async def _look(self, store: str, *, anew: bool) -> None:
+        for key, generation in await self._inventory.look(store, anew=anew):
             await self._background.quietly(
                 key.name, self._inventory.find(key, generation, looking=True)
             )

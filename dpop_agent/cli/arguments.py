@@ -26,9 +26,6 @@ _ANY_TEXT = ("--jkt", "--ath", "--nonce")
 _OPTION = re.compile(r"--?[^0-9.-]")
 """How an option begins, which a negative number doesn't."""
 
-MAX_REF = 64
-"""Bytes of an object's id, as on the wire."""
-
 
 class _Help(argparse.HelpFormatter):
     """argparse asks shutil for the terminal's width, which loads every compression there is."""
@@ -144,12 +141,10 @@ def generation(text: str) -> tuple[str, int | None]:
 
 
 def ref(text: str) -> str:
-    """What a store finds an object by, in hex."""
-    try:
-        data = bytes.fromhex(text)
-    except ValueError:
-        data = b""
-    if not 0 < len(data) <= MAX_REF or len(text) != 2 * len(data):
+    """What a store finds an object by."""
+    from dpop_agent.protocol import MAX_REF, REF
+
+    if not REF.fullmatch(text.lower()):
         raise argparse.ArgumentTypeError(
             f"it has to be the object's id, 1 to {MAX_REF} bytes in hex digits, as status shows it"
         )

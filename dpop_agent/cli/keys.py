@@ -195,11 +195,15 @@ def add_adopt(verbs: arguments.Verbs) -> None:
         type=arguments.key_name,
         help="an existing key, or a new one",
     )
-    sub.add_argument(
+    which = sub.add_mutually_exclusive_group()
+    which.add_argument(
         "--ref",
         metavar="HEX",
         type=arguments.ref,
         help="the object's id (CKA_ID), as dpop-agent status shows it",
+    )
+    which.add_argument(
+        "--label", metavar="TEXT", help="or its label (CKA_LABEL), if no other there has the same"
     )
     sub.add_argument(
         "--all",
@@ -214,13 +218,14 @@ def add_adopt(verbs: arguments.Verbs) -> None:
 
 def _adopt(args: Namespace) -> int:
     if args.all:
-        if args.key is not None or args.ref is not None or args.origins is not None:
-            args.usage("--all takes neither NAME nor --ref nor origins")
+        named = (args.key, args.ref, args.label, args.origins)
+        if any(given is not None for given in named):
+            args.usage("--all takes neither NAME nor --ref, --label or origins")
         return recovering.adopt_all(args)
-    if args.key is None or args.ref is None:
-        args.usage("give NAME and --ref HEX, or --all")
-    params = {"key": args.key, "ref": args.ref} | origins.given(args)
-    for option in ("store", "alg"):
+    if args.key is None or (args.ref is None and args.label is None):
+        args.usage("give NAME and --ref HEX (or --label TEXT), or --all")
+    params = {"key": args.key} | origins.given(args)
+    for option in ("ref", "label", "store", "alg"):
         if getattr(args, option) is not None:
             params[option] = getattr(args, option)
     result = calls.admin("key.adopt", params)

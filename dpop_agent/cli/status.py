@@ -145,7 +145,11 @@ def _unknown(store: dict[str, Any]) -> list[str]:
     if not unknown:
         return []
     many = store.get("unknown_count", len(unknown))
-    rows = [(found["ref"] or None, found["label"] or None) for found in unknown]
+    refs = [found["ref"] for found in unknown]
+    rows = [(_id(found["ref"]), found["label"] or None) for found in unknown]
+    adopt = f"key adopt NAME --store {name}"
+    ways = [f"dpop-agent {adopt} --ref REF"] * any(map(_id, refs))
+    ways += [f"dpop-agent {adopt} --label LABEL"] * any(ref and not _id(ref) for ref in refs)
     return [
         "",
         output.plain(
@@ -153,12 +157,16 @@ def _unknown(store: dict[str, Any]) -> list[str]:
             "left alone"
         ),
         *output.table(("REF", "LABEL"), rows),
-        output.plain(
-            f"to adopt one: dpop-agent key adopt NAME --ref REF --store {name} "
-            "--origin https://api.example.com"
-        ),
+        *(output.plain(f"to adopt one: {way}") for way in ways),
         output.plain(f"after a lost ledger: dpop-agent key adopt --all --store {name}"),
     ]
+
+
+def _id(ref: str) -> str | None:
+    """An object's id; None for one that goes by its label, or by nothing."""
+    from dpop_agent.protocol import LABEL_REF
+
+    return None if ref.startswith(LABEL_REF) else ref or None
 
 
 def _origin(origin: dict[str, Any]) -> tuple[object, ...]:

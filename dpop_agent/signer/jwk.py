@@ -16,15 +16,26 @@ CURVES: dict[str, ec.EllipticCurve] = {
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 
 
-def jwk_of(private: PrivateKey) -> dict[str, str]:
-    if isinstance(private, rsa.RSAPrivateKey):
-        numbers = private.public_key().public_numbers()
+class NoJwk(SignerFailed):
+    """A key of a kind that no algorithm here has."""
+
+
+def jwk_of(public: object) -> dict[str, str]:
+    """A public key as a JWK, required members only (RFC 7517).
+
+    Raises:
+        NoJwk
+    """
+    if isinstance(public, rsa.RSAPublicKey):
+        numbers = public.public_numbers()
         return rsa_jwk(numbers.n, numbers.e)
-    if isinstance(private, ed25519.Ed25519PrivateKey):
-        return okp_jwk("Ed25519", private.public_key().public_bytes_raw())
-    point = private.public_key().public_numbers()
+    if isinstance(public, ed25519.Ed25519PublicKey):
+        return okp_jwk("Ed25519", public.public_bytes_raw())
+    if not isinstance(public, ec.EllipticCurvePublicKey):
+        raise NoJwk(f"there is no algorithm here for a {type(public).__name__}")
+    point = public.public_numbers()
     for crv, curve in CURVES.items():
-        if curve.name == private.curve.name:
+        if curve.name == public.curve.name:
             size = (curve.key_size + 7) // 8
             return ec_jwk(crv, point.x.to_bytes(size, "big"), point.y.to_bytes(size, "big"))
-    raise SignerFailed(f"the keychain's key is on the curve {private.curve.name}")
+    raise NoJwk(f"there is no algorithm here for the curve {public.curve.name}")

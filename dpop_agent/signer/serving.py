@@ -194,7 +194,7 @@ class _Signer:
         slots = store.slots if isinstance(store, SlotStore) else None
         if not isinstance(store, ListsKeys):
             return {"objects": None, "more": False, "slots": None}
-        objects, more = store.objects(begin=request["begin"])
+        objects, more = store.objects(begin=request["begin"], anew=request["anew"])
         return {"objects": objects, "more": more, "slots": slots() if slots and not more else None}
 
     @staticmethod

@@ -137,8 +137,10 @@ class ListsKeys(ABC):
     """A store that can say which keys it has."""
 
     @abstractmethod
-    def objects(self, *, begin: bool) -> Listed:
+    def objects(self, *, begin: bool, anew: bool = False) -> Listed:
         """Some of the private keys of the place, the agent's or not; with `begin` from the first.
+
+        `anew`: somebody may just have made or deleted some, by other means.
 
         It takes no longer than a signature does, for somebody may wait for one.
 

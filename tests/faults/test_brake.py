@@ -409,13 +409,13 @@ def test_two_stores_of_one_token_that_open_at_once_both_open_with_the_right_pin(
 # Tokens that are told apart by their labels
 
 
-@pytest.mark.parametrize("serial", ["-", "123"])
+@pytest.mark.parametrize("serial", ["-", "313233"])
 def test_a_mark_is_of_one_token_where_all_have_the_same_serial(
     faulty_token: Faulty, make_agent: MakeAgent, serial: str
 ) -> None:
     token = faulty_token.token
     new_token(token.folder, "other")  # with the same PIN
-    faulty_token.rules(f"serial {serial}")
+    faulty_token.rules(f"token serial {serial}")
     config = faulty_token.config(uri="pkcs11:token=dpop-agent")
     wrong = token.folder / "wrong-pin"
     wrong.write_text("00000000")
@@ -745,7 +745,7 @@ def _asking_for_each(make_agent: MakeAgent, faulty_token: Faulty) -> Agent:
     agent.stop()
     agent.start()
     until_open(agent)
-    faulty_token.rules(ALWAYS, "C_Login return 0x0")
+    faulty_token.rules(ALWAYS, "C_Login context return 0x0")
     agent.run("reload", check=True)
     return agent
 

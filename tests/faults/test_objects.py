@@ -50,7 +50,7 @@ ERRORS = {
     "USER_NOT_LOGGED_IN": 0x101,
     "a vendor's own": 0x80000001,
 }
-GARBAGE = ("-", "00", "ff", "fffefdfc", "c4d6dc" * 40, "00" * 8, "ff" * 8)
+GARBAGE = ("-", "00", "ff", "fffefdfc", "c4d6dc*40", "00*8", "ff*8", "61*9000")
 
 
 class Beside:
@@ -103,6 +103,18 @@ def test_a_label_in_latin_1_is_left_out_and_its_key_is_listed(
     beside.goes_on()
     (unknown,) = store(beside.agent)["unknown"]
     assert (unknown["ref"], unknown["label"]) == ("aa", "")
+
+
+@pytest.mark.parametrize(
+    ("value", "ref"), [("-", "label:" + STRANGE.encode().hex()), ("ab*65", ""), ("cd*9000", "")]
+)
+def test_a_key_without_a_usable_id_is_listed_by_its_label_or_without_a_ref(
+    faulty_token: Faulty, beside: Beside, value: str, ref: str
+) -> None:
+    faulty_token.rules(f"attribute {STRANGE} 0x102 value {value}")
+    beside.goes_on()
+    (unknown,) = store(beside.agent)["unknown"]
+    assert (unknown["ref"], unknown["label"]) == (ref, STRANGE)
 
 
 def test_a_key_that_cant_be_adopted_disturbs_nobody(faulty_token: Faulty, beside: Beside) -> None:

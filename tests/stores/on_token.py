@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,28 @@ def private_ids(token: Token) -> list[str]:
 
 
 def make_stranger(
-    token: Token, *, key_id: str, label: str = "somebody else's", was_extractable: bool = False
+    token: Token,
+    *,
+    key_id: str,
+    label: str = "somebody else's",
+    kind: str = "secp256r1",
+    was_extractable: bool = False,
 ) -> None:
-    """A key pair that isn't the agent's; it isn't extractable, or not any more."""
-    _run(token, "make", key_id, label, *["was extractable"] * was_extractable)
+    """A key pair that isn't the agent's; it isn't extractable, or not any more.
+
+    Args:
+        token: where.
+        key_id: its CKA_ID in hex; none where that is empty.
+        label: its CKA_LABEL.
+        kind: a curve, or the bits of an RSA key.
+        was_extractable: it could leave the PKCS#11 token.
+    """
+    _run(token, "make", key_id, label, kind, *["was extractable"] * was_extractable)
+
+
+def certify(token: Token, *, key_id: str, wrongly: bool = False, times: int = 1) -> None:
+    """Put certificates in the place of a public key; `wrongly` they are another key's."""
+    _run(token, "certify wrongly" if wrongly else "certify", key_id, str(times))
 
 
 def make_others(token: Token, *, label: str) -> None:
@@ -70,11 +89,30 @@ def _main(
     module: str, module_args: str, pin_file: str, token_label: str, what: str, *words: str
 ) -> None:
     import pkcs11
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key
+    from cryptography.x509.oid import NameOID
     from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass
     from pkcs11.constants import DEFAULT, CertificateType
-    from pkcs11.util.ec import encode_named_curve_parameters
+    from pkcs11.util.ec import encode_ec_public_key, encode_named_curve_parameters
 
     from dpop_agent.signer.pkcs11.module import Module
+
+    def certificate(key: Any, serial: int) -> bytes:
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "somebody")])
+        made = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(name)
+            .public_key(key)
+            .serial_number(serial)
+            .not_valid_before(datetime(2026, 1, 1))
+            .not_valid_after(datetime(2036, 1, 1))
+            .sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
+        )
+        return made.public_bytes(Encoding.DER)
 
     def value(item: Any, name: str) -> Any:
         try:
@@ -95,6 +133,7 @@ def _main(
         # One kind after the other: python-pkcs11 stumbles over a vendor's own kinds.
         return [o for k in ObjectClass for o in list(session.get_objects({Attribute.CLASS: k}))]
 
+    wanted: dict[Any, Any]
     token = Module(module, module_args).library.get_token(token_label=token_label)
     pin = Path(pin_file).read_text().strip()
     with token.open(rw=True, user_pin=pin) as session:
@@ -103,22 +142,45 @@ def _main(
         elif what == "list":
             print(json.dumps([described(item) for item in every(session)]))
         elif what == "make":
-            key_id, label, *was_extractable = words
+            key_id, label, kind, *was_extractable = words
+            settings: dict[str, Any] = {
+                "id": bytes.fromhex(key_id) or None,
+                "label": label,
+                "store": True,
+                "capabilities": MechanismFlag.SIGN,
+                "public_template": {Attribute.VERIFY: DEFAULT, Attribute.ENCRYPT: DEFAULT},
+                "private_template": {Attribute.EXTRACTABLE: bool(was_extractable)},
+            }
+            if kind.isdigit():
+                session.generate_keypair(KeyType.RSA, int(kind), **settings)
+                return
             _, private = session.create_domain_parameters(
                 KeyType.EC,
-                {Attribute.EC_PARAMS: encode_named_curve_parameters("secp256r1")},
+                {Attribute.EC_PARAMS: encode_named_curve_parameters(kind)},
                 local=True,
-            ).generate_keypair(
-                id=bytes.fromhex(key_id),
-                label=label,
-                store=True,
-                mechanism=Mechanism.EC_KEY_PAIR_GEN,
-                capabilities=MechanismFlag.SIGN,
-                public_template={Attribute.VERIFY: DEFAULT, Attribute.ENCRYPT: DEFAULT},
-                private_template={Attribute.EXTRACTABLE: bool(was_extractable)},
-            )
+            ).generate_keypair(mechanism=Mechanism.EC_KEY_PAIR_GEN, **settings)
             if was_extractable:
                 private[Attribute.EXTRACTABLE] = False
+        elif what.startswith("certify"):
+            key_id, times = words
+            wanted = {Attribute.ID: bytes.fromhex(key_id), Attribute.CLASS: ObjectClass.PUBLIC_KEY}
+            (public,) = session.get_objects(wanted)
+            if what == "certify":
+                key = load_der_public_key(encode_ec_public_key(public))
+            else:
+                key = ec.generate_private_key(ec.SECP256R1()).public_key()
+            for serial in range(1, int(times) + 1):
+                session.create_object(
+                    {
+                        Attribute.CLASS: ObjectClass.CERTIFICATE,
+                        Attribute.CERTIFICATE_TYPE: CertificateType.X_509,
+                        Attribute.TOKEN: True,
+                        Attribute.ID: bytes.fromhex(key_id),
+                        Attribute.SUBJECT: b"somebody",
+                        Attribute.VALUE: certificate(key, serial),
+                    }
+                )
+            public.destroy()
         elif what == "others":
             common = {Attribute.LABEL: words[0], Attribute.TOKEN: True}
             session.create_object(
@@ -135,7 +197,7 @@ def _main(
                 }
             )
         else:
-            wanted: dict[Any, Any] = {Attribute.ID: bytes.fromhex(words[0])}
+            wanted = {Attribute.ID: bytes.fromhex(words[0])}
             if what == "delete public":
                 wanted[Attribute.CLASS] = ObjectClass.PUBLIC_KEY
             if len(words) > 1:

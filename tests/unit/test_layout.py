@@ -105,7 +105,7 @@ FOREIGN: dict[str, dict[str, bool]] = {
     # What keyring loads, ssl and http among it, is no PKCS#11 signer's.
     "dpop_agent.signer.keychain.access": {"keyring": True, "secretstorage": True},
     "dpop_agent.signer.keychain.store": {"cryptography": False},
-    "dpop_agent.signer.pkcs11.attributes": {"pkcs11": False},
+    "dpop_agent.signer.pkcs11.attributes": {"pkcs11": False, "cryptography": False},
     "dpop_agent.signer.pkcs11.discovery": {"pkcs11": False},
     "dpop_agent.signer.pkcs11.keys": {"pkcs11": False},
     "dpop_agent.signer.pkcs11.module": {"pkcs11": False},
@@ -245,14 +245,16 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "pkcs11.pcsc": set(),
         "pkcs11.vendors": set(),
         "pkcs11.module": set(),
-        "pkcs11.attributes": {"pkcs11.module"},
+        "pkcs11.attributes": {"jwk", "pkcs11.module"},
         "pkcs11.discovery": {"brake", "pkcs11.module", "pkcs11.pcsc", "pkcs11.vendors"},
         "pkcs11.token": {
             *("pin", "brake", "pkcs11.module", "pkcs11.pcsc", "pkcs11.vendors"),
             "pkcs11.discovery",
         },
         "pkcs11.signing": {"pkcs11.module"},
-        "pkcs11.keys": {"store", "pkcs11.attributes", "pkcs11.signing", "pkcs11.token"},
+        "pkcs11.keys": {
+            *("store", "pkcs11.module", "pkcs11.attributes", "pkcs11.signing", "pkcs11.token"),
+        },
         "pkcs11.store": {
             "store",
             "pkcs11.module",

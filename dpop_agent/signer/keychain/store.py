@@ -22,7 +22,7 @@ from dpop_agent.errors import (
     KeyMissing,
     SignerFailed,
 )
-from dpop_agent.jose import ALGORITHMS, RSA_BITS, Algorithm, thumbprint
+from dpop_agent.jose import ALGORITHMS, RSA_BITS, Algorithm, signature_size, thumbprint
 from dpop_agent.signer.jwk import CURVES, PrivateKey, jwk_of
 from dpop_agent.signer.keychain.access import PROGRAMS, Keychain
 from dpop_agent.signer.store import KeyInfo, Store
@@ -187,7 +187,7 @@ def _decoded(ref: str, text: str) -> PrivateKey:
 
 
 def _info(ref: str, private: PrivateKey) -> KeyInfo:
-    jwk = jwk_of(private)
+    jwk = jwk_of(private.public_key())
     return KeyInfo(
         ref=ref,
         jwk=jwk,
@@ -208,7 +208,7 @@ def _require_alg(alg: str, loaded: _Loaded) -> _Loaded:
 
 def _signature(key: _Loaded, alg: Algorithm, data: bytes) -> bytes:
     signature = _raw_signature(key.private, alg, data)
-    if len(signature) != alg.signature_size:
+    if len(signature) != signature_size(alg, key.info.jwk):
         raise SignerFailed(f"the key's signature has {len(signature)} bytes")
     if not key.verified:
         # Once for each key and process, as in every store.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Container
+from contextlib import suppress
 from struct import error as StructError  # noqa: N812  (an exception's name)
 from typing import Any
 
 import pkcs11
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from pkcs11 import Attribute, KeyType, Mechanism
 from pkcs11.constants import DEFAULT
 from pkcs11.exceptions import (
@@ -20,17 +23,17 @@ from pkcs11.exceptions import (
 
 from dpop_agent.errors import SignerFailed
 from dpop_agent.jose import ALGORITHMS, ec_jwk, okp_jwk, rsa_jwk
+from dpop_agent.protocol import LABEL_REF, MAX_LABEL, REF
+from dpop_agent.signer.jwk import NoJwk, jwk_of
 from dpop_agent.signer.pkcs11.module import error_name
 
-MAX_LABEL = 96
-"""Characters shown of an object's label: the agent's own are no longer."""
-
-# ECParameters (RFC 5480 section 2.1.1; Ed25519: PKCS#11 3.0 section 2.3.10, a PrintableString).
+# ECParameters (RFC 5480 section 2.1.1; Ed25519: PKCS#11 3.0 section 2.3.10, a PrintableString, or
+# RFC 8410 section 3's OID, which NSS wants).
 EC_PARAMS = {
-    "P-256": bytes.fromhex("06082a8648ce3d030107"),
-    "P-384": bytes.fromhex("06052b81040022"),
-    "P-521": bytes.fromhex("06052b81040023"),
-    "Ed25519": bytes.fromhex("130c656477617264733235353139"),
+    "P-256": (bytes.fromhex("06082a8648ce3d030107"),),
+    "P-384": (bytes.fromhex("06052b81040022"),),
+    "P-521": (bytes.fromhex("06052b81040023"),),
+    "Ed25519": (bytes.fromhex("130c656477617264733235353139"), bytes.fromhex("06032b6570")),
 }
 
 # DigestInfo of SHA-256 for EMSA-PKCS1-v1_5 (RFC 8017 section 9.2, note 1).
@@ -75,6 +78,7 @@ PRIVATE_TEMPLATES = (
     _PRIVATE_TEMPLATE,
     _PRIVATE_TEMPLATE | {Attribute.EXTRACTABLE: DEFAULT},
 )
+CURVE_REFUSED = ("DomainParamsInvalid", "CurveNotSupported")
 TEMPLATE_REFUSED = (
     AttributeTypeInvalid,
     AttributeValueInvalid,
@@ -98,11 +102,11 @@ form."""
 
 
 class UnexpectedObject(SignerFailed):
-    """The object isn't what the agent put there. Another process would see the same."""
+    """The object isn't what the agent put there; that is its own trouble, and not the store's."""
 
 
 class Unreadable(UnexpectedObject):
-    """It can't be read; what it is, nobody knows. The store goes on."""
+    """It can't be read; what it is, nobody knows."""
 
 
 def read(key: Any, attribute: Attribute) -> Any:
@@ -115,19 +119,28 @@ def read(key: Any, attribute: Attribute) -> Any:
 
 def shown(key: Any) -> dict[str, str]:
     """An object's `ref` and `label` for people, as far as they can be read; it may be anybody's."""
-    found = {}
-    for name, attribute in (("ref", Attribute.ID), ("label", Attribute.LABEL)):
-        try:
-            value = key[attribute]
-        except UNREADABLE:
-            value = ""
-        found[name] = value.hex() if isinstance(value, bytes) else value[:MAX_LABEL]
+    found = {"ref": "", "label": ""}
+    with suppress(*UNREADABLE):
+        found["ref"] = ref(key)
+    with suppress(*UNREADABLE):
+        found["label"] = key[Attribute.LABEL][:MAX_LABEL]
     return found
 
 
 def ref(key: Any) -> str:
-    """Its CKA_ID, in hex."""
-    return bytes(read(key, Attribute.ID) or b"").hex()
+    """What it is found by: its CKA_ID, else its CKA_LABEL; empty if neither can be given."""
+    found = bytes(read(key, Attribute.ID) or b"").hex()
+    if not found and (label := read(key, Attribute.LABEL)):
+        found = LABEL_REF + label.encode("utf-8", "surrogatepass").hex()
+    return found if REF.fullmatch(found) else ""
+
+
+def template_of(ref: str) -> dict[Attribute, Any]:
+    """The attributes by which that is found."""
+    if ref.startswith(LABEL_REF):
+        label = bytes.fromhex(ref.removeprefix(LABEL_REF))
+        return {Attribute.LABEL: label.decode("utf-8", "surrogatepass")}
+    return {Attribute.ID: bytes.fromhex(ref)}
 
 
 def never_left(private: Any) -> bool:
@@ -140,6 +153,22 @@ def never_left(private: Any) -> bool:
     )
 
 
+def certified_jwk(certificate: Any) -> dict[str, str]:
+    """The JWK of the public key in an X.509 certificate (RFC 5280).
+
+    Raises:
+        UnexpectedObject: it is none that the agent can use.
+    """
+    try:
+        return jwk_of(
+            x509.load_der_x509_certificate(bytes(certificate[Attribute.VALUE])).public_key()
+        )
+    except (*UNREADABLE, UnsupportedAlgorithm, NoJwk) as e:
+        raise UnexpectedObject(
+            f"a certificate on the PKCS#11 token has no public key that can be used ({_cause(e)})"
+        ) from e
+
+
 def public_jwk(public: Any) -> dict[str, str]:
     """A public key as a JWK, required members only (RFC 7517).
 
@@ -149,8 +178,11 @@ def public_jwk(public: Any) -> dict[str, str]:
     try:
         return _read_jwk(public)
     except UNREADABLE as e:  # such as an object that its module was killed over
-        name = error_name(e) if isinstance(e, PKCS11Error) else type(e).__name__
-        raise UnexpectedObject(f"a public key on the PKCS#11 token can't be read ({name})") from e
+        raise Unreadable(f"a public key on the PKCS#11 token can't be read ({_cause(e)})") from e
+
+
+def _cause(error: Exception) -> str:
+    return error_name(error) if isinstance(error, PKCS11Error) else type(error).__name__
 
 
 def _read_jwk(public: Any) -> dict[str, str]:
@@ -165,7 +197,7 @@ def _read_jwk(public: Any) -> dict[str, str]:
         return okp_jwk("Ed25519", _octets(point, 32))
     params = bytes(public[Attribute.EC_PARAMS])
     for row in ALGORITHMS.values():
-        if row.kty == "EC" and row.crv is not None and EC_PARAMS[row.crv] == params:
+        if row.kty == "EC" and row.crv is not None and params in EC_PARAMS[row.crv]:
             size = row.coordinate_size
             octets = _octets(point, 1 + 2 * size)
             if octets[0] != 4:  # SEC 1 section 2.3.3: uncompressed

@@ -25,16 +25,30 @@ from dpop_agent.errors import (
     SignerFailed,
     Timeout,
 )
-from dpop_agent.jose import ALGORITHMS, RSA_BITS, Algorithm
+from dpop_agent.jose import ALGORITHMS, RSA_BITS, Algorithm, signature_size
 from dpop_agent.signer.pkcs11 import attributes
 from dpop_agent.signer.pkcs11.attributes import UnexpectedObject
+from dpop_agent.signer.pkcs11.module import error_name
 from dpop_agent.signer.pkcs11.signing import Signing
 from dpop_agent.signer.pkcs11.token import Token
 from dpop_agent.signer.store import KeyInfo
 from dpop_agent.verify import check_signature
 
+REFUSED = (
+    "KeyFunctionNotPermitted",
+    "KeySizeRange",
+    "KeyTypeInconsistent",
+    "MechanismInvalid",
+    "MechanismParamInvalid",
+)
+"""What C_SignInit says of a key that isn't for this (PKCS#11 3.0 section 5.13.1)."""
+
 TOUCH_S = 1.0
 """Seconds after which a refused signature is taken for one that nobody touched the card for."""
+
+
+class WrongSignature(UnexpectedObject):
+    """The private key isn't the public key's, or its handle is another key's by now."""
 
 
 class Key:
@@ -46,12 +60,21 @@ class Key:
         info: what was read back.
         asks_pin: for each signature (CKA_ALWAYS_AUTHENTICATE, PKCS#11 3.0 section 4.9).
         checks_each: check each of its signatures, not only the first in this process.
+        may_sign: it doesn't say that it may not (CKA_SIGN).
     """
 
     def __init__(
-        self, token: Token, private: Any, info: KeyInfo, *, asks_pin: bool, checks_each: bool
+        self,
+        token: Token,
+        private: Any,
+        info: KeyInfo,
+        *,
+        asks_pin: bool,
+        checks_each: bool,
+        may_sign: bool = True,
     ) -> None:
         self.info = info
+        self.may_sign = may_sign
         self._token = token
         self._private = private
         self.asks_pin = asks_pin
@@ -79,21 +102,21 @@ class Key:
             signature = self._signed(digest, mechanism=mechanism)
         else:
             signature = self._signed(data, mechanism=mechanism)
-        if len(signature) != alg.signature_size:
+        if len(signature) != signature_size(alg, self.info.jwk):
             raise SignerFailed(f"the PKCS#11 token's signature has {len(signature)} bytes")
         if self._checks_each or not self._verified:
             # Once for each key and process: a module that signs with another key is found out.
             try:
                 check_signature(alg.name, self.info.jwk, data, signature)
             except InvalidProof as e:
-                raise SignerFailed("the PKCS#11 token's signature isn't its public key's") from e
+                raise WrongSignature("the PKCS#11 token's signature isn't its public key's") from e
             self._verified = True
         return bytes(signature)
 
     def _signed(self, data: bytes, **how: Any) -> Any:
         """The bare operation, with the PIN for this very signature where the key wants that."""
         asks_pin = self.asks_pin and self._token.accepted_pin is not None
-        return self._touched(self._with_pin if asks_pin else self._private.sign, data, how)
+        return self._touched(self._with_pin if asks_pin else self._bare, data, how)
 
     def _signed_with_pin(self, data: bytes, how: dict[str, Any]) -> Any:
         return self._touched(self._with_pin, data, how)
@@ -109,6 +132,16 @@ class Key:
             raise Timeout(
                 "nobody touched the card in time", hint="try again, and touch it", retry="no"
             ) from e
+
+    def _bare(self, data: bytes, **how: Any) -> Any:
+        if how["mechanism"] == Mechanism.EDDSA:
+            # NSS asks for 144 bytes, and refuses any buffer but one of 64.
+            signing = Signing.by(self._token.module, self._private)
+            if signing is not None:
+                with signing.begun(**how):
+                    pass
+                return signing.signature(data, size=signature_size(ALGORITHMS["EdDSA"], {}))
+        return self._private.sign(data, **how)
 
     def _with_pin(self, data: bytes, **how: Any) -> Any:
         self._token.require_tries()
@@ -131,17 +164,26 @@ def require_algorithm(token: Token, alg: str) -> None:
     Raises:
         AlgorithmUnsupported
     """
-    needed = {
-        attributes.GENERATION_MECHANISMS[ALGORITHMS[alg].kty],
-        attributes.signing_mechanism(alg, token.mechanisms),
-    }
-    if alg in token.faulty or not needed <= token.mechanisms:
+    if alg not in _offered(token):
+        able = [other for other in ALGORITHMS if other in _offered(token)]
+        hint = "make one with its vendor's tool, then: dpop-agent key adopt"
+        if able:
+            hint = f"give --alg {able[0]}"
+            hint += ", which every server accepts" if able[0] == "ES256" else ", which it can"
         raise AlgorithmUnsupported(
-            f"the PKCS#11 token {token.uri} can't make keys for {alg}",
-            hint="ES256 is the one that every server accepts"
-            if alg != "ES256"
-            else "make one with its vendor's tool, then: dpop-agent key adopt",
+            f"the PKCS#11 token {token.uri} can't make keys for {alg}", hint=hint
         )
+
+
+def _offered(token: Token) -> set[str]:
+    """The algorithms that keys can be made for."""
+    return {
+        name
+        for name, alg in ALGORITHMS.items()
+        if name not in token.faulty
+        and attributes.GENERATION_MECHANISMS[alg.kty] in token.mechanisms
+        and attributes.signing_mechanism(name, token.mechanisms) in token.mechanisms
+    }
 
 
 def objects_of(token: Token, kind: ObjectClass) -> tuple[list[Any], int]:
@@ -160,23 +202,54 @@ def objects_of(token: Token, kind: ObjectClass) -> tuple[list[Any], int]:
 
 
 def objects_with(token: Token, ref: str, kind: ObjectClass) -> list[Any]:
-    """The objects of a kind that have the CKA_ID `ref`."""
-    return list(
-        token.session.get_objects({Attribute.CLASS: kind, Attribute.ID: bytes.fromhex(ref)})
-    )
+    """The objects of a kind that `ref` finds."""
+    wanted = {Attribute.CLASS: kind, **attributes.template_of(ref)}
+    found = list(token.session.get_objects(wanted))
+    return [key for key in found if is_ref_of(key, ref)] if Attribute.LABEL in wanted else found
 
 
-def pair(token: Token, ref: str) -> tuple[Any, Any] | None:
-    """The private key with the CKA_ID `ref`, and its public key; None if there is none.
+def is_ref_of(key: Any, ref: str) -> bool:
+    """Whether it is found by that: a label finds only what has no id."""
+    try:
+        return attributes.ref(key) == ref
+    except attributes.UNREADABLE:
+        return False
+
+
+def public_keys(token: Token, ref: str) -> list[dict[str, str]]:
+    """The JWKs that `ref` finds: of public keys, where there is none of certificates.
+
+    Raises:
+        UnexpectedObject: one can't be read, or isn't one that the agent can use.
+    """
+    public = objects_with(token, ref, ObjectClass.PUBLIC_KEY)
+    if public:
+        return [attributes.public_jwk(key) for key in public]
+    certified: list[dict[str, str]] = []
+    for certificate in objects_with(token, ref, ObjectClass.CERTIFICATE):
+        jwk = attributes.certified_jwk(certificate)
+        if jwk not in certified:  # a renewed one is the same key's
+            certified.append(jwk)
+    return certified
+
+
+def pair(token: Token, ref: str) -> tuple[Any, dict[str, str]] | None:
+    """The private key that `ref` finds, and its public key as a JWK; None if there is none.
 
     Raises:
         UnexpectedObject: there is something else.
     """
     private = objects_with(token, ref, ObjectClass.PRIVATE_KEY)
-    public = objects_with(token, ref, ObjectClass.PUBLIC_KEY)
     if not private:
         return None
-    if len(private) > 1 or len(public) != 1:
+    public = public_keys(token, ref)
+    if not public:
+        raise UnexpectedObject(
+            f"the PKCS#11 token has neither a public key nor a certificate beside the private key "
+            f"{ref}",
+            hint="put one of both there with its vendor's tool, with the same id",
+        )
+    if len(private) > 1 or len(public) > 1:
         raise UnexpectedObject(
             f"the PKCS#11 token has {len(private)} private and {len(public)} public keys with "
             f"the id {ref}, where one of each belongs",
@@ -192,30 +265,42 @@ def generate_pair(token: Token, ref: str, alg: Algorithm, label: str) -> tuple[A
         AlgorithmUnsupported, SignerFailed, PKCS11Error
     """
     refused: PKCS11Error | None = None
-    for template in attributes.PRIVATE_TEMPLATES:
-        arguments: dict[str, Any] = {
-            "id": bytes.fromhex(ref),
-            "label": label,
-            "store": True,
-            "mechanism": attributes.GENERATION_MECHANISMS[alg.kty],
-            "public_template": attributes.PUBLIC_TEMPLATE,
-            "private_template": template,
-        }
-        try:
-            if alg.crv is None:
-                public, private = token.session.generate_keypair(KeyType.RSA, RSA_BITS, **arguments)
+    spellings: tuple[bytes | None, ...] = (None,)
+    if alg.crv is not None:
+        spellings = attributes.EC_PARAMS[alg.crv]
+    for curve in spellings:
+        for template in attributes.PRIVATE_TEMPLATES:
+            arguments: dict[str, Any] = {
+                "id": bytes.fromhex(ref),
+                "label": label,
+                "store": True,
+                "mechanism": attributes.GENERATION_MECHANISMS[alg.kty],
+                "public_template": attributes.PUBLIC_TEMPLATE,
+                "private_template": template,
+            }
+            try:
+                if curve is None:
+                    made = token.session.generate_keypair(KeyType.RSA, RSA_BITS, **arguments)
+                else:
+                    made = token.session.create_domain_parameters(
+                        attributes.KEY_TYPES[alg.kty], {Attribute.EC_PARAMS: curve}, local=True
+                    ).generate_keypair(**arguments)
+            except attributes.TEMPLATE_REFUSED as e:
+                refused = e
+            except MechanismInvalid as e:
+                raise AlgorithmUnsupported(
+                    f"the PKCS#11 token can't make keys for {alg.name}"
+                ) from e
+            except PKCS11Error as e:
+                if error_name(e) not in attributes.CURVE_REFUSED:
+                    raise
+                refused = e
+                break
             else:
-                public, private = token.session.create_domain_parameters(
-                    attributes.KEY_TYPES[alg.kty],
-                    {Attribute.EC_PARAMS: attributes.EC_PARAMS[alg.crv]},
-                    local=True,
-                ).generate_keypair(**arguments)
-        except attributes.TEMPLATE_REFUSED as e:
-            refused = e
-        except MechanismInvalid as e:
-            raise AlgorithmUnsupported(f"the PKCS#11 token can't make keys for {alg.name}") from e
-        else:
-            return private, public
+                public, private = made
+                return private, public
+    if refused is not None and error_name(refused) in attributes.CURVE_REFUSED:
+        raise AlgorithmUnsupported(f"the PKCS#11 token can't make keys for {alg.name}") from refused
     raise SignerFailed(f"the PKCS#11 token refused every key template ({refused})")
 
 

@@ -107,8 +107,14 @@ class Module:
         return found.contents
 
 
+class KeyFunctionNotPermitted(PKCS11Error):
+    """CKR_KEY_FUNCTION_NOT_PERMITTED, for which python-pkcs11 has no class."""
+
+
 _NAMES = {
     "Unmapped error code 0x1b": "ActionProhibited",
+    "Unmapped error code 0x68": KeyFunctionNotPermitted.__name__,
+    "Unmapped error code 0x140": "CurveNotSupported",
     "User type invalid. Should never see this.": "UserTypeInvalid",
 }
 

@@ -11,11 +11,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
-from pkcs11.exceptions import PKCS11Error, UserNotLoggedIn
+from pkcs11.exceptions import (
+    KeySizeRange,
+    KeyTypeInconsistent,
+    MechanismInvalid,
+    MechanismParamInvalid,
+    PKCS11Error,
+    UserNotLoggedIn,
+)
 
-from dpop_agent.signer.pkcs11.module import Module
+from dpop_agent.signer.pkcs11.module import KeyFunctionNotPermitted, Module
 
-_CKR_USER_NOT_LOGGED_IN = 0x101
+_ERRORS = {
+    0x62: KeySizeRange,
+    0x63: KeyTypeInconsistent,
+    0x68: KeyFunctionNotPermitted,
+    0x70: MechanismInvalid,
+    0x71: MechanismParamInvalid,
+    0x101: UserNotLoggedIn,
+}
+"""CKR_* that somebody tells from others (PKCS#11 3.0 appendix B)."""
+
 _MAX_SIGNATURE = 8192
 
 
@@ -98,21 +114,21 @@ class Signing:
             self._functions.C_SignFinal(self._session, signature, ctypes.byref(size))
             raise
 
-    def signature(self, data: bytes) -> bytes:
-        """C_Sign.
+    def signature(self, data: bytes, *, size: int = _MAX_SIGNATURE) -> bytes:
+        """C_Sign, with room for so many bytes.
 
         Raises:
             PKCS11Error
         """
-        size = ctypes.c_ulong(_MAX_SIGNATURE)
-        signature = ctypes.create_string_buffer(size.value)
-        code = self._functions.C_Sign(self._session, data, len(data), signature, ctypes.byref(size))
+        room = ctypes.c_ulong(size)
+        signature = ctypes.create_string_buffer(size)
+        code = self._functions.C_Sign(self._session, data, len(data), signature, ctypes.byref(room))
         _require_ok("C_Sign", code)
-        return signature.raw[: size.value]
+        return signature.raw[: room.value]
 
 
 def _require_ok(name: str, code: int) -> None:
-    if code == _CKR_USER_NOT_LOGGED_IN:
-        raise UserNotLoggedIn
+    if code in _ERRORS:
+        raise _ERRORS[code]
     if code:
         raise PKCS11Error(f"{name}: {code:#x}")

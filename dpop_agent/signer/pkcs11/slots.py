@@ -19,12 +19,12 @@ from dpop_agent.errors import (
     SignerFailed,
     SlotTaken,
 )
-from dpop_agent.jose import ALGORITHMS, Algorithm, thumbprint
+from dpop_agent.jose import ALGORITHMS, thumbprint
 from dpop_agent.signer.authority import Authority
 from dpop_agent.signer.pkcs11 import attributes, keys, vendors
 from dpop_agent.signer.pkcs11.attributes import Unreadable
 from dpop_agent.signer.pkcs11.keys import Key
-from dpop_agent.signer.pkcs11.store import OtherAlgorithm, TokenStore
+from dpop_agent.signer.pkcs11.store import TokenStore
 from dpop_agent.signer.pkcs11.token import Token
 from dpop_agent.signer.store import ANY_SLOT, Attests, KeyInfo, Listed, Slot, SlotStore
 
@@ -128,15 +128,10 @@ class CardStore(TokenStore, SlotStore, Attests):
     def find(self, ref: str, alg: str, *, self_test: bool, anew: bool = False) -> KeyInfo | None:
         if self._slots.name(ref) is None:
             return None  # one of the reserved places
-        found = super().find(ref, alg, self_test=self_test)
-        if found is None and anew:
-            with self._guard("looking for a key"):
-                self._look_anew()
-            found = super().find(ref, alg, self_test=self_test)
-        return found
+        return super().find(ref, alg, self_test=self_test, anew=anew)
 
-    def objects(self, *, begin: bool) -> Listed:
-        listed = super().objects(begin=begin)
+    def objects(self, *, begin: bool, anew: bool = False) -> Listed:
+        listed = super().objects(begin=begin, anew=anew)
         ours = [item for item in listed.objects if item["ref"] not in self._slots.reserved]
         return Listed(ours, listed.more)
 
@@ -148,7 +143,7 @@ class CardStore(TokenStore, SlotStore, Attests):
 
     def attestation(self, ref: str, jkt: str) -> list[str]:
         with self._guard("reading an attestation"):
-            opened = self._load(ref, None)
+            opened = self._load(ref)
             if opened is None or opened.info.jkt != jkt:
                 raise KeyMissing("that key's slot holds another key now")
             own = self._attested(ref)
@@ -213,19 +208,20 @@ class CardStore(TokenStore, SlotStore, Attests):
         except (DPoPAgentError, PKCS11Error):
             self.broken = True
 
-    def _load(self, ref: str, alg: Algorithm | None) -> Key | None:
-        try:
-            return super()._load(ref, alg)
-        except OtherAlgorithm:
-            return None  # another key has the slot
-
     def _read_back(self, ref: str, private: Any, jwk: dict[str, str]) -> Key:
         plain = super()._read_back(ref, private, jwk)
         pin, touch = self._policies(ref)
         info = replace(plain.info, slot=self._slots.name(ref), touch=vendors.TOUCH.get(touch))
         asks_pin = plain.asks_pin or pin == vendors.PIN_ALWAYS
         # A slot may have another key by now, and a card is slower than a check.
-        return SlotKey(self._token, private, info, asks_pin=asks_pin, checks_each=True)
+        return SlotKey(
+            self._token,
+            private,
+            info,
+            asks_pin=asks_pin,
+            checks_each=True,
+            may_sign=plain.may_sign,
+        )
 
     def _policies(self, ref: str) -> tuple[int, int]:
         """The numbers of its PIN's and its touch's policy, by its attestation; 0 for unknown."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -17,16 +17,18 @@ from pkcs11 import Attribute, ObjectClass
 from pkcs11.exceptions import PKCS11Error
 
 from dpop_agent.errors import (
+    AlgorithmUnsupported,
     DPoPAgentError,
     KeyMissing,
+    KeyUnusable,
     ObjectLeft,
     PinRefused,
     SignerFailed,
 )
-from dpop_agent.jose import ALGORITHMS, Algorithm, alg_of, thumbprint
+from dpop_agent.jose import ALGORITHMS, RSA_BITS_TAKEN, Algorithm, alg_of, rsa_bits, thumbprint
 from dpop_agent.signer.pkcs11 import attributes, keys
-from dpop_agent.signer.pkcs11.attributes import UnexpectedObject, Unreadable
-from dpop_agent.signer.pkcs11.keys import Key
+from dpop_agent.signer.pkcs11.attributes import UnexpectedObject
+from dpop_agent.signer.pkcs11.keys import Key, WrongSignature
 from dpop_agent.signer.pkcs11.module import error_name
 from dpop_agent.signer.pkcs11.token import Token
 from dpop_agent.signer.store import KeyInfo, Listed, ListsKeys, PinStore, TellsHalfMade
@@ -52,10 +54,6 @@ _CANT_DELETE = (
 
 class NotDeleted(SignerFailed):
     """The module failed to delete one key. Another try may succeed."""
-
-
-class OtherAlgorithm(UnexpectedObject):
-    """There is a key pair, for another algorithm."""
 
 
 class TokenStore(PinStore, ListsKeys):
@@ -87,32 +85,61 @@ class TokenStore(PinStore, ListsKeys):
         with self._guard("releasing the PKCS#11 token"):
             self._token.release()
 
-    def find(self, ref: str, alg: str, *, self_test: bool, anew: bool = False) -> KeyInfo | None:  # noqa: ARG002  (it is looked for each time)
-        self._keys.pop(ref, None)
+    def find(self, ref: str, alg: str, *, self_test: bool, anew: bool = False) -> KeyInfo | None:
         with self._guard("looking for a key"):
-            opened = self._load(ref, ALGORITHMS[alg])
-            if opened is not None and self_test:
-                opened.sign(ALGORITHMS[alg], secrets.token_bytes(32))
-        return None if opened is None else opened.info
+            opened = self._look_for(ref, lambda key: key is not None or not anew, anew=anew)
+            if opened is None:
+                return None
+            try:
+                _require_suitable(opened, ALGORITHMS[alg])
+            except AlgorithmUnsupported:
+                if anew:
+                    raise
+                return None  # another key than the agent had there
+            if self_test:
+                self._signature(opened, ALGORITHMS[alg], secrets.token_bytes(32))
+        return opened.info
 
     def sign(self, ref: str, jkt: str, alg: str, signing_input: bytes) -> bytes:
         with self._guard("signing"):
-            key = self._the_key(ref, jkt, ALGORITHMS[alg])
+            key = self._the_key(ref, jkt)
             if key.asks_pin and self._token.may_have_been_pulled():
                 self._look_anew()
-                key = self._the_key(ref, jkt, ALGORITHMS[alg])
-            return key.sign(ALGORITHMS[alg], signing_input)
+                key = self._the_key(ref, jkt)
+            return self._signature(key, ALGORITHMS[alg], signing_input)
+
+    def _signature(self, key: Key, alg: Algorithm, data: bytes) -> bytes:
+        """A signature; a key that can't make one keeps no other from it."""
+        try:
+            return key.sign(alg, data)
+        except PKCS11Error as e:
+            if error_name(e) not in keys.REFUSED:
+                raise
+            self._end_operation()
+            raise KeyUnusable(
+                f"the PKCS#11 token doesn't sign for {alg.name} with the key {key.info.ref} "
+                f"({error_name(e)})",
+                hint="see with its vendor's tool what that key may be used for",
+            ) from e
+        except WrongSignature:
+            self._end_operation()
+            raise
+
+    def _end_operation(self) -> None:
+        """Leave nothing behind of a signature that failed (PKCS#11 3.0 section 5.13)."""
+        self._keys.clear()
+        if self._token.opens_anew():
+            self._look_anew()
+        else:
+            self.broken = True
 
     def destroy(self, ref: str, jkt: str) -> None:
         self._keys.pop(ref, None)
         with self._guard("destroying a key"):
             private = keys.objects_with(self._token, ref, ObjectClass.PRIVATE_KEY)
             public = keys.objects_with(self._token, ref, ObjectClass.PUBLIC_KEY)
-            try:
-                strange = any(thumbprint(attributes.public_jwk(key)) != jkt for key in public)
-            except UnexpectedObject as e:
-                raise Unreadable(e.message, hint=e.hint) from e
-            if strange or len(private) > min(1, len(public)):
+            jkts = [thumbprint(jwk) for jwk in keys.public_keys(self._token, ref)]
+            if any(found != jkt for found in jkts) or len(private) > min(1, len(jkts)):
                 raise KeyMissing(
                     f"what has the id {ref} on the PKCS#11 token isn't the agent's key any more",
                     hint="it is left alone; see: dpop-agent status",
@@ -134,7 +161,10 @@ class TokenStore(PinStore, ListsKeys):
                     hint="nothing: deleting is tried again, with growing pauses",
                 ) from e
 
-    def objects(self, *, begin: bool) -> Listed:
+    def objects(self, *, begin: bool, anew: bool = False) -> Listed:
+        if anew and self._token.opens_anew():
+            with self._guard("looking for keys"):
+                self._look_anew()
         if begin:
             if self._token.may_have_been_pulled():  # modules list what they remember
                 self._look_anew()
@@ -164,38 +194,69 @@ class TokenStore(PinStore, ListsKeys):
             yield None
         for key in private:
             item = attributes.shown(key)
-            yield item | _told_by(public[item["ref"]])
+            yield item | _told_by(self._public_keys(item["ref"], public[item["ref"]]))
 
-    def _the_key(self, ref: str, jkt: str, alg: Algorithm) -> Key:
+    def _public_keys(self, ref: str, public: list[Any]) -> list[dict[str, str]]:
+        """The JWKs of those, where there are none of certificates; none if they can't be read."""
+        try:
+            if public or not ref:
+                return [attributes.public_jwk(key) for key in public]
+            return keys.public_keys(self._token, ref)
+        except (UnexpectedObject, *attributes.UNREADABLE):
+            return []
+
+    def _the_key(self, ref: str, jkt: str) -> Key:
         """Exactly the key with that thumbprint.
 
         Raises:
             KeyMissing
         """
-        opened = self._keys.get(ref) or self._load(ref, alg)
-        if (opened is None or opened.info.jkt != jkt) and self._token.is_view_old():
-            # Modules show an object list from before a card was pulled: look anew.
-            self._look_anew()
-            opened = self._load(ref, alg)
+        opened = self._keys.get(ref)
+        if opened is None or opened.info.jkt != jkt:
+            opened = self._look_for(ref, lambda key: key is not None and key.info.jkt == jkt)
         if opened is None:
             raise KeyMissing(f"the PKCS#11 token {self._token.uri} has no key with the id {ref}")
         if opened.info.jkt != jkt:
             raise KeyMissing(f"the key with the id {ref} on the PKCS#11 token isn't the one it was")
         return opened
 
-    def _load(self, ref: str, alg: Algorithm | None) -> Key | None:
-        """Find exactly one key pair and read it back; `alg` None takes any.
+    def _look_for(
+        self, ref: str, fits: Callable[[Key | None], bool], *, anew: bool = False
+    ) -> Key | None:
+        """What `ref` finds. Modules go on showing what they saw when they opened the PKCS#11 token,
+        such as before a card was pulled: what doesn't fit is looked for once more in a new view,
+        where this one is old, or with `anew` in any case.
 
         Raises:
-            OtherAlgorithm, UnexpectedObject
+            UnexpectedObject
         """
+        failed: UnexpectedObject | None = None
+        opened = None
+        try:
+            opened = self._load(ref)
+        except UnexpectedObject as e:
+            failed = e
+        else:
+            if fits(opened):
+                return opened
+        if self._token.is_view_old() or (anew and self._token.opens_anew()):
+            self._look_anew()
+            return self._load(ref)
+        if failed is not None:
+            raise failed
+        return opened
+
+    def _load(self, ref: str) -> Key | None:
+        """Find exactly one key pair and read it back.
+
+        Raises:
+            UnexpectedObject
+        """
+        self._keys.pop(ref, None)
         found = keys.pair(self._token, ref)
         if found is None:
             return None
-        private, public = found
-        jwk = attributes.public_jwk(public)
-        if alg is not None and (jwk["kty"], jwk.get("crv")) != (alg.kty, alg.crv):
-            raise OtherAlgorithm(f"the key with the id {ref} isn't one for {alg.name}")
+        private, jwk = found
         opened = self._keys[ref] = self._read_back(ref, private, jwk)
         return opened
 
@@ -209,7 +270,15 @@ class TokenStore(PinStore, ListsKeys):
             local=attributes.read(private, Attribute.LOCAL),
         )
         asks_pin = attributes.read(private, Attribute.ALWAYS_AUTHENTICATE) is True
-        return Key(self._token, private, info, asks_pin=asks_pin, checks_each=self._checks_each)
+        may_sign = attributes.read(private, Attribute.SIGN) is not False
+        return Key(
+            self._token,
+            private,
+            info,
+            asks_pin=asks_pin,
+            checks_each=self._checks_each,
+            may_sign=may_sign,
+        )
 
     def _look_anew(self) -> None:
         """See the token as it is now; modules go on showing what they saw when they opened it."""
@@ -231,10 +300,7 @@ class TokenStore(PinStore, ListsKeys):
                 f"{doing} failed in the PKCS#11 module ({error_name(e)})",
                 hint="see: dpop-agent status",
             ) from e
-        except (Unreadable, NotDeleted):
-            raise
-        except UnexpectedObject:
-            self.broken = self._token.is_view_old()
+        except (UnexpectedObject, NotDeleted):  # one key's trouble
             raise
         except (SignerFailed, PinRefused):
             self.broken = True
@@ -275,10 +341,36 @@ class Pkcs11Store(TokenStore, TellsHalfMade):
             return thumbprint(attributes.public_jwk(public[0])) if public and not private else None
 
 
-def _told_by(public: list[Any]) -> dict[str, str | None]:
+def _require_suitable(key: Key, alg: Algorithm) -> None:
+    """Let pass a key that can sign for an algorithm, before it is tried.
+
+    Raises:
+        AlgorithmUnsupported
+    """
+    jwk, ref = key.info.jwk, key.info.ref
+    if (jwk["kty"], jwk.get("crv")) != (alg.kty, alg.crv):
+        fitting = [
+            name
+            for name, row in ALGORITHMS.items()
+            if (row.kty, row.crv) == (jwk["kty"], jwk.get("crv"))
+        ]
+        raise AlgorithmUnsupported(
+            f"the key {ref} isn't one for {alg.name}", hint=f"it is one for {' or '.join(fitting)}"
+        )
+    if alg.kty == "RSA" and rsa_bits(jwk) not in RSA_BITS_TAKEN:
+        raise AlgorithmUnsupported(
+            f"the key {ref} is RSA with {rsa_bits(jwk)} bits, {RSA_BITS_TAKEN[0]} to "
+            f"{RSA_BITS_TAKEN[-1]} are taken (RFC 7518 section 3.3)",
+            hint="take another key",
+        )
+    if not key.may_sign:
+        raise AlgorithmUnsupported(
+            f"the key {ref} isn't for signing (CKA_SIGN is false)", hint="take another key"
+        )
+
+
+def _told_by(public: list[dict[str, str]]) -> dict[str, str | None]:
     """`jkt` and `alg` by the one public key with an id; None if they can't be told."""
     if len(public) == 1:
-        with suppress(UnexpectedObject):  # one that the agent can't have made
-            jwk = attributes.public_jwk(public[0])
-            return {"jkt": thumbprint(jwk), "alg": alg_of(jwk)}
+        return {"jkt": thumbprint(public[0]), "alg": alg_of(public[0])}
     return {"jkt": None, "alg": None}

@@ -173,6 +173,20 @@ class Token:
             return False
         return name == self._name
 
+    def opens_anew(self) -> bool:
+        """Whether it can be opened again now by itself: nobody types, and no last try is spent."""
+        if not discovery.has_login(self._found.flags):
+            return True
+        if self.accepted_pin is None:
+            return False
+        try:
+            self.require_tries()
+        except PinRefused:
+            return False
+        except PKCS11Error:  # it went away, which opening it tells
+            pass
+        return True
+
     def may_have_been_pulled(self) -> bool:
         """Whether a card came or went since it was opened: a login may have nobody to judge it."""
         return pcsc.insertions() != self._insertions
