@@ -29,6 +29,7 @@ from tests.piv_card import Card
 from tests.processes import ROOT, START_S, Token, end
 
 OPENSC = ("opensc-pkcs11",)
+P11KIT = ("libp11-kit0", "p11-kit-modules")
 NSS = ("libnss3", "libnss3-tools")
 KEYRING = ("dbus-daemon", "gnome-keyring", "libsecret-tools")
 TPM = (

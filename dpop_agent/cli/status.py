@@ -147,9 +147,8 @@ def _unknown(store: dict[str, Any]) -> list[str]:
     many = store.get("unknown_count", len(unknown))
     refs = [found["ref"] for found in unknown]
     rows = [(_id(found["ref"]), found["label"] or None) for found in unknown]
-    adopt = f"key adopt NAME --store {name}"
-    ways = [f"dpop-agent {adopt} --ref REF"] * any(map(_id, refs))
-    ways += [f"dpop-agent {adopt} --label LABEL"] * any(ref and not _id(ref) for ref in refs)
+    ways = ["--ref REF"] * any(map(_id, refs))
+    ways += ["--label LABEL"] * any(ref and not _id(ref) for ref in refs)
     return [
         "",
         output.plain(
@@ -157,7 +156,10 @@ def _unknown(store: dict[str, Any]) -> list[str]:
             "left alone"
         ),
         *output.table(("REF", "LABEL"), rows),
-        *(output.plain(f"to adopt one: {way}") for way in ways),
+        *(
+            output.plain(f"to adopt one: dpop-agent key adopt NAME {way} --store {name}")
+            for way in ways
+        ),
         output.plain(f"after a lost ledger: dpop-agent key adopt --all --store {name}"),
     ]
 

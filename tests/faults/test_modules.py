@@ -206,7 +206,7 @@ def test_a_key_without_an_id_is_adopted_by_its_label(
     on_token.make_stranger(faulty_token.token, key_id="", label="no id")
     wire.result("reload")
     shown = agent.run("status", check=True).stdout
-    assert "to adopt one: dpop-agent key adopt NAME --store softhsm --label LABEL" in shown
+    assert "to adopt one: dpop-agent key adopt NAME --label LABEL --store softhsm" in shown
     assert "--ref" not in shown
     agent.run("key", "adopt", "foreign", "--label", "no id", check=True)
     wire.result("key.activate", key="foreign", generation=1)
@@ -330,3 +330,13 @@ def test_a_module_that_takes_a_buffer_of_64_bytes_alone_signs_with_ed25519(
     faulty_token.rules("C_Sign exact 64")
     agent.create_key("ed", alg="EdDSA")
     proves(agent, "ed")
+
+
+def test_a_key_that_doesnt_sign_once_it_is_made_leaves_nothing_behind(
+    faulty_token: Faulty, wire: Wire
+) -> None:
+    before = on_token.objects(faulty_token.token)
+    faulty_token.rules("C_SignInit return 0x68")
+    assert wire.error("key.create", key="shop")["type"] == "key_unusable"
+    faulty_token.rules()
+    assert on_token.objects(faulty_token.token) == before

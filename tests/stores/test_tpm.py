@@ -25,6 +25,8 @@ from tests.stores.conformance import (
 )
 from tests.timing import Measured
 
+STRANGER = "aa" * 16
+
 
 @pytest.fixture
 def agent(make_agent: Callable[..., Agent], tpm: Tpm) -> Agent:
@@ -152,3 +154,28 @@ def test_a_tpm_that_locked_itself_says_so_and_works_again_once_it_is_reset(
         wire.result("unlock", store=name)
     until_open(agent)
     assert prove(agent) == jkt
+
+
+def test_what_another_program_made_or_deleted_is_seen_by_reload(agent: Agent, tpm: Tpm) -> None:
+    jkt = make(agent)
+    signer = until_open(agent)["signer_pid"]
+    with Wire(agent.admin_socket, timeout=60) as wire:
+        for refs in ([STRANGER], []):
+            if refs:
+                on_token.make_stranger(tpm.token, key_id=STRANGER)
+            else:
+                on_token.delete(tpm.token, STRANGER)
+            wire.result("reload")
+            assert [found["ref"] for found in store(agent)["unknown"]] == refs
+    assert prove(agent) == jkt
+    assert store(agent)["signer_pid"] == signer
+
+
+def test_a_key_that_another_program_just_made_can_be_adopted(agent: Agent, tpm: Tpm) -> None:
+    on_token.make_stranger(tpm.token, key_id=STRANGER)
+    with Wire(agent.admin_socket, timeout=60) as wire:
+        wire.result("key.adopt", key="shop", ref=STRANGER)
+        wire.result("key.activate", key="shop", generation=1)
+        on_token.make_stranger(tpm.token, key_id="bb" * 16, label="another")
+        wire.result("key.adopt", key="other", label="another")
+    prove(agent)

@@ -63,6 +63,7 @@ GOOD: dict[str, list[dict[str, Any]]] = {
             "objects": [
                 {"ref": "", "label": "", "jkt": None, "alg": None},
                 {"ref": "01", "label": "a", "jkt": thumbprint(EC), "alg": "ES256"},
+                {"ref": "label:61", "label": "a", "jkt": None, "alg": None},
             ],
             "more": False,
             "slots": {"total": 24, "free": 3},
@@ -129,6 +130,14 @@ def test_an_answer_with_a_member_too_many_too_few_or_of_another_kind_is_a_dead_s
 )
 def test_a_key_that_contradicts_itself_is_a_dead_signers(member: str, wrong: object) -> None:
     assert not FORMS["generate"]({**KEY, member: wrong})
+
+
+@pytest.mark.parametrize("bits", [1024, 2047, 4097, 8192])
+def test_an_rsa_key_that_is_never_adopted_is_a_dead_signers(bits: int) -> None:
+    jwk = rsa_jwk((1 << bits - 1) + 1, 65537)
+    request = {"op": "find", "alg": "RS256"}
+    found = {"key": {**KEY, "jwk": jwk, "jkt": thumbprint(jwk)}, "half": None}
+    assert not result_form(request)(found)
 
 
 @pytest.mark.parametrize("alg", ALGORITHMS)

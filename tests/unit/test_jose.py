@@ -181,3 +181,11 @@ def test_what_is_not_plain_json_with_unique_members_is_refused(data: bytes) -> N
 def test_json_that_is_no_object_is_told_apart(data: bytes) -> None:
     with pytest.raises(jose.NotAnObject):
         jose.json_object(data)
+
+
+@pytest.mark.parametrize("bits", [2048, 2049, 3072, 4096])
+def test_an_rsa_signature_is_as_long_as_its_keys_modulus(bits: int) -> None:
+    jwk = jose.rsa_jwk((1 << bits - 1) + 1, 65537)
+    assert jose.rsa_bits(jwk) == bits
+    for alg in ("RS256", "PS256"):
+        assert jose.signature_size(jose.ALGORITHMS[alg], jwk) == (bits + 7) // 8

@@ -7,6 +7,7 @@ import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import keyring.core
@@ -338,6 +339,14 @@ def test_a_keychain_that_is_not_here_is_absent(backend: str) -> None:
     with pytest.raises(StoreAbsent) as caught:
         KeychainStore(backend=backend).open()
     assert caught.value.hint
+
+
+def test_kwallet_names_the_package_that_it_lacks() -> None:
+    if find_spec("dbus") is not None:
+        pytest.skip("dbus-python is here")
+    with pytest.raises(StoreAbsent) as caught:
+        KeychainStore(backend="keyring.backends.kwallet.DBusKeyring").open()
+    assert "install the package dbus-python (Debian: python3-dbus)" in caught.value.hint
 
 
 def test_the_environment_does_not_choose_the_place_or_the_backend(

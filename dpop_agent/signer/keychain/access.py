@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from importlib.util import find_spec
 from typing import Any, NoReturn
 
 from dpop_agent.config import BACKENDS
@@ -17,6 +18,10 @@ that what waits behind a stuck one is still served."""
 
 PROGRAMS = "Passwords and Keys (seahorse) or the like"
 _LOCKED_HINT = f"unlock it, as the login does, or in {PROGRAMS}"
+_DBUS_HINT = (
+    "install the package dbus-python (Debian: python3-dbus) where dpop-agent's Python finds it, or "
+    "leave out backend: KWallet is a Secret Service too"
+)
 _ABSENT_HINT = "it needs the D-Bus session of a login, and a keyring daemon there"
 
 
@@ -107,11 +112,14 @@ class Keychain:
                 said = str(e).splitlines()
                 raise StoreAbsent(
                     f"there is no keychain here ({said[0][:200] if said else type(e).__name__})",
-                    hint=_ABSENT_HINT,
+                    hint=_DBUS_HINT if self._lacks_dbus() else _ABSENT_HINT,
                 ) from e
         if self._name == "keyring.backends.SecretService.Keyring":
             return _unlocked_collection()
         return str(self._backend.name)
+
+    def _lacks_dbus(self) -> bool:
+        return self._name.startswith("keyring.backends.kwallet.") and find_spec("dbus") is None
 
 
 def _unlocked_collection() -> str:

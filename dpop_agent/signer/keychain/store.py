@@ -127,7 +127,7 @@ class KeychainStore(Store):
         if read is not None and read.info.jkt != jkt:
             raise KeyMissing(
                 f"what has the ref {ref} in the keychain isn't the agent's key any more",
-                hint=f"delete it in {PROGRAMS} if nobody needs it",
+                hint=f"it is left alone; you find it in {PROGRAMS}",
             )
         self._keys.pop(ref, None)
         if read is not None:

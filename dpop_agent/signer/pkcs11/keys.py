@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass
@@ -258,8 +259,8 @@ def pair(token: Token, ref: str) -> tuple[Any, dict[str, str]] | None:
     return private[0], public[0]
 
 
-def generate_pair(token: Token, ref: str, alg: Algorithm, label: str) -> tuple[Any, Any]:
-    """Make a key pair with the CKA_ID `ref`: its private and its public key.
+def generate_pair(token: Token, ref: str, alg: Algorithm, label: str) -> None:
+    """Make a key pair with the CKA_ID `ref`.
 
     Raises:
         AlgorithmUnsupported, SignerFailed, PKCS11Error
@@ -280,9 +281,9 @@ def generate_pair(token: Token, ref: str, alg: Algorithm, label: str) -> tuple[A
             }
             try:
                 if curve is None:
-                    made = token.session.generate_keypair(KeyType.RSA, RSA_BITS, **arguments)
+                    token.session.generate_keypair(KeyType.RSA, RSA_BITS, **arguments)
                 else:
-                    made = token.session.create_domain_parameters(
+                    token.session.create_domain_parameters(
                         attributes.KEY_TYPES[alg.kty], {Attribute.EC_PARAMS: curve}, local=True
                     ).generate_keypair(**arguments)
             except attributes.TEMPLATE_REFUSED as e:
@@ -297,17 +298,15 @@ def generate_pair(token: Token, ref: str, alg: Algorithm, label: str) -> tuple[A
                 refused = e
                 break
             else:
-                public, private = made
-                return private, public
+                return
     if refused is not None and error_name(refused) in attributes.CURVE_REFUSED:
         raise AlgorithmUnsupported(f"the PKCS#11 token can't make keys for {alg.name}") from refused
     raise SignerFailed(f"the PKCS#11 token refused every key template ({refused})")
 
 
-def undo(made: Iterable[Any]) -> None:
+def undo(token: Token, ref: str) -> None:
     """Destroy what was just made and is of no use; nobody would find it by its jkt."""
-    try:
-        for key in made:
-            key.destroy()
-    except PKCS11Error:
-        pass  # it stays pending, and is looked for again
+    with suppress(PKCS11Error):  # it stays pending, and is looked for again
+        for kind in (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY):
+            for key in objects_with(token, ref, kind):
+                key.destroy()

@@ -318,14 +318,14 @@ class Pkcs11Store(TokenStore, TellsHalfMade):
         with self._guard("generating a key"):
             if keys.objects_with(self._token, ref, ObjectClass.PRIVATE_KEY):
                 raise SignerFailed(f"the PKCS#11 token has a key with the id {ref} already")
-            made = keys.generate_pair(self._token, ref, ALGORITHMS[alg], label)
+            keys.generate_pair(self._token, ref, ALGORITHMS[alg], label)
         try:
             info = self.find(ref, alg, self_test=True)
-        except SignerFailed:
-            keys.undo(made)
+            if info is None:
+                raise SignerFailed("the key that was just made isn't on the PKCS#11 token")
+        except DPoPAgentError:
+            keys.undo(self._token, ref)
             raise
-        if info is None:
-            raise SignerFailed("the key that was just made isn't on the PKCS#11 token")
         if info.exportable:
             self.destroy(ref, info.jkt)
             raise SignerFailed(
