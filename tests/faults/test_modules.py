@@ -299,6 +299,21 @@ def test_a_key_that_the_module_wont_sign_with_has_its_error_alone(
         proves(agent, "other")
 
 
+@pytest.mark.parametrize("attribute", [0x100, 0x103, 0x162, 0x180, 0x181, 0x202])
+def test_a_key_of_our_own_that_cant_be_read_has_its_error_alone(
+    faulty_token: Faulty, agent: Agent, wire: Wire, attribute: int
+) -> None:
+    wire.result("key.create", key="other")
+    for how in ("return 0x6", "return 0x30", "value fffe"):
+        faulty_token.rules(f"attribute dpop-agent%20other@1 {attribute:#x} {how}")
+        wire.result("reload")
+        wire.ask("proof", htm=HTM, htu=HTU, key="other")
+        proves(agent, "own")
+    faulty_token.rules()
+    wire.result("reload")
+    proves(agent, "other")
+
+
 # Algorithms
 
 

@@ -96,6 +96,21 @@ def test_a_foreign_object_whose_attributes_are_garbage_disturbs_nobody(
         beside.goes_on()
 
 
+def test_a_foreign_certificate_that_cant_be_read_disturbs_nobody(
+    faulty_token: Faulty, beside: Beside
+) -> None:
+    on_token.certify(faulty_token.token, key_id="aa")
+    beside.goes_on()
+    (unknown,) = store(beside.agent)["unknown"]
+    assert unknown["jkt"] is not None
+    spoilt = [f"return {code:#x}" for code in ERRORS.values()] + [f"value {v}" for v in GARBAGE]
+    for number, how in product((0x11, 0x102, 0x180), spoilt):
+        faulty_token.rules(f"attribute {STRANGE} {number:#x} {how}")
+        beside.goes_on()
+        error = beside.wire.error("key.adopt", key="foreign", ref="aa", alg="RS256")
+        assert error["type"] != "timeout"
+
+
 def test_a_label_in_latin_1_is_left_out_and_its_key_is_listed(
     faulty_token: Faulty, beside: Beside
 ) -> None:

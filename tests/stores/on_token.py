@@ -176,6 +176,7 @@ def _main(
                         Attribute.CERTIFICATE_TYPE: CertificateType.X_509,
                         Attribute.TOKEN: True,
                         Attribute.ID: bytes.fromhex(key_id),
+                        Attribute.LABEL: public[Attribute.LABEL],
                         Attribute.SUBJECT: b"somebody",
                         Attribute.VALUE: certificate(key, serial),
                     }

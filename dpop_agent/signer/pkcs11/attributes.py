@@ -165,7 +165,7 @@ def certified_jwk(certificate: Any) -> dict[str, str]:
         )
     except (*UNREADABLE, UnsupportedAlgorithm, NoJwk) as e:
         raise UnexpectedObject(
-            f"a certificate on the PKCS#11 token has no public key that can be used ({_cause(e)})"
+            f"a certificate on the PKCS#11 token has no public key that can be used ({cause(e)})"
         ) from e
 
 
@@ -178,10 +178,11 @@ def public_jwk(public: Any) -> dict[str, str]:
     try:
         return _read_jwk(public)
     except UNREADABLE as e:  # such as an object that its module was killed over
-        raise Unreadable(f"a public key on the PKCS#11 token can't be read ({_cause(e)})") from e
+        raise Unreadable(f"a public key on the PKCS#11 token can't be read ({cause(e)})") from e
 
 
-def _cause(error: Exception) -> str:
+def cause(error: Exception) -> str:
+    """What kept something from being read, for people."""
     return error_name(error) if isinstance(error, PKCS11Error) else type(error).__name__
 
 

@@ -96,6 +96,10 @@ class TokenStore(PinStore, ListsKeys):
                 if anew:
                     raise
                 return None  # another key than the agent had there
+            if anew and not opened.may_sign:
+                raise AlgorithmUnsupported(
+                    f"the key {ref} isn't for signing (CKA_SIGN is false)", hint="take another key"
+                )
             if self_test:
                 self._signature(opened, ALGORITHMS[alg], secrets.token_bytes(32))
         return opened.info
@@ -115,23 +119,22 @@ class TokenStore(PinStore, ListsKeys):
         except PKCS11Error as e:
             if error_name(e) not in keys.REFUSED:
                 raise
-            self._end_operation()
+            self._renew()  # C_Sign may have left it under way (PKCS#11 3.0 section 5.13)
             raise KeyUnusable(
                 f"the PKCS#11 token doesn't sign for {alg.name} with the key {key.info.ref} "
                 f"({error_name(e)})",
                 hint="see with its vendor's tool what that key may be used for",
             ) from e
         except WrongSignature:
-            self._end_operation()
+            self.broken = not self._renew()
             raise
 
-    def _end_operation(self) -> None:
-        """Leave nothing behind of a signature that failed (PKCS#11 3.0 section 5.13)."""
-        self._keys.clear()
-        if self._token.opens_anew():
-            self._look_anew()
-        else:
-            self.broken = True
+    def _renew(self) -> bool:
+        """See the token as it is now, and hold nothing from before, where nobody has to type."""
+        if not self._token.opens_anew():
+            return False
+        self._look_anew()
+        return True
 
     def destroy(self, ref: str, jkt: str) -> None:
         self._keys.pop(ref, None)
@@ -162,9 +165,9 @@ class TokenStore(PinStore, ListsKeys):
                 ) from e
 
     def objects(self, *, begin: bool, anew: bool = False) -> Listed:
-        if anew and self._token.opens_anew():
+        if anew:
             with self._guard("looking for keys"):
-                self._look_anew()
+                self._renew()
         if begin:
             if self._token.may_have_been_pulled():  # modules list what they remember
                 self._look_anew()
@@ -225,7 +228,7 @@ class TokenStore(PinStore, ListsKeys):
     ) -> Key | None:
         """What `ref` finds. Modules go on showing what they saw when they opened the PKCS#11 token,
         such as before a card was pulled: what doesn't fit is looked for once more in a new view,
-        where this one is old, or with `anew` in any case.
+        where this one is old, or can't be read, and with `anew` in any case.
 
         Raises:
             UnexpectedObject
@@ -239,8 +242,10 @@ class TokenStore(PinStore, ListsKeys):
         else:
             if fits(opened):
                 return opened
-        if self._token.is_view_old() or (anew and self._token.opens_anew()):
+        if self._token.is_view_old():
             self._look_anew()
+            return self._load(ref)
+        if (anew or failed is not None) and self._renew():
             return self._load(ref)
         if failed is not None:
             raise failed
@@ -257,7 +262,12 @@ class TokenStore(PinStore, ListsKeys):
         if found is None:
             return None
         private, jwk = found
-        opened = self._keys[ref] = self._read_back(ref, private, jwk)
+        try:
+            opened = self._keys[ref] = self._read_back(ref, private, jwk)
+        except attributes.UNREADABLE as e:
+            raise attributes.Unreadable(
+                f"the private key {ref} on the PKCS#11 token can't be read ({attributes.cause(e)})"
+            ) from e
         return opened
 
     def _read_back(self, ref: str, private: Any, jwk: dict[str, str]) -> Key:
@@ -362,10 +372,6 @@ def _require_suitable(key: Key, alg: Algorithm) -> None:
             f"the key {ref} is RSA with {rsa_bits(jwk)} bits, {RSA_BITS_TAKEN[0]} to "
             f"{RSA_BITS_TAKEN[-1]} are taken (RFC 7518 section 3.3)",
             hint="take another key",
-        )
-    if not key.may_sign:
-        raise AlgorithmUnsupported(
-            f"the key {ref} isn't for signing (CKA_SIGN is false)", hint="take another key"
         )
 
 

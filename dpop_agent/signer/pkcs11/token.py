@@ -146,7 +146,9 @@ class Token:
         """
         self._find()
         library = self.module.library
-        self.faulty = vendors.faulty_algorithms(library.manufacturer_id, library.library_version)
+        self.faulty = vendors.faulty_algorithms(
+            library.manufacturer_id, library.library_version, self._found.manufacturer_id
+        )
         self.protection = vendors.protection(
             discovery.unpadded(self._found.manufacturer_id),
             hardware_slot=bool(self._found.slot.flags & SlotFlag.HW_SLOT),

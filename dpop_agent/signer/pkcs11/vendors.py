@@ -31,13 +31,15 @@ def low_tries(*manufacturers: str) -> Literal[2] | None:
     return 2 if slots(*manufacturers) is _PIV else None
 
 
-def faulty_algorithms(library: str, version: tuple[int, int]) -> frozenset[str]:
-    """Algorithms that a module offers and can't do, by its CK_INFO (PKCS#11 3.0 section 3.1).
+def faulty_algorithms(library: str, version: tuple[int, int], token: str) -> frozenset[str]:
+    """Algorithms that a module offers and can't do, by its CK_INFO (PKCS#11 3.0 section 3.1) and
+    its PKCS#11 token's manufacturer.
 
     tpm2-pkcs11 1.9 gives P-521's points in broken DER and has no room for its signatures. PIV has
     no P-521 (NIST SP 800-78-4 table 3-1).
     """
-    if (library.startswith("tpm2-software") and version <= (1, 9)) or library.startswith(_YUBICO):
+    is_old_tpm = library.startswith("tpm2-software") and version <= (1, 9)
+    if is_old_tpm or slots(library, token) is _PIV:
         return frozenset({"ES512"})
     return frozenset()
 
