@@ -13,7 +13,7 @@
     │   └── ParseError, InvalidRequest, MethodNotFound, InvalidParams
     ├── KeyUnusable                  no proof by this key now
     │   └── KeyMismatch, KeyUnknown, KeyPending, KeyStaged, KeySuspended, KeyCompromised,
-    │       KeyRetired, KeyDestroyed, KeyMissing, NoActive
+    │       KeyRetired, KeyDestroyed, KeyMissing, KeyRefused, NoActive
     ├── JktRequired, HtuRefused, PolicyRefused
     ├── StoreUnusable
     │   └── Locked, PinRefused, StoreAbsent, StoreInUse, SignerFailed
@@ -262,6 +262,12 @@ class KeyMissing(KeyUnusable):
 
     wire_type = "key_missing"
     default_hint = "see: dpop-agent status"
+
+
+class KeyRefused(KeyUnusable):
+    """Its store has it, and doesn't sign with it."""
+
+    wire_type = "key_refused"
 
 
 class NoActive(KeyUnusable):

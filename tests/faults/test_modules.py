@@ -294,7 +294,7 @@ def test_a_key_that_the_module_wont_sign_with_has_its_error_alone(
     for call, code in product(("C_SignInit", "C_Sign"), (0x62, 0x63, 0x68, 0x70, 0x71)):
         faulty_token.rules(f"{call} return {code:#x}")
         error = wire.error("proof", htm=HTM, htu=HTU, key="other")
-        assert (error["type"], error["retry"]) == ("key_unusable", "no")
+        assert (error["type"], error["retry"]) == ("key_refused", "no")
         faulty_token.rules()
         proves(agent, "other")
 
@@ -352,6 +352,6 @@ def test_a_key_that_doesnt_sign_once_it_is_made_leaves_nothing_behind(
 ) -> None:
     before = on_token.objects(faulty_token.token)
     faulty_token.rules("C_SignInit return 0x68")
-    assert wire.error("key.create", key="shop")["type"] == "key_unusable"
+    assert wire.error("key.create", key="shop")["type"] == "key_refused"
     faulty_token.rules()
     assert on_token.objects(faulty_token.token) == before

@@ -20,7 +20,7 @@ from dpop_agent.errors import (
     AlgorithmUnsupported,
     DPoPAgentError,
     KeyMissing,
-    KeyUnusable,
+    KeyRefused,
     ObjectLeft,
     PinRefused,
     SignerFailed,
@@ -120,7 +120,7 @@ class TokenStore(PinStore, ListsKeys):
             if error_name(e) not in keys.REFUSED:
                 raise
             self._renew()  # C_Sign may have left it under way (PKCS#11 3.0 section 5.13)
-            raise KeyUnusable(
+            raise KeyRefused(
                 f"the PKCS#11 token doesn't sign for {alg.name} with the key {key.info.ref} "
                 f"({error_name(e)})",
                 hint="see with its vendor's tool what that key may be used for",
