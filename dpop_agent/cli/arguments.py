@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction["Parser"]
 
 # Values that may begin with a dash: a jkt does one time in 64.
-_ANY_TEXT = ("--jkt", "--ath", "--nonce")
+_ANY_TEXT = ("--jkt", "--ath", "--nonce", "--label")
 
 _OPTION = re.compile(r"--?[^0-9.-]")
 """How an option begins, which a negative number doesn't."""

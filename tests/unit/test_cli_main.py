@@ -282,8 +282,8 @@ def optional(parser: Parser) -> list[argparse.Action]:
 
 GROUPS = [["key"], ["ledger"], ["config"]]
 # One of --origin and --any-origin has to be given for a new key; of one that is there it stays.
-# One key is adopted by its name, many by --all.
-WITHOUT_DEFAULT = ("--origin", "--ref", "key")
+# One key is adopted by its name and --ref or --label, many by --all.
+WITHOUT_DEFAULT = ("--origin", "--ref", "--label", "key")
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in GROUPS])
