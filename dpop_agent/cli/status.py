@@ -157,7 +157,10 @@ def _unknown(store: dict[str, Any]) -> list[str]:
         ),
         *output.table(("REF", "LABEL"), rows),
         *(
-            output.plain(f"to adopt one: dpop-agent key adopt NAME {way} --store {name}")
+            output.plain(
+                f"to adopt one: dpop-agent key adopt NAME {way} --store {name} "
+                "--origin https://api.example.com"
+            )
             for way in ways
         ),
         output.plain(f"after a lost ledger: dpop-agent key adopt --all --store {name}"),
