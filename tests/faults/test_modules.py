@@ -57,7 +57,7 @@ def wire(agent: Agent) -> Iterator[Wire]:
 
 def adopt(wire: Wire, **params: Any) -> dict[str, Any]:
     """The foreign key's generation, which is active."""
-    (key,) = wire.result("key.adopt", key="foreign", **params)["keys"]
+    (key,) = wire.result("key.adopt", key="foreign", origins=[], **params)["keys"]
     wire.result("key.activate", key="foreign", generation=1)
     return dict(key["generations"][0])
 
@@ -157,7 +157,7 @@ def test_a_card_behind_another_module_is_known_by_the_pkcs11_tokens_manufacturer
     agent = make_agent(faulty_token.config()).start()
     assert until_open(agent)["unknown"] == []
     with Wire(agent.admin_socket, timeout=60) as wire:
-        assert wire.error("key.adopt", key="foreign", ref="19")["type"] == "key_missing"
+        assert wire.error("key.adopt", key="foreign", origins=[], ref="19")["type"] == "key_missing"
 
 
 # Keys that somebody else made
@@ -186,7 +186,7 @@ def test_a_certificate_of_another_key_is_found_out_before_the_key_is_adopted(
 ) -> None:
     on_token.make_stranger(faulty_token.token, key_id=FOREIGN)
     on_token.certify(faulty_token.token, key_id=FOREIGN, wrongly=True)
-    error = wire.error("key.adopt", key="foreign", ref=FOREIGN)
+    error = wire.error("key.adopt", key="foreign", origins=[], ref=FOREIGN)
     assert "signature isn't its public key's" in error["message"]
 
 
@@ -195,7 +195,7 @@ def test_a_key_with_neither_public_key_nor_certificate_is_told_what_it_lacks(
 ) -> None:
     on_token.make_stranger(faulty_token.token, key_id=FOREIGN)
     on_token.delete(faulty_token.token, FOREIGN, public_alone=True)
-    error = wire.error("key.adopt", key="foreign", ref=FOREIGN)
+    error = wire.error("key.adopt", key="foreign", origins=[], ref=FOREIGN)
     assert "neither a public key nor a certificate" in error["message"]
     assert error["hint"] == "put one of both there with its vendor's tool, with the same id"
 
@@ -208,7 +208,7 @@ def test_a_key_without_an_id_is_adopted_by_its_label(
     shown = agent.run("status", check=True).stdout
     assert "to adopt one: dpop-agent key adopt NAME --label LABEL --store softhsm" in shown
     assert "--ref" not in shown
-    agent.run("key", "adopt", "foreign", "--label", "no id", check=True)
+    agent.run("key", "adopt", "foreign", "--label", "no id", "--any-origin", check=True)
     wire.result("key.activate", key="foreign", generation=1)
     jkt = proves(agent, "foreign")
     assert store(agent)["unknown"] == []
@@ -236,11 +236,13 @@ def test_a_label_that_two_keys_have_is_refused(
 ) -> None:
     for key_id in ids:
         on_token.make_stranger(faulty_token.token, key_id=key_id, label="twice")
-    error = wire.error("key.adopt", key="foreign", label="twice")
+    error = wire.error("key.adopt", key="foreign", origins=[], label="twice")
     assert (error["type"], error["hint"]) == ("invalid_params", hint)
-    assert wire.error("key.adopt", key="foreign", label="none")["type"] == "key_missing"
+    assert wire.error("key.adopt", key="foreign", origins=[], label="none")["type"] == "key_missing"
     for params in ({}, {"label": "twice", "ref": "aa"}):
-        assert wire.error("key.adopt", key="foreign", **params)["type"] == "invalid_params"
+        assert (
+            wire.error("key.adopt", key="foreign", origins=[], **params)["type"] == "invalid_params"
+        )
 
 
 @pytest.mark.parametrize("alg", ["RS256", "PS256"])
@@ -268,7 +270,7 @@ def test_an_unsuitable_key_is_refused_before_it_signs(
 ) -> None:
     on_token.make_stranger(faulty_token.token, key_id=FOREIGN, kind=kind)
     faulty_token.rules("C_SignInit count")
-    error = wire.error("key.adopt", key="foreign", ref=FOREIGN, alg=alg)
+    error = wire.error("key.adopt", key="foreign", origins=[], ref=FOREIGN, alg=alg)
     assert said in f"{error['message']}; {error['hint']}"
     assert faulty_token.calls("C_SignInit") == []
 
@@ -278,7 +280,7 @@ def test_a_key_that_isnt_for_signing_is_refused_before_it_signs(
 ) -> None:
     on_token.make_stranger(faulty_token.token, key_id=FOREIGN, label="no")
     faulty_token.rules("C_SignInit count", "attribute no 0x108 value 00")
-    error = wire.error("key.adopt", key="foreign", ref=FOREIGN)
+    error = wire.error("key.adopt", key="foreign", origins=[], ref=FOREIGN)
     assert (error["type"], "CKA_SIGN is false" in error["message"]) == (
         "algorithm_unsupported",
         True,
@@ -290,7 +292,7 @@ def test_a_key_that_isnt_for_signing_is_refused_before_it_signs(
 def test_a_key_that_the_module_wont_sign_with_has_its_error_alone(
     faulty_token: Faulty, agent: Agent, wire: Wire, alg: str
 ) -> None:
-    wire.result("key.create", key="other", alg=alg)
+    wire.result("key.create", key="other", origins=[], alg=alg)
     for call, code in product(("C_SignInit", "C_Sign"), (0x62, 0x63, 0x68, 0x70, 0x71)):
         faulty_token.rules(f"{call} return {code:#x}")
         error = wire.error("proof", htm=HTM, htu=HTU, key="other")
@@ -303,7 +305,7 @@ def test_a_key_that_the_module_wont_sign_with_has_its_error_alone(
 def test_a_key_of_our_own_that_cant_be_read_has_its_error_alone(
     faulty_token: Faulty, agent: Agent, wire: Wire, attribute: int
 ) -> None:
-    wire.result("key.create", key="other")
+    wire.result("key.create", key="other", origins=[])
     for how in ("return 0x6", "return 0x30", "value fffe"):
         faulty_token.rules(f"attribute dpop-agent%20other@1 {attribute:#x} {how}")
         wire.result("reload")
@@ -323,9 +325,9 @@ def test_where_there_is_no_ec_the_hint_names_an_algorithm_that_works(
     faulty_token.rules("mechanism hide 0x1040")
     agent = make_agent(faulty_token.config()).start()
     until_open(agent)
-    refused = agent.run("key", "create", "shop")
+    refused = agent.run("key", "create", "shop", "--any-origin")
     assert "can't make keys for ES256; give --alg RS256, which it can" in refused.stderr
-    agent.run("key", "create", "shop", "--alg", "RS256", check=True)
+    agent.run("key", "create", "shop", "--any-origin", "--alg", "RS256", check=True)
     proves(agent, "shop")
 
 
@@ -335,7 +337,7 @@ def test_where_no_key_can_be_made_the_hint_names_adoption(
     faulty_token.rules(*(f"mechanism hide {m:#x}" for m in (0x0, 0x1040, 0x1055)))
     agent = make_agent(faulty_token.config()).start()
     until_open(agent)
-    refused = agent.run("key", "create", "shop")
+    refused = agent.run("key", "create", "shop", "--any-origin")
     assert "can't make keys for ES256; make one with its vendor's tool" in refused.stderr
 
 
@@ -352,6 +354,6 @@ def test_a_key_that_doesnt_sign_once_it_is_made_leaves_nothing_behind(
 ) -> None:
     before = on_token.objects(faulty_token.token)
     faulty_token.rules("C_SignInit return 0x68")
-    assert wire.error("key.create", key="shop")["type"] == "key_refused"
+    assert wire.error("key.create", key="shop", origins=[])["type"] == "key_refused"
     faulty_token.rules()
     assert on_token.objects(faulty_token.token) == before

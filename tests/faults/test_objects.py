@@ -107,7 +107,7 @@ def test_a_foreign_certificate_that_cant_be_read_disturbs_nobody(
     for number, how in product((0x11, 0x102, 0x180), spoilt):
         faulty_token.rules(f"attribute {STRANGE} {number:#x} {how}")
         beside.goes_on()
-        error = beside.wire.error("key.adopt", key="foreign", ref="aa", alg="RS256")
+        error = beside.wire.error("key.adopt", key="foreign", ref="aa", origins=[], alg="RS256")
         assert error["type"] != "timeout"
 
 

@@ -57,7 +57,7 @@ def adopts(agent: Agent, token: Token) -> None:
     with Wire(agent.admin_socket, timeout=60) as wire:
         wire.result("reload")
         assert [found["ref"] for found in store(agent)["unknown"]] == [STRANGER]
-        wire.result("key.adopt", key="foreign", ref=STRANGER)
+        wire.result("key.adopt", key="foreign", origins=[], ref=STRANGER)
         wire.result("key.activate", key="foreign", generation=1)
     agent.client().proof("POST", HTU, key="foreign")
     assert store(agent)["signer_pid"] == signer
@@ -88,7 +88,7 @@ def test_a_yubikey_behind_the_proxy_has_slots_and_doesnt_offer_its_attestation_k
     assert [found["ref"] for found in told["unknown"]] == ["01"]
     assert told["slots"] == {"total": 24, "free": 23}
     with Wire(agent.admin_socket, timeout=60) as wire:
-        assert wire.error("key.adopt", key="f9", ref="19")["type"] == "key_missing"
-        wire.result("key.adopt", key="shop", ref="01")
+        assert wire.error("key.adopt", key="f9", origins=[], ref="19")["type"] == "key_missing"
+        wire.result("key.adopt", key="shop", origins=[], ref="01")
         wire.result("key.activate", key="shop", generation=1)
     agent.client().proof("POST", HTU, key="shop")

@@ -174,8 +174,8 @@ def test_what_another_program_made_or_deleted_is_seen_by_reload(agent: Agent, tp
 def test_a_key_that_another_program_just_made_can_be_adopted(agent: Agent, tpm: Tpm) -> None:
     on_token.make_stranger(tpm.token, key_id=STRANGER)
     with Wire(agent.admin_socket, timeout=60) as wire:
-        wire.result("key.adopt", key="shop", ref=STRANGER)
+        wire.result("key.adopt", key="shop", origins=[], ref=STRANGER)
         wire.result("key.activate", key="shop", generation=1)
         on_token.make_stranger(tpm.token, key_id="bb" * 16, label="another")
-        wire.result("key.adopt", key="other", label="another")
+        wire.result("key.adopt", key="other", origins=[], label="another")
     prove(agent)
