@@ -155,7 +155,8 @@ def test_a_card_behind_another_module_is_known_by_the_pkcs11_tokens_manufacturer
     faulty_token.rules("token manufacturer " + b"Yubico (www.yubico.com)".hex())
     on_token.make_stranger(faulty_token.token, key_id="19")  # where a card's attestation key is
     agent = make_agent(faulty_token.config()).start()
-    assert until_open(agent)["unknown"] == []
+    until(lambda: store(agent)["slots"])
+    assert store(agent)["unknown"] == []
     with Wire(agent.admin_socket, timeout=60) as wire:
         assert wire.error("key.adopt", key="foreign", origins=[], ref="19")["type"] == "key_missing"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent.places import changed_config, store, until_open
+from tests.agent.places import changed_config, store, until, until_open
 from tests.agent.wire import Wire
 from tests.emulators import P11KIT, Tpm, YubiKey, file_of, need
 from tests.processes import Agent, Token
@@ -84,6 +84,7 @@ def test_a_yubikey_behind_the_proxy_has_slots_and_doesnt_offer_its_attestation_k
 ) -> None:
     yubikey.card.make_key(0x9A)
     agent = behind(yubikey.token)
+    until(lambda: store(agent)["slots"])  # it is looked into once it is open
     told = store(agent)
     assert [found["ref"] for found in told["unknown"]] == ["01"]
     assert told["slots"] == {"total": 24, "free": 23}
