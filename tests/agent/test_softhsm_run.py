@@ -56,7 +56,7 @@ def test_once_shows_a_verified_proof_and_leaves_nothing_but_its_state(
         assert done.returncode == 0, done.stderr
         assert "ok jkt=" in done.stderr
         assert done.stdout == ""
-        (socket,) = re.findall(r" serving (\S+)/agent.sock ", done.stderr)
+        (socket,) = re.findall(r" serving (\S+)/agent.sock[ ,]", done.stderr)
         assert not Path(socket).exists()
         assert "export DPOP_AGENT_SOCK" not in done.stderr
     assert list(tmp_path.iterdir()) == []
