@@ -1,12 +1,17 @@
-"""Frames between the agent and a signer: one JSON object per line over their socketpair.
+"""Frames between the agent and a signer, over their socketpair.
 
-    agent → signer   {"id": 7, "op": "sign", "ref": …, "jkt": …, "alg": …, "input": …}
-    signer → agent   {"id": 7, "ok": {"signature": …}}
-                     {"id": 7, "error": {…as on the wire…}}
+    length   four bytes, big-endian: how many follow
+    JSON     agent → signer   {"id": 8, "op": "find", "ref": …}
+             signer → agent   {"id": 8, "ok": {…}}
+                              {"id": 8, "error": {…as on the wire…}}
+    or       "S", id in four bytes, and
+             agent → signer   "REF JKT ALG", a newline, the signing input
+             signer → agent   the signature
 
-The signer answers in order, one frame at a time. It trusts the agent's frames; the agent takes a
-signer's frames for what a vendor module made of it, and a malformed one for a dead signer.
-Secrets don't pass here: a signer takes each at a socket of its own, in the agent's folder.
+A signature is what everybody waits for; all else is JSON, and so is the error where there is none.
+The signer answers in order. It trusts the agent's frames; the agent takes a signer's frames for
+what a vendor module made of it, and a malformed one for a dead signer. Secrets don't pass here: a
+signer takes each at a socket of its own, in the agent's folder.
 """
 
 from __future__ import annotations
@@ -15,13 +20,10 @@ import json
 import os
 import re
 import secrets
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from dpop_agent.errors import SignerFailed
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import Any
 
 MAX_FRAME = 4 * 1024 * 1024
 """Bytes: a listing of every object on a large HSM partition."""
@@ -57,8 +59,25 @@ def require_secret_socket(path: str, *, folder: str) -> None:
 
 
 def frame(**members: Any) -> bytes:
-    """A frame's bytes."""
-    return _COMPACT(members).encode("ascii") + b"\n"
+    """A JSON frame's bytes."""
+    text = _COMPACT(members).encode("ascii")
+    return len(text).to_bytes(4, "big") + text
+
+
+def sign_frame(number: int, content: bytes) -> bytes:
+    """The bytes of a frame that asks for a signature, or has one."""
+    return b"%bS%b%b" % (
+        (5 + len(content)).to_bytes(4, "big"),
+        number.to_bytes(4, "big"),
+        content,
+    )
+
+
+class Signed(NamedTuple):
+    """What a frame that isn't JSON has: its id, and what was asked for or answered."""
+
+    id: int
+    content: bytes
 
 
 class Frames:
@@ -67,20 +86,36 @@ class Frames:
     def __init__(self) -> None:
         self._rest = b""
 
-    def feed(self, data: bytes) -> Iterator[dict[str, Any]]:
+    def feed(self, data: bytes) -> Iterator[dict[str, Any] | Signed]:
         """The frames that `data` completes.
 
         Raises:
-            Malformed: not a JSON object, or longer than MAX_FRAME.
+            Malformed: neither form, or longer than MAX_FRAME.
         """
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        if len(self._rest) > MAX_FRAME:
-            raise Malformed("a frame is too long")
-        for line in lines:
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError) as e:
-                raise Malformed("a frame isn't JSON") from e
-            if not isinstance(value, dict):
-                raise Malformed("a frame isn't an object")
-            yield value
+        data, self._rest = self._rest + data, b""
+        at = 0
+        while len(data) - at >= 4:
+            end = at + 4 + int.from_bytes(data[at : at + 4], "big")
+            if end - at > MAX_FRAME:
+                raise Malformed("a frame is too long")
+            if end > len(data):
+                break
+            if data[at + 4 : at + 5] == b"S":
+                if end - at < 9:
+                    raise Malformed("a frame has no id")
+                number = int.from_bytes(data[at + 5 : at + 9], "big")
+                yield Signed(number, data[at + 9 : end])
+            else:
+                yield _json(data[at + 4 : end])
+            at = end
+        self._rest = data[at:]
+
+
+def _json(text: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise Malformed("a frame isn't JSON") from e
+    if not isinstance(value, dict):
+        raise Malformed("a frame isn't an object")
+    return value

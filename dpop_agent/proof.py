@@ -56,23 +56,18 @@ def signing_input(
 
     Args:
         header: as `header` made it.
-        htm: the HTTP method.
+        htm: the HTTP method, as `is_htm` has it.
         htu: the target URI as `htu.target` gave it.
         iat: seconds since 1970, the floor of now.
         ath: hash of the access token that is presented, if one is.
-        nonce: the server's nonce, if it gave one.
+        nonce: the server's nonce, as `is_nonce` has it, if it gave one.
     """
-    claims: dict[str, str | int] = {
-        "jti": b64url(os.urandom(JTI_BYTES)),
-        "htm": htm,
-        "htu": htu,
-        "iat": iat,
-    }
-    if ath is not None:
-        claims["ath"] = ath
-    if nonce is not None:
-        claims["nonce"] = nonce
-    return f"{header}.{b64url(_COMPACT(claims).encode('ascii'))}"
+    # None of these has a character that JSON escapes.
+    with_ath = "" if ath is None else f',"ath":"{ath}"'
+    with_nonce = "" if nonce is None else f',"nonce":"{nonce}"'
+    jti = b64url(os.urandom(JTI_BYTES))
+    claims = f'{{"jti":"{jti}","htm":"{htm}","htu":"{htu}","iat":{iat}{with_ath}{with_nonce}}}'
+    return f"{header}.{b64url(claims.encode('ascii'))}"
 
 
 def parse_signing_input(text: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -366,6 +366,12 @@ def encode_result(request_id: str | int, result: Mapping[str, Any]) -> bytes:
     )
 
 
+def encode_made(request_id: str | int, result: bytes) -> bytes:
+    """The line of a result that is JSON already, and short enough."""
+    number = str(request_id) if type(request_id) is int else _COMPACT(request_id)
+    return b'{"jsonrpc":"2.0","id":%b,"result":%b}\n' % (number.encode("ascii"), result)
+
+
 def encode_event(event: str, params: Mapping[str, Any]) -> bytes:
     """A line that answers nothing: a JSON-RPC notification."""
     return _line(

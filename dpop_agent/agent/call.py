@@ -13,7 +13,7 @@ from dpop_agent.protocol import Request
 
 log = logging.getLogger("dpop_agent.call")
 
-Respond = Callable[[dict[str, Any] | DPoPAgentError], None]
+Respond = Callable[[dict[str, Any] | bytes | DPoPAgentError], None]
 
 
 class Peer(Protocol):
@@ -43,7 +43,7 @@ class Call(NamedTuple):
     Attributes:
         request: as `protocol.decode_request` checked it.
         owner: the connection that waits for the answer.
-        respond: takes the result or the error; called once.
+        respond: takes the result, as JSON where it is that already, or the error; called once.
     """
 
     request: Request

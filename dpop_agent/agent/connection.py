@@ -170,7 +170,7 @@ class Connection(asyncio.BufferedProtocol):
         if self.under_way == 1:
             self._intake.busy()
 
-        def respond(what: dict[str, Any] | DPoPAgentError) -> None:
+        def respond(what: dict[str, Any] | bytes | DPoPAgentError) -> None:
             if self._lost:
                 return
             self._write(_encoded(request.id, what))
@@ -241,9 +241,11 @@ def _too_slow() -> Timeout:
     return Timeout(f"a line wasn't complete after {LINE_TIMEOUT_S:g} s", hint="send whole lines")
 
 
-def _encoded(request_id: str | int, what: dict[str, Any] | DPoPAgentError) -> bytes:
+def _encoded(request_id: str | int, what: dict[str, Any] | bytes | DPoPAgentError) -> bytes:
     if isinstance(what, DPoPAgentError):
         return protocol.encode_error(request_id, what)
+    if isinstance(what, bytes):
+        return protocol.encode_made(request_id, what)
     try:
         return protocol.encode_result(request_id, what)
     except ProtocolError as e:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dpop_agent.agent.keys import PROTECTIONS, TOUCHES
-from dpop_agent.channel import Malformed
+from dpop_agent.channel import Malformed, Signed
 from dpop_agent.errors import DPoPAgentError, from_wire
 from dpop_agent.jose import (
     ALGORITHMS,
@@ -116,7 +116,7 @@ FORMS: Mapping[str, Form] = {
     "reserve": _object(ref=_is_ref, slot=_or_none(_is_like(SLOT))),
     "generate": _is_key,
     "find": _object(key=_or_none(_is_key), half=_or_none(is_sha256)),
-    "sign": _object(signature=lambda value: _is_text(value) and _size(value) > 0),
+    "sign": _object(signature=lambda value: isinstance(value, bytes) and bool(value)),
     "destroy": _object(),
     "objects": _object(
         objects=_or_none(
@@ -160,22 +160,15 @@ def signature_form(alg: str, jwk: Mapping[str, str]) -> Form:
         alg: its algorithm.
         jwk: its public key.
     """
-    fits = _b64url_of(signature_size(ALGORITHMS[alg], jwk)).fullmatch
+    size = signature_size(ALGORITHMS[alg], jwk)
 
     def is_signature(value: Any) -> bool:
         if not isinstance(value, dict) or len(value) != 1:
             return False
         signature = value.get("signature")
-        return isinstance(signature, str) and fits(signature) is not None
+        return isinstance(signature, bytes) and len(signature) == size
 
     return is_signature
-
-
-def _b64url_of(size: int) -> re.Pattern[str]:
-    """The base64url of so many bytes; its trailing bits are zero (RFC 4648 section 3.5)."""
-    whole, rest = divmod(size, 3)
-    last = ("", "[A-Za-z0-9_-][AQgw]", "[A-Za-z0-9_-]{2}[AEIMQUYcgkosw048]")[rest]
-    return re.compile(f"[A-Za-z0-9_-]{{{4 * whole}}}{last}")
 
 
 def _is_error(error: Any) -> bool:
@@ -188,12 +181,14 @@ def _is_error(error: Any) -> bool:
     return after_ms is None or (type(after_ms) is int and 0 <= after_ms <= MAX_RETRY_AFTER_MS)
 
 
-def outcome(answer: Mapping[str, Any], form: Form) -> dict[str, Any] | DPoPAgentError:
+def outcome(answer: Mapping[str, Any] | Signed, form: Form) -> dict[str, Any] | DPoPAgentError:
     """What a signer's frame says: a result of that form, or the error to raise.
 
     Raises:
         Malformed: neither.
     """
+    if isinstance(answer, Signed):
+        answer = {"ok": {"signature": answer.content}}
     if "error" in answer:
         if not _is_error(answer["error"]) or "ok" in answer:
             raise Malformed("a frame's error isn't one")

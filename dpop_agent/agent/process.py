@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from dpop_agent.channel import Frames, Malformed, frame
+from dpop_agent.channel import Frames, Malformed, Signed, frame, sign_frame
 
 log = logging.getLogger("dpop_agent.process")
 
@@ -87,7 +87,7 @@ class SignerProcess(asyncio.BufferedProtocol):
         store: str,
         child: Child,
         *,
-        on_frame: Callable[[SignerProcess, dict[str, Any]], None],
+        on_frame: Callable[[SignerProcess, dict[str, Any] | Signed], None],
         on_end: Callable[[SignerProcess], None],
     ) -> None:
         """`start` makes one.
@@ -104,6 +104,7 @@ class SignerProcess(asyncio.BufferedProtocol):
         self._on_frame = on_frame
         self._on_end = on_end
         self._frames = Frames()
+        self._held: list[bytes] | None = None
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -114,19 +115,28 @@ class SignerProcess(asyncio.BufferedProtocol):
         return _read_into
 
     def buffer_updated(self, nbytes: int) -> None:
+        self._held = []  # what its answers lead to goes out at once
         try:
             for answer in self._frames.feed(bytes(_read_into[:nbytes])):
                 self._on_frame(self, answer)
         except Malformed as e:
             log.warning("signer of store %s: %s", self._store, e)
             self.kill()
+        finally:
+            held, self._held = self._held, None
+            if held:
+                self._transport.write(b"".join(held))
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  (asyncio's signature)
         self._on_end(self)
 
-    def send(self, frame_id: int, members: Mapping[str, Any]) -> None:
-        """Give it a frame."""
-        self._transport.write(frame(id=frame_id, **members))
+    def send(self, frame_id: int, what: Mapping[str, Any] | bytes) -> None:
+        """Give it a frame: an operation with its members, or what is to be signed."""
+        data = sign_frame(frame_id, what) if isinstance(what, bytes) else frame(id=frame_id, **what)
+        if self._held is None:
+            self._transport.write(data)
+        else:
+            self._held.append(data)
 
     def close(self) -> None:
         """Let it end after what it is doing."""
@@ -147,7 +157,7 @@ async def start(
     store: str,
     env: Mapping[str, str],
     *,
-    on_frame: Callable[[SignerProcess, dict[str, Any]], None],
+    on_frame: Callable[[SignerProcess, dict[str, Any] | Signed], None],
     on_end: Callable[[SignerProcess], None],
 ) -> SignerProcess:
     """A new signer process, whose store isn't open yet.

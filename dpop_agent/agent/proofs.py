@@ -19,7 +19,7 @@ from dpop_agent.agent import drains
 from dpop_agent.agent.call import Call
 from dpop_agent.agent.frames import Form, signature_form
 from dpop_agent.agent.inventory import Inventory
-from dpop_agent.agent.keys import Generation, Key, State
+from dpop_agent.agent.keys import Generation, Key, Keys, State
 from dpop_agent.agent.nonces import Nonces
 from dpop_agent.agent.policy import require_allowed
 from dpop_agent.agent.queue import SIGN_TIMEOUT_S, Job
@@ -33,10 +33,13 @@ from dpop_agent.errors import (
     PolicyRefused,
 )
 from dpop_agent.htu import Target, target
-from dpop_agent.jose import is_sha256
+from dpop_agent.jose import b64url, is_sha256
 from dpop_agent.proof import TYP, header, is_htm, is_nonce, parse_signing_input, signing_input
 
 log = logging.getLogger("dpop_agent.proofs")
+
+MAX_CHOICES = 1024
+"""Choices kept, so that many targets take no more than a few megabytes."""
 
 MAX_AGE_S = 2.0
 """Seconds after which a proof is stale before its client has it; it is made anew, once."""
@@ -63,22 +66,17 @@ class Proofs:
         self._inventory = inventory
         self._nonces = nonces
         self._loop = asyncio.get_running_loop()
-        self._forms: dict[str, Form] = {}
-        self._headers: dict[tuple[str, str], str] = {}
+        self._choices: dict[_Asked, Choice] = {}
+        self._keys = records.keys  # those of the choices
         self.made = 0
 
     def proof(self, call: Call) -> None:
         """`proof`: made here, signed by the generation that was asked for."""
         params = call.params
-        self._observe(params.get("seen", ()))
-        where = target(params["htu"])
-        key, generation = self._records.keys.signer(
-            params.get("key"),
-            params.get("jkt"),
-            presents_access_token=params.get("ath") is not None,
-        )
-        require_allowed(key, where)
-        _OwnProof(self, call, key, generation, where).submit()
+        if "seen" in params:
+            self._observe(params["seen"])
+        asked = (params.get("key"), params.get("jkt"), "ath" in params, params["htu"])
+        _OwnProof(self, call, self._choice(asked)).submit()
 
     def sign_proof(self, call: Call) -> None:
         """`proof.sign`: built by a client, let pass only as the agent could have made it."""
@@ -91,7 +89,26 @@ class Proofs:
             )
         where = _require_proof(text, key, generation)
         require_allowed(key, where)
-        _ClientsProof(self, call, key, generation, where).submit()
+        _ClientsProof(self, call, Choice(self._records.keys, key, generation, where)).submit()
+
+    def _choice(self, asked: _Asked) -> Choice:
+        """Who signs, and for where: the same for the same question, until the keys change.
+
+        Raises:
+            KeyUnusable, JktRequired, HtuRefused, PolicyRefused
+        """
+        keys = self._records.keys
+        if self._keys is not keys or len(self._choices) >= MAX_CHOICES:
+            self._choices.clear()
+            self._keys = keys
+        choice = self._choices.get(asked)
+        if choice is None:
+            name, jkt, presents_access_token, htu = asked
+            where = target(htu)
+            key, generation = keys.signer(name, jkt, presents_access_token=presents_access_token)
+            require_allowed(key, where)
+            choice = self._choices[asked] = Choice(keys, key, generation, where)
+        return choice
 
     def signer(self, key: Key) -> Signer:
         """The signer of a key's store.
@@ -102,48 +119,52 @@ class Proofs:
         return self._signers.named(key.store)
 
     def own_signing_input(
-        self, params: Mapping[str, Any], key: Key, generation: Generation, where: Target
+        self, params: Mapping[str, Any], choice: Choice
     ) -> tuple[str, str | None]:
         """What is to be signed for `proof` at this moment, and the nonce in it."""
-        nonce = (
-            params["nonce"]
-            if "nonce" in params
-            else self._nonces.nonce(where.origin, self._loop.time())
-        )
+        origin = choice.where.origin
+        if "nonce" in params:
+            nonce = params["nonce"]
+        else:
+            nonce = self._nonces.nonce(origin, self._loop.time())
         made = signing_input(
-            self._header(key.alg, generation),
+            choice.header,
             htm=params["htm"],
-            htu=where.htu,
-            iat=int(time.time() - self._nonces.backdating_s(where.origin)),
+            htu=choice.where.htu,
+            iat=int(time.time() - self._nonces.backdating_s(origin)),
             ath=params.get("ath"),
             nonce=nonce,
         )
         return made, nonce
 
-    def require_still_signing(self, generation: Generation) -> State:
+    def require_still_signing(self, choice: Choice) -> State:
         """The generation's state now: it may have been compromised since it was chosen.
 
         Raises:
             KeyUnusable
         """
-        key, current = self._records.keys.by_jkt[generation.jkt]
+        keys = self._records.keys
+        if keys is choice.keys:
+            return choice.generation.state
+        key, current = keys.by_jkt[choice.generation.jkt]
         current.require_signing(key.name)
         return current.state
 
-    def given_out(self, key: Key, generation: Generation, where: Target, client: str) -> None:
+    def given_out(self, choice: Choice, client: str) -> None:
         """A proof leaves the agent.
 
         The log has no more of its target than the origin: paths and queries can be secrets.
         """
+        generation, origin = choice.generation, choice.where.origin
         self.made += 1
         log.debug(
             "%s@%d signed a proof for %s, asked by %s",
-            key.name,
+            choice.key.name,
             generation.generation,
-            where.origin,
+            origin,
             client,
         )
-        self._records.used(generation.jkt, where.origin)
+        self._records.used(generation.jkt, origin)
         self._inventory.missing.discard(generation.jkt)
 
     def drain_left_s(self, generation: Generation) -> int | None:
@@ -157,19 +178,6 @@ class Proofs:
         """A signer says why there is no signature."""
         if isinstance(error, KeyMissing):
             self._inventory.missing.add(generation.jkt)
-
-    def signature_form(self, key: Key, generation: Generation) -> Form:
-        """What a signature by that generation looks like."""
-        form = self._forms.get(generation.jkt)
-        if form is None:
-            form = self._forms[generation.jkt] = signature_form(key.alg, generation.jwk)
-        return form
-
-    def _header(self, alg: str, generation: Generation) -> str:
-        encoded = self._headers.get((alg, generation.jkt))
-        if encoded is None:
-            encoded = self._headers[alg, generation.jkt] = header(alg, generation.jwk)
-        return encoded
 
     def observe(self, params: dict[str, Any]) -> dict[str, Any]:
         self._observe(params["seen"])
@@ -189,29 +197,49 @@ class Proofs:
             )
 
 
+class Choice:
+    """Who signs a proof, and for where; with what is the same for all such proofs.
+
+    Attributes:
+        keys: as they were then.
+        key: the key.
+        generation: the one that signs.
+        where: what it is for.
+        header: the proof's, encoded.
+        form: of a signature by that generation.
+    """
+
+    __slots__ = ("_signer_finds_it_by", "form", "generation", "header", "key", "keys", "where")
+
+    def __init__(self, keys: Keys, key: Key, generation: Generation, where: Target) -> None:
+        self.keys = keys
+        self.key = key
+        self.generation = generation
+        self.where = where
+        self.header = header(key.alg, generation.jwk)
+        self.form: Form = signature_form(key.alg, generation.jwk)
+        self._signer_finds_it_by = f"{generation.ref} {generation.jkt} {key.alg}\n"
+
+    def frame(self, signing_input: str) -> bytes:
+        """What asks the signer for a signature."""
+        return (self._signer_finds_it_by + signing_input).encode("ascii")
+
+
+_Asked = tuple[str | None, str | None, bool, str]
+"""A key's name, a generation's jkt, whether an access token is presented, and htu."""
+
+
 class _Signing(ABC):
     """One request on its way to a signature and out again."""
 
-    __slots__ = (
-        "_call",
-        "_deadline",
-        "_generation",
-        "_key",
-        "_on_touch",
-        "_proofs",
-        "_where",
-    )
+    __slots__ = ("_call", "_choice", "_deadline", "_on_touch", "_proofs")
 
-    def __init__(
-        self, proofs: Proofs, call: Call, key: Key, generation: Generation, where: Target
-    ) -> None:
+    def __init__(self, proofs: Proofs, call: Call, choice: Choice) -> None:
         """Nothing is asked of the signer before `submit`."""
         self._proofs = proofs
         self._call = call
-        self._key = key
-        self._generation = generation
-        self._where = where
-        self._on_touch = call.on_touch(key, generation)
+        self._choice = choice
+        self._on_touch = call.on_touch(choice.key, choice.generation)
         timeout_ms = call.params.get("timeout_ms", SIGN_TIMEOUT_S * 1000)
         self._deadline = asyncio.get_running_loop().time() + timeout_ms / 1000
 
@@ -221,44 +249,38 @@ class _Signing(ABC):
         Raises:
             StoreUnknown
         """
-        self._proofs.signer(self._key).submit(
+        self._proofs.signer(self._choice.key).submit(
             Job(
                 self._call.owner.flow,
                 self._frame,
                 self._done,
                 deadline=self._deadline,
                 again=True,
-                form=self._proofs.signature_form(self._key, self._generation),
+                form=self._choice.form,
                 on_touch=self._on_touch,
             )
         )
 
-    def _frame(self) -> dict[str, Any]:
+    def _frame(self) -> bytes:
         """Right before it is sent, so that what it says of the time is true."""
-        self._proofs.require_still_signing(self._generation)
-        return {
-            "op": "sign",
-            "ref": self._generation.ref,
-            "jkt": self._generation.jkt,
-            "alg": self._key.alg,
-            "input": self._signing_input(),
-        }
+        self._proofs.require_still_signing(self._choice)
+        return self._choice.frame(self._signing_input())
 
     def _done(self, what: dict[str, Any] | DPoPAgentError) -> None:
         if isinstance(what, DPoPAgentError):
-            self._proofs.not_signed(what, self._generation)
+            self._proofs.not_signed(what, self._choice.generation)
             self._call.respond(what)
             return
         try:
-            state = self._proofs.require_still_signing(self._generation)
+            state = self._proofs.require_still_signing(self._choice)
         except DPoPAgentError as e:
             self._call.respond(e)
             return
         if self._is_stale():
             self._submit_again()
             return
-        self._proofs.given_out(self._key, self._generation, self._where, self._call.owner.client)
-        self._call.respond(self._result(what["signature"], state))
+        self._proofs.given_out(self._choice, self._call.owner.client)
+        self._call.respond(self._result(b64url(what["signature"]), state))
 
     def _submit_again(self) -> None:
         try:
@@ -275,7 +297,7 @@ class _Signing(ABC):
         """Whether it has to be made anew, as too old a proof already."""
 
     @abstractmethod
-    def _result(self, signature: str, state: State) -> dict[str, Any]:
+    def _result(self, signature: str, state: State) -> dict[str, Any] | bytes:
         """What the client gets."""
 
 
@@ -284,10 +306,8 @@ class _OwnProof(_Signing):
 
     __slots__ = ("_made", "_made_anew", "_made_at", "_nonce")
 
-    def __init__(
-        self, proofs: Proofs, call: Call, key: Key, generation: Generation, where: Target
-    ) -> None:
-        super().__init__(proofs, call, key, generation, where)
+    def __init__(self, proofs: Proofs, call: Call, choice: Choice) -> None:
+        super().__init__(proofs, call, choice)
         self._made = ""
         self._made_at = 0.0
         self._nonce: str | None = None
@@ -295,9 +315,7 @@ class _OwnProof(_Signing):
 
     def _signing_input(self) -> str:
         self._made_at = asyncio.get_running_loop().time()
-        self._made, self._nonce = self._proofs.own_signing_input(
-            self._call.params, self._key, self._generation, self._where
-        )
+        self._made, self._nonce = self._proofs.own_signing_input(self._call.params, self._choice)
         return self._made
 
     def _is_stale(self) -> bool:
@@ -307,16 +325,16 @@ class _OwnProof(_Signing):
         self._made_anew = True
         return True
 
-    def _result(self, signature: str, state: State) -> dict[str, Any]:
-        result = {
-            "proof": f"{self._made}.{signature}",
-            "key": self._key.name,
-            "jkt": self._generation.jkt,
-            "state": state,
-            "nonce": self._nonce,
-        }
-        left_s = self._proofs.drain_left_s(self._generation)
-        return result if left_s is None else result | {"drain_left_s": left_s}
+    def _result(self, signature: str, state: State) -> bytes:
+        choice = self._choice
+        left_s = self._proofs.drain_left_s(choice.generation) if state is State.DRAINING else None
+        # None of these has a character that JSON escapes.
+        nonce = "null" if self._nonce is None else f'"{self._nonce}"'
+        left = "" if left_s is None else f',"drain_left_s":{left_s}'
+        return (
+            f'{{"proof":"{self._made}.{signature}","key":"{choice.key.name}",'
+            f'"jkt":"{choice.generation.jkt}","state":"{state}","nonce":{nonce}{left}}}'
+        ).encode("ascii")
 
 
 class _ClientsProof(_Signing):

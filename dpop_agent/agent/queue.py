@@ -34,6 +34,9 @@ LOOKING_S = 0.02
 """Seconds between two looks while anybody has something signed: few signatures are behind one, and
 it comes to an end under any load."""
 
+MAX_ID = 2**32 - 1
+"""The largest number of a frame; then they begin anew."""
+
 MAX_ROUNDS = 2
 """Rounds of everybody's that one may wait for its turn while those go before it where nothing
 waited: they get about as much as all others together, and starve nobody."""
@@ -48,7 +51,8 @@ class Job:
 
     Attributes:
         owner: who waits for it; when that connection goes, what isn't sent yet is dropped.
-        make: builds the frame's members, right before it is sent.
+        make: says what is sent, right before it is: an operation with its members, or, for a
+            signature, the key and the signing input.
         done: called once, with the signer's result or the error.
         deadline: when nobody waits any more, in the event loop's time.
         limit_s: seconds that the signer may take; where it may wait for a touch, as many as that
@@ -75,7 +79,7 @@ class Job:
     def __init__(
         self,
         owner: Flow,
-        make: Callable[[], dict[str, Any]],
+        make: Callable[[], dict[str, Any] | bytes],
         done: Done,
         *,
         deadline: float,
@@ -309,7 +313,7 @@ class Work:
 
     def sent(self, job: Job, now: float) -> int:
         """It is in the signer's hands, under the id that is returned."""
-        self._next_id += 1
+        self._next_id = self._next_id % MAX_ID + 1
         self._in_hand[self._next_id] = job
         if job.owner != LOOKING:
             self._signed_at = now
@@ -389,8 +393,11 @@ class Work:
 
     def _window(self) -> int:
         # Behind a touch a frame may wait until nobody wants it any more, and ask for another touch.
-        if self._sign_s >= FAST_S or any(job.on_touch for job in self._in_hand.values()):
+        if self._sign_s >= FAST_S:
             return 1
+        for job in self._in_hand.values():
+            if job.on_touch:
+                return 1
         return WINDOW
 
     def _late(self, job: Job) -> Timeout:

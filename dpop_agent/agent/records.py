@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from dpop_agent.agent.blocks import with_blocks
@@ -42,7 +43,12 @@ Command = tuple[str, Mapping[str, Any]]
 
 def now_text() -> str:
     """RFC 3339 UTC, whole seconds."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return _text_of(int(time.time()))
+
+
+@lru_cache(maxsize=2)
+def _text_of(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def boottime() -> float:

@@ -15,7 +15,7 @@ from math import inf
 from typing import Any
 
 from dpop_agent.agent import process
-from dpop_agent.agent.frames import outcome, result_form
+from dpop_agent.agent.frames import FORMS, outcome, result_form
 from dpop_agent.agent.opening import (
     MAX_BACK_OFF_S,
     BackOff,
@@ -27,7 +27,7 @@ from dpop_agent.agent.opening import (
 from dpop_agent.agent.process import END_TIMEOUT_S, SignerProcess, Spawn
 from dpop_agent.agent.queue import LOOKING, SIGN_TIMEOUT_S, Flow, Job, Work
 from dpop_agent.agent.states import OPEN, REFUSING, Event, State, after
-from dpop_agent.channel import Malformed, require_secret_socket
+from dpop_agent.channel import Malformed, Signed, require_secret_socket
 from dpop_agent.config import StoreConfig
 from dpop_agent.errors import (
     Busy,
@@ -549,11 +549,11 @@ class Signer:
 
     def _give(self, job: Job) -> None:
         try:
-            members = job.make()
+            what = job.make()
         except DPoPAgentError as e:
             job.finish(e)
         else:
-            self._send(job, members)
+            self._send(job, what)
 
     def _in_passing(self, op: str) -> None:
         """An operation whose outcome nobody waits for."""
@@ -561,16 +561,16 @@ class Signer:
         job = Job(_AGENTS_OWN, dict, lambda _: None, deadline=deadline, again=False)
         self._send(job, {"op": op})
 
-    def _send(self, job: Job, members: dict[str, Any]) -> None:
+    def _send(self, job: Job, what: dict[str, Any] | bytes) -> None:
         assert self._process is not None
         if self._state is State.RELEASED:
             self._become(Event.USE)
         if job.form is None:
-            job.form = result_form(members)
-        self._process.send(self._work.sent(job, self._loop.time()), members)
+            job.form = FORMS["sign"] if isinstance(what, bytes) else result_form(what)
+        self._process.send(self._work.sent(job, self._loop.time()), what)
         self._watch_deadlines()
 
-    def _answered(self, sender: SignerProcess, answer: dict[str, Any]) -> None:
+    def _answered(self, sender: SignerProcess, answer: dict[str, Any] | Signed) -> None:
         """A frame from the signer.
 
         Raises:
@@ -579,7 +579,7 @@ class Signer:
         if sender is not self._process:
             return
         now = self._loop.time()
-        number = answer.get("id")
+        number = answer.id if isinstance(answer, Signed) else answer.get("id")
         found = self._work.answered(number, now) if type(number) is int else None
         if found is None:
             raise Malformed("a frame answers nothing")
@@ -596,7 +596,7 @@ class Signer:
             raise
         if self._state is not State.RELEASED and job.owner != LOOKING:
             self._idle_since = now
-        if answer.get("broken") and self._state in OPEN:
+        if not isinstance(answer, Signed) and answer.get("broken") and self._state in OPEN:
             self._become(Event.BREAK)
         if not isinstance(what, DPoPAgentError):
             self._work.succeeded(took_s)

@@ -38,7 +38,9 @@ class Use:
         """Whether one more signature then would change nothing: times are whole seconds."""
         if (at, at_s) != (self.at, self.at_s):
             return False
-        return self.first.get(origin) == at or list(self.last.items())[-1:] == [(origin, at)]
+        if self.first.get(origin) == at:
+            return True
+        return self.last.get(origin) == at and [*self.last][-1] == origin
 
     def signed(self, origin: str, at: str, at_s: int) -> Use:
         """After one more signature."""

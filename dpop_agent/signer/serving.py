@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from dpop_agent import __version__
-from dpop_agent.channel import Frames, Malformed, frame
+from dpop_agent.channel import Frames, Malformed, Signed, frame, sign_frame
 from dpop_agent.errors import (
     AttestationUnavailable,
     DPoPAgentError,
@@ -22,7 +22,6 @@ from dpop_agent.errors import (
     Locked,
     SignerFailed,
 )
-from dpop_agent.jose import b64url
 from dpop_agent.signer.authority import Authority
 from dpop_agent.signer.lock import take_lock
 from dpop_agent.signer.pin import NoPin, PinCredential, PinFile, PinKeychain, PinPrompt, UserPin
@@ -116,17 +115,19 @@ class _Signer:
         self._lock_descriptor = -1
         self._released = False
 
-    def answer(self, request: dict[str, Any]) -> bytes:
+    def answer(self, request: dict[str, Any] | Signed) -> bytes:
         try:
-            result = self._do(request)
-        except DPoPAgentError as e:
-            return frame(id=request["id"], error=e.to_wire(), broken=self.broken)
+            if isinstance(request, Signed):
+                return sign_frame(request.id, self._sign(request.content))
+            return frame(id=request["id"], ok=self._do(request))
         except Exception as e:
+            number = request.id if isinstance(request, Signed) else request["id"]
+            if isinstance(e, DPoPAgentError):
+                return frame(id=number, error=e.to_wire(), broken=self.broken)
             if self._store is not None:
                 self._store.broken = True
             error = SignerFailed(f"unexpected {type(e).__name__} in the signer{_place(e)}")
-            return frame(id=request["id"], error=error.to_wire(), broken=True)
-        return frame(id=request["id"], ok=result)
+            return frame(id=number, error=error.to_wire(), broken=True)
 
     @property
     def broken(self) -> bool:
@@ -154,14 +155,7 @@ class _Signer:
                 store.release()
             self._released = True
             return {}
-        if self._released:
-            self._open(store)
-            self._released = False
-        if op == "sign":
-            signature = store.sign(
-                request["ref"], request["jkt"], request["alg"], request["input"].encode("ascii")
-            )
-            return {"signature": b64url(signature)}
+        self._take_again(store)
         operations: dict[str, Callable[[], dict[str, Any]]] = {
             "reserve": lambda: self._reserve(store, request),
             "generate": lambda: self._generate(store, request),
@@ -171,6 +165,19 @@ class _Signer:
             "attestation": lambda: self._attestation(store, request),
         }
         return operations[op]()
+
+    def _sign(self, content: bytes) -> bytes:
+        store = self._opened()
+        self._take_again(store)
+        key, _, signing_input = content.partition(b"\n")
+        ref, jkt, alg = key.decode("ascii").split(" ")
+        return store.sign(ref, jkt, alg, signing_input)
+
+    def _take_again(self, store: Store) -> None:
+        """Have a store that was released."""
+        if self._released:
+            self._open(store)
+            self._released = False
 
     @staticmethod
     def _reserve(store: Store, request: dict[str, Any]) -> dict[str, Any]:
@@ -293,10 +300,14 @@ def _answer_frames(channel: socket.socket, signer: _Signer) -> None:
         data = channel.recv(65536)
         if not data:
             return
+        answers = []
         for request in frames.feed(data):
-            channel.sendall(signer.answer(request))
+            answers.append(signer.answer(request))
             if signer.broken:
-                return
+                break
+        channel.sendall(b"".join(answers))
+        if signer.broken:
+            return
 
 
 def serve(channel: socket.socket) -> NoReturn:

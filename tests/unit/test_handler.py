@@ -14,7 +14,7 @@ from dpop_agent.agent.handler import Handler
 from dpop_agent.errors import AgentUnavailable, DPoPAgentError
 from dpop_agent.protocol import Request
 
-Told = list[dict[str, Any] | DPoPAgentError]
+Told = list[dict[str, Any] | bytes | DPoPAgentError]
 
 
 def handler(background: Background, lifecycle: object) -> Handler:

@@ -22,6 +22,7 @@ from dpop_agent.agent.process import SignerProcess, spawn_program
 from dpop_agent.agent.queue import Job
 from dpop_agent.agent.signers import Signer
 from dpop_agent.agent.states import TRANSITIONS, Event, IllegalEvent, State, after
+from dpop_agent.channel import Frames, frame
 from dpop_agent.config import PinSource, StoreConfig, TokenUri
 from dpop_agent.errors import Cancelled, DPoPAgentError, Locked, SignerFailed, Timeout
 
@@ -229,8 +230,9 @@ def test_what_a_signer_said_while_the_agent_was_busy_is_heard_before_it_is_judge
             loop.call_soon(be_busy_while_the_signer_answers)
 
         def be_busy_while_the_signer_answers() -> None:
-            frame = json.loads(theirs.recv(65536))
-            theirs.sendall(json.dumps({"id": frame["id"], "ok": {"signed": 1}}).encode() + b"\n")
+            (asked,) = Frames().feed(theirs.recv(65536))
+            assert isinstance(asked, dict)
+            theirs.sendall(frame(id=asked["id"], ok={"signed": 1}))
             time.sleep(20 * signers.TICK_S)
 
         loop.call_soon(be_busy_until_the_signer_is_looked_at)

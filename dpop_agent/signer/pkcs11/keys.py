@@ -10,7 +10,8 @@ import hashlib
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass
 from pkcs11._pkcs11 import SearchIter  # type: ignore[attr-defined]  # its stub leaves it out
@@ -44,8 +45,25 @@ REFUSED = (
 )
 """What C_SignInit says of a key that isn't for this (PKCS#11 3.0 section 5.13.1)."""
 
+
 TOUCH_S = 1.0
 """Seconds after which a refused signature is taken for one that nobody touched the card for."""
+
+
+class Way(NamedTuple):
+    """How a key's signatures by one algorithm are made.
+
+    Attributes:
+        how: python-pkcs11's arguments.
+        digest: what of the data is signed.
+        sign: signs it.
+        size: a signature's bytes.
+    """
+
+    how: dict[str, Any]
+    digest: Callable[[bytes], bytes]
+    sign: Callable[[bytes], bytes]
+    size: int
 
 
 class WrongSignature(UnexpectedObject):
@@ -81,6 +99,7 @@ class Key:
         self.asks_pin = asks_pin
         self._checks_each = checks_each
         self._verified = False
+        self._way: tuple[str, Way] | None = None
 
     def sign(self, alg: Algorithm, data: bytes) -> bytes:
         """The JWS signature (RFC 7515) of `data`.
@@ -89,21 +108,11 @@ class Key:
             PKCS11Error, SignerFailed, PinRefused
             Timeout: it wants a touch, and nobody touched the card.
         """
-        mechanism = attributes.signing_mechanism(alg.name, self._token.mechanisms)
-        if alg.name == "PS256":
-            digest = hashlib.sha256(data).digest()
-            signature = self._signed(
-                digest, mechanism=mechanism, mechanism_param=attributes.PSS_PARAMETERS
-            )
-        elif mechanism == Mechanism.RSA_PKCS:
-            digest = attributes.SHA256_DIGEST_INFO + hashlib.sha256(data).digest()
-            signature = self._signed(digest, mechanism=mechanism)
-        elif alg.kty == "EC":
-            digest = hashlib.new(alg.digest, data).digest()
-            signature = self._signed(digest, mechanism=mechanism)
-        else:
-            signature = self._signed(data, mechanism=mechanism)
-        if len(signature) != signature_size(alg, self.info.jwk):
+        if self._way is None or self._way[0] != alg.name:
+            self._way = alg.name, self._way_of(alg)
+        way = self._way[1]
+        signature = self._signed(way, way.digest(data))
+        if len(signature) != way.size:
             raise SignerFailed(f"the PKCS#11 token's signature has {len(signature)} bytes")
         if self._checks_each or not self._verified:
             # Once for each key and process: a module that signs with another key is found out.
@@ -114,35 +123,42 @@ class Key:
             self._verified = True
         return bytes(signature)
 
-    def _signed(self, data: bytes, **how: Any) -> Any:
+    def _way_of(self, alg: Algorithm) -> Way:
+        mechanism = attributes.signing_mechanism(alg.name, self._token.mechanisms)
+        how: dict[str, Any] = {"mechanism": mechanism}
+        if alg.name == "PS256":
+            how["mechanism_param"] = attributes.PSS_PARAMETERS
+        size = signature_size(alg, self.info.jwk)
+        signing = Signing.by(self._token.module, self._private)
+        sign: Callable[[bytes], bytes]
+        if signing is None:
+            sign = partial(self._private.sign, **how)
+        elif mechanism == Mechanism.EDDSA:  # NSS refuses any buffer but one of its size
+            sign = signing.prepared(**how, room=size)
+        else:
+            sign = signing.prepared(**how)
+        return Way(how, _digest(alg, mechanism), sign, size)
+
+    def _signed(self, way: Way, digest: bytes) -> bytes:
         """The bare operation, with the PIN for this very signature where the key wants that."""
-        asks_pin = self.asks_pin and self._token.accepted_pin is not None
-        return self._touched(self._with_pin if asks_pin else self._bare, data, how)
+        if self.asks_pin and self._token.accepted_pin is not None:
+            return self._signed_with_pin(way, digest)
+        return self._touched(way.sign, digest)
 
-    def _signed_with_pin(self, data: bytes, how: dict[str, Any]) -> Any:
-        return self._touched(self._with_pin, data, how)
+    def _signed_with_pin(self, way: Way, digest: bytes) -> bytes:
+        return self._touched(partial(self._with_pin, **way.how), digest)
 
-    def _touched(self, sign: Callable[..., Any], data: bytes, how: dict[str, Any]) -> Any:
+    def _touched(self, sign: Callable[[bytes], bytes], data: bytes) -> bytes:
         """A signature for which somebody may have to touch the card."""
         began = time.monotonic()
         try:
-            return sign(data, **how)
+            return sign(data)
         except UserNotLoggedIn as e:
             if time.monotonic() - began <= TOUCH_S:
                 raise
             raise Timeout(
                 "nobody touched the card in time", hint="try again, and touch it", retry="no"
             ) from e
-
-    def _bare(self, data: bytes, **how: Any) -> Any:
-        if how["mechanism"] == Mechanism.EDDSA:
-            # NSS asks for 144 bytes, and refuses any buffer but one of 64.
-            signing = Signing.by(self._token.module, self._private)
-            if signing is not None:
-                with signing.begun(**how):
-                    pass
-                return signing.signature(data, size=signature_size(ALGORITHMS["EdDSA"], {}))
-        return self._private.sign(data, **how)
 
     def _with_pin(self, data: bytes, **how: Any) -> Any:
         self._token.require_tries()
@@ -157,6 +173,15 @@ class Key:
             self._private.session.reaffirm_credentials(pin)
         # No mark stands while it waits for a touch: the agent may end meanwhile.
         return signing.signature(data)
+
+
+def _digest(alg: Algorithm, mechanism: Mechanism) -> Callable[[bytes], bytes]:
+    if mechanism == Mechanism.RSA_PKCS:
+        return lambda data: attributes.SHA256_DIGEST_INFO + hashlib.sha256(data).digest()
+    if alg.kty == "EC" or alg.name == "PS256":
+        made = getattr(hashlib, alg.digest)
+        return lambda data: made(data).digest()
+    return bytes  # the mechanism makes it
 
 
 def require_algorithm(token: Token, alg: str) -> None:

@@ -23,7 +23,7 @@ from dpop_agent.jose import ALGORITHMS, thumbprint
 from dpop_agent.signer.authority import Authority
 from dpop_agent.signer.pkcs11 import attributes, keys, vendors
 from dpop_agent.signer.pkcs11.attributes import Unreadable
-from dpop_agent.signer.pkcs11.keys import Key
+from dpop_agent.signer.pkcs11.keys import Key, Way
 from dpop_agent.signer.pkcs11.store import TokenStore
 from dpop_agent.signer.pkcs11.token import Token
 from dpop_agent.signer.store import ANY_SLOT, Attests, KeyInfo, Listed, Slot, SlotStore
@@ -32,16 +32,16 @@ from dpop_agent.signer.store import ANY_SLOT, Attests, KeyInfo, Listed, Slot, Sl
 class SlotKey(Key):
     """A key pair in a slot."""
 
-    def _signed(self, data: bytes, **how: Any) -> Any:
+    def _signed(self, way: Way, digest: bytes) -> bytes:
         try:
-            return super()._signed(data, **how)
+            return super()._signed(way, digest)
         except UserNotLoggedIn:
             if self.asks_pin or self._token.accepted_pin is None:
                 raise
             if self._token.may_have_been_pulled():
                 raise
         # A key made with the PIN policy "always" doesn't say so: once more, with the user's PIN.
-        signature = self._signed_with_pin(data, how)
+        signature = self._signed_with_pin(way, digest)
         self.asks_pin = True
         return signature
 

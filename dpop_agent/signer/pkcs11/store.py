@@ -10,7 +10,8 @@ import secrets
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from types import TracebackType
 from typing import Any
 
 from pkcs11 import Attribute, ObjectClass
@@ -299,22 +300,40 @@ class TokenStore(PinStore, ListsKeys):
             self.broken = True
             raise
 
-    @contextmanager
-    def _guard(self, doing: str) -> Iterator[None]:
-        """Turn the module's errors into ours; after one, nothing that is held open is trusted."""
-        try:
-            yield
-        except PKCS11Error as e:
+    def _guard(self, doing: str) -> _Guard:
+        return _Guard(self, doing)
+
+    def failed(self, doing: str, error: BaseException) -> None:
+        """Turn the module's error into ours; after one, nothing that is held open is trusted."""
+        if isinstance(error, PKCS11Error):
             self.broken = True
             raise SignerFailed(
-                f"{doing} failed in the PKCS#11 module ({error_name(e)})",
+                f"{doing} failed in the PKCS#11 module ({error_name(error)})",
                 hint="see: dpop-agent status",
-            ) from e
-        except (UnexpectedObject, NotDeleted):  # one key's trouble
-            raise
-        except (SignerFailed, PinRefused):
+            ) from error
+        if isinstance(error, (UnexpectedObject, NotDeleted)):  # one key's trouble
+            return
+        if isinstance(error, (SignerFailed, PinRefused)):
             self.broken = True
-            raise
+
+
+class _Guard:
+    """`with _Guard(store, "signing"):` what its module may fail at."""
+
+    __slots__ = ("_doing", "_store")
+
+    def __init__(self, store: TokenStore, doing: str) -> None:
+        self._store = store
+        self._doing = doing
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._store.failed(self._doing, error)
 
 
 class Pkcs11Store(TokenStore, TellsHalfMade):
