@@ -73,6 +73,18 @@ def sign_frame(number: int, content: bytes) -> bytes:
     )
 
 
+def asked_of(ref: str, jkt: str, alg: str) -> bytes:
+    """What stands before the signing input: which key, and how it signs."""
+    return f"{ref} {jkt} {alg}\n".encode("ascii")
+
+
+def parse_asked(content: bytes) -> tuple[str, str, str, bytes]:
+    """ref, jkt, alg and the signing input."""
+    key, _, signing_input = content.partition(b"\n")
+    ref, jkt, alg = key.decode("ascii").split(" ")
+    return ref, jkt, alg, signing_input
+
+
 class Signed(NamedTuple):
     """What a frame that isn't JSON has: its id, and what was asked for or answered."""
 

@@ -13,6 +13,7 @@ from dpop_agent.agent.keys import Generation, Key, Keys, State
 from dpop_agent.agent.making import Making, as_pending, as_staged
 from dpop_agent.agent.records import Records, now_text
 from dpop_agent.agent.signers import START_TIMEOUT_S, Signers
+from dpop_agent.channel import asked_of
 from dpop_agent.errors import (
     IllegalTransition,
     InvalidParams,
@@ -252,11 +253,7 @@ class Lifecycle:
             adopted = replace(as_staged(as_pending(key, ref, None), found), shared=True)
             _require_nobodys(self._records.keys, key.store, adopted)  # nobody touches in vain
             await signer.ask(
-                "sign",
-                ref=ref,
-                jkt=adopted.jkt,
-                alg=key.alg,
-                input=secrets.token_urlsafe(),
+                asked_of(ref, adopted.jkt, key.alg) + secrets.token_bytes(32),
                 on_touch=on_touch(key, adopted),
             )
 

@@ -25,6 +25,7 @@ from dpop_agent.agent.policy import require_allowed
 from dpop_agent.agent.queue import SIGN_TIMEOUT_S, Job
 from dpop_agent.agent.records import Records
 from dpop_agent.agent.signers import Signer, Signers
+from dpop_agent.channel import asked_of
 from dpop_agent.errors import (
     DPoPAgentError,
     HtuRefused,
@@ -209,7 +210,7 @@ class Choice:
         form: of a signature by that generation.
     """
 
-    __slots__ = ("_signer_finds_it_by", "form", "generation", "header", "key", "keys", "where")
+    __slots__ = ("_asked", "form", "generation", "header", "key", "keys", "where")
 
     def __init__(self, keys: Keys, key: Key, generation: Generation, where: Target) -> None:
         self.keys = keys
@@ -218,11 +219,11 @@ class Choice:
         self.where = where
         self.header = header(key.alg, generation.jwk)
         self.form: Form = signature_form(key.alg, generation.jwk)
-        self._signer_finds_it_by = f"{generation.ref} {generation.jkt} {key.alg}\n"
+        self._asked = asked_of(generation.ref, generation.jkt, key.alg)
 
     def frame(self, signing_input: str) -> bytes:
         """What asks the signer for a signature."""
-        return (self._signer_finds_it_by + signing_input).encode("ascii")
+        return self._asked + signing_input.encode("ascii")
 
 
 _Asked = tuple[str | None, str | None, bool, str]

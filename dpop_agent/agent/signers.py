@@ -172,7 +172,7 @@ class Signer:
 
     async def ask(
         self,
-        op: str,
+        op: str | bytes,
         *,
         limit_s: float = SIGN_TIMEOUT_S,
         again: bool = True,
@@ -180,7 +180,7 @@ class Signer:
         on_touch: Callable[[], None] | None = None,
         **members: Any,
     ) -> dict[str, Any]:
-        """One operation of the store's, for the agent's own work.
+        """One operation of the store's, for the agent's own work; or, in bytes, a signature.
 
         `looking`: it yields to whoever waits for a signature, and has no deadline before it is
         sent.
@@ -201,7 +201,7 @@ class Signer:
         self.submit(
             Job(
                 LOOKING if looking else _AGENTS_OWN,
-                lambda: {"op": op, **members},
+                lambda: op if isinstance(op, bytes) else {"op": op, **members},
                 done,
                 deadline=inf if looking else self._loop.time() + START_TIMEOUT_S + limit_s,
                 again=again,

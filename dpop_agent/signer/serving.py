@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from dpop_agent import __version__
-from dpop_agent.channel import Frames, Malformed, Signed, frame, sign_frame
+from dpop_agent.channel import Frames, Malformed, Signed, frame, parse_asked, sign_frame
 from dpop_agent.errors import (
     AttestationUnavailable,
     DPoPAgentError,
@@ -169,9 +169,7 @@ class _Signer:
     def _sign(self, content: bytes) -> bytes:
         store = self._opened()
         self._take_again(store)
-        key, _, signing_input = content.partition(b"\n")
-        ref, jkt, alg = key.decode("ascii").split(" ")
-        return store.sign(ref, jkt, alg, signing_input)
+        return store.sign(*parse_asked(content))
 
     def _take_again(self, store: Store) -> None:
         """Have a store that was released."""
