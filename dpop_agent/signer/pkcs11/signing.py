@@ -115,7 +115,7 @@ class Signing:
         """
         wanted = _wanted(mechanism, mechanism_param)
         code = self._functions.C_SignInit(self._session, ctypes.byref(wanted), self._key)
-        _require_ok("C_SignInit", code)
+        _require_ok(code)
         try:
             yield
         except BaseException:
@@ -143,9 +143,9 @@ class Signing:
         wanted_at, size_at = ctypes.byref(wanted), ctypes.byref(size)
 
         def signature(data: bytes) -> bytes:
-            _require_ok("C_SignInit", init(session, wanted_at, key))
+            _require_ok(init(session, wanted_at, key))
             size.value = room
-            _require_ok("C_Sign", sign(session, data, len(data), buffer, size_at))
+            _require_ok(sign(session, data, len(data), buffer, size_at))
             return ctypes.string_at(buffer, size.value)
 
         return signature
@@ -159,7 +159,7 @@ class Signing:
         size = ctypes.c_ulong(_MAX_SIGNATURE)
         signature = ctypes.create_string_buffer(size.value)
         code = self._functions.C_Sign(self._session, data, len(data), signature, ctypes.byref(size))
-        _require_ok("C_Sign", code)
+        _require_ok(code)
         return signature.raw[: size.value]
 
 
@@ -172,8 +172,8 @@ def _wanted(mechanism: int, mechanism_param: tuple[int, int, int] | None) -> _Me
     return wanted
 
 
-def _require_ok(name: str, code: int) -> None:
+def _require_ok(code: int) -> None:
     if code in _ERRORS:
         raise _ERRORS[code]
     if code:
-        raise PKCS11Error(f"{name}: {code:#x}")
+        raise PKCS11Error(f"Unmapped error code {code:#x}")

@@ -1,0 +1,71 @@
+"""Signatures by C_SignInit and C_Sign are what python-pkcs11's are, their errors too."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faulty import Faulty
+from tests.processes import ROOT
+
+# What the two functions may return (PKCS#11 3.0 sections 5.1 and 5.13), and a vendor's own.
+CODES = [0x2, 0x5, 0x6, 0x7, 0x20, 0x21, 0x30, 0x31, 0x32, 0x50, 0x54, 0x60, 0x62, 0x63, 0x68, 0x70]
+CODES += [0x71, 0x82, 0x90, 0x91, 0xA3, 0xB0, 0xB3, 0xE0, 0x101, 0x190, 0x200, 0x201, 0x80000001]
+
+
+class Signing:
+    """The program, seen from a test."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def both_ways(self, name: str) -> tuple[str, str]:
+        """What signing gave by C_SignInit and C_Sign, and by python-pkcs11."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{name}\n")
+        self._process.stdin.flush()
+        read = self._process.stdout.readline
+        return read().strip(), read().strip()
+
+
+@pytest.fixture
+def signing(faulty_token: Faulty) -> Iterator[Signing]:
+    token = faulty_token.token
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.stores.sign_both_ways", faulty_token.module, token.label],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **token.env, **faulty_token.env},
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(f"{token.pin}\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "ready\n"
+        yield Signing(process)
+        process.stdin.close()
+
+
+@pytest.mark.parametrize("name", ["ecdsa", "pkcs", "sha256 pkcs", "pss"])
+def test_a_signature_is_good_whoever_calls_c_sign(signing: Signing, name: str) -> None:
+    for _ in range(3):
+        assert signing.both_ways(name) == ("True", "True")
+
+
+@pytest.mark.parametrize("function", ["C_SignInit", "C_Sign"])
+def test_an_error_of_a_module_has_one_name_whoever_calls_c_sign(
+    signing: Signing, faulty_token: Faulty, function: str
+) -> None:
+    told = {}
+    for code in CODES:
+        faulty_token.rules(f"{function} {'after ' * (function == 'C_Sign')}return {code:#x}")
+        told[hex(code)] = signing.both_ways("ecdsa")
+    assert {code: ways for code, ways in told.items() if ways[0] != ways[1]} == {}
+    assert "True" not in {name for ways in told.values() for name in ways}
