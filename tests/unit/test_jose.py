@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import random
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -189,3 +192,90 @@ def test_an_rsa_signature_is_as_long_as_its_keys_modulus(bits: int) -> None:
     assert jose.rsa_bits(jwk) == bits
     for alg in ("RS256", "PS256"):
         assert jose.signature_size(jose.ALGORITHMS[alg], jwk) == (bits + 7) // 8
+
+
+def by_pairs(line: bytes) -> object:
+    """The object on a line, or what is wrong with it, by a parser that looks at each member."""
+
+    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        if len({name for name, _ in pairs}) != len(pairs):
+            raise ValueError("a member appears twice")
+        return dict(pairs)
+
+    decoder = json.JSONDecoder(
+        object_pairs_hook=once, parse_int=jose._integer, parse_constant=jose._refuse_constant
+    )
+    try:
+        return decoder.decode(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def read(line: bytes) -> object:
+    try:
+        return jose.json_object(line)
+    except jose.NotAnObject:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+REQUEST = (
+    b'{"jsonrpc":"2.0","id":"1","method":"proof","params":{"htm":"GET","htu":"https://a.example/",'
+    b'"seen":[{"htu":"https://b.example/","nonce":"n"}],"timeout_ms":250,"ath":null}}'
+)
+MEMBERS = [b'"htm":"PUT",', b'"htm":1,', b'"id":2,', b'"a":"b",', b'"":"",', b'"htu":"https://c/",']
+PIECES = [
+    b'"',
+    b"\\",
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b":",
+    b",",
+    b'\\"',
+    b"\\u0022",
+    b"NaN",
+    b"null",
+    b" ",
+]
+PIECES += [b"1", b"\xff", b"\xc3\xa4"]
+
+
+def mutated(chance: random.Random) -> bytes:
+    line = bytearray(REQUEST)
+    for _ in range(chance.choice((0, 1, 1, 2, 3))):
+        if chance.random() < 0.3:
+            at = chance.choice([i + 1 for i, byte in enumerate(line) if byte in b"{,"] or [0])
+            line[at:at] = chance.choice(MEMBERS)
+            continue
+        at = chance.randrange(len(line) + 1)
+        end = at + chance.choice((0, 0, 1, 8))
+        line[at:end] = chance.choice(PIECES)
+    return bytes(line)
+
+
+def compare_readings(count: int, seed: int) -> None:
+    chance = random.Random(seed)
+    good = twice = 0
+    for _ in range(count):
+        line = mutated(chance)
+        wanted = by_pairs(line)
+        assert read(line) == wanted, line
+        good += wanted is not None
+        if wanted is None:
+            with suppress(ValueError):
+                json.loads(line)
+                twice += 1
+    assert good > count / 10
+    assert twice > count / 100  # what is wrong with those is a repeated member, or NaN
+
+
+def test_a_member_that_appears_twice_is_found_by_counting_as_by_looking_at_each() -> None:
+    compare_readings(20_000, 1)
+
+
+@pytest.mark.long
+def test_of_three_million_requests_none_is_read_otherwise_than_member_by_member() -> None:
+    compare_readings(3_000_000, 2)

@@ -3,8 +3,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dpop_agent import jose, proof
+from dpop_agent.htu import target
+from dpop_agent.jose import json_object
 from tests import vectors
 from tests.vectors import SoftKey
 
@@ -59,6 +63,26 @@ def test_the_claims_are_exactly_those_of_section_4_2(ath: str | None, nonce: str
     assert header == "H"
     assert found == wanted
     assert type(found["iat"]) is int
+
+
+@given(
+    htm=st.text(sorted(proof._TCHAR), min_size=1, max_size=proof.MAX_HTM),
+    path=st.text("aZ09-._~!$&'()*+,;=:@/%", max_size=20).map(lambda path: path.replace("%", "%2F")),
+    nonce=st.none() | st.text(sorted(proof._NQCHAR), min_size=1, max_size=40),
+    ath=st.none() | st.binary(min_size=32, max_size=32).map(jose.b64url),
+)
+def test_claims_of_any_form_that_is_let_in_are_json_with_those_very_values(
+    htm: str, path: str, nonce: str | None, ath: str | None
+) -> None:
+    htu = f"https://as.example/{path}"
+    if "/." in htu:
+        return  # a dot segment
+    assert target(htu).htu == htu
+    _, claims = proof.signing_input("", htm=htm, htu=htu, iat=7, ath=ath, nonce=nonce).split(".")
+    found = json_object(jose.b64url_decode(claims))
+    assert found.pop("jti")
+    wanted = {"htm": htm, "htu": htu, "iat": 7, "ath": ath, "nonce": nonce}
+    assert found == {name: value for name, value in wanted.items() if value is not None}
 
 
 def test_every_proof_has_its_own_jti_of_128_bits() -> None:

@@ -1,0 +1,156 @@
+"""What is kept for the next proof is what would be decided anew."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+
+from dpop_agent.agent.keys import Generation, Key, Keys, State
+from dpop_agent.agent.nonces import Nonces
+from dpop_agent.agent.policy import require_allowed
+from dpop_agent.agent.proofs import MAX_CHOICES, Proofs
+from dpop_agent.errors import DPoPAgentError, KeyUnusable
+from dpop_agent.htu import target
+from dpop_agent.protocol import encode_made, encode_result
+from tests.state_folder import new_public_key
+
+AT = "2026-11-20T19:05:00Z"
+STATES = [State.STAGED, State.ACTIVE, State.DRAINING, State.COMPROMISED, State.SUSPENDED]
+TARGETS = [
+    "https://api.example.com/v1",
+    "HTTPS://API.EXAMPLE.COM:443/v1?q",
+    "https://b.example/%2e%2e/",
+    "http://c.example/",
+    "http://localhost:8080/",
+]
+
+
+class Ledger:
+    """Stands for the records: keys alone."""
+
+    def __init__(self, keys: Keys) -> None:
+        self.keys = keys
+
+
+class Chance:
+    """Keys and questions about them, at random."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._publics = [new_public_key() for _ in range(4)]
+
+    def keys(self) -> Keys:
+        pick = self._random.choice
+        keys = []
+        for name, publics in (("default", self._publics[:2]), ("shop", self._publics[2:])):
+            generations = [
+                Generation(number, pick(STATES), f"{number:032x}", AT, AT, **public)
+                for number, public in enumerate(publics, 1)
+            ]
+            if [g.state for g in generations].count(State.ACTIVE) > 1:
+                generations[0] = replace(generations[0], state=State.DRAINING)
+            origins = pick(((), ("https://api.example.com",), ("http://c.example",)))
+            keys.append(Key(name, "work", "ES256", AT, origins, generations=tuple(generations)))
+        return Keys(keys[: pick((1, 2, 2))])
+
+    def asked(self) -> tuple[str | None, str | None, bool, str]:
+        pick = self._random.choice
+        jkts = [None, *(public["jkt"] for public in self._publics)]
+        return pick((None, "default", "shop")), pick(jkts), pick((True, False)), pick(TARGETS)
+
+    def happens(self, share: float) -> bool:
+        return self._random.random() < share
+
+
+def decided(keys: Keys, asked: tuple[str | None, str | None, bool, str]) -> Any:
+    """What a look at everything says."""
+    name, jkt, presents_access_token, htu = asked
+    where = target(htu)
+    key, generation = keys.signer(name, jkt, presents_access_token=presents_access_token)
+    require_allowed(key, where)
+    return key, generation, where.htu, where.origin
+
+
+def outcome(decide: Any) -> Any:
+    try:
+        return decide()
+    except DPoPAgentError as e:
+        return type(e), e.message, e.hint
+
+
+def kept(proofs: Proofs, asked: tuple[str | None, str | None, bool, str]) -> Any:
+    choice = proofs._choice(asked)
+    return choice.key, choice.generation, choice.where.htu, choice.where.origin
+
+
+def compare_choices(count: int, seed: int) -> None:
+    async def story() -> None:
+        chance = Chance(seed)
+        records = Ledger(chance.keys())
+        proofs = Proofs(cast("Any", records), cast("Any", None), cast("Any", None), Nonces())
+        good = 0
+        for _ in range(count):
+            if chance.happens(0.02):
+                records.keys = chance.keys()
+            asked = chance.asked()
+            found = outcome(lambda: kept(proofs, asked))  # noqa: B023  (called at once)
+            assert found == outcome(lambda: decided(records.keys, asked))  # noqa: B023
+            good += isinstance(found[0], Key)
+        assert good > count / 50
+
+    asyncio.run(story())
+
+
+def test_a_choice_that_is_kept_is_what_would_be_decided_anew() -> None:
+    compare_choices(20_000, 1)
+
+
+@pytest.mark.long
+def test_of_three_million_questions_each_is_answered_as_if_it_were_new() -> None:
+    compare_choices(3_000_000, 2)
+
+
+def test_a_choice_outlives_no_change_of_its_key() -> None:
+    async def story() -> None:
+        public = new_public_key()
+        active = Generation(1, State.ACTIVE, "00", AT, AT, **public)
+        key = Key("default", "work", "ES256", AT, generations=(active,))
+        records = Ledger(Keys([key]))
+        proofs = Proofs(cast("Any", records), cast("Any", None), cast("Any", None), Nonces())
+        choice = proofs._choice((None, None, False, TARGETS[0]))
+        assert proofs.require_still_signing(choice) is State.ACTIVE
+        records.keys = Keys([key.with_(replace(active, state=State.DRAINING))])
+        assert proofs.require_still_signing(choice) is State.DRAINING
+        records.keys = Keys([key.with_(replace(active, state=State.COMPROMISED))])
+        with pytest.raises(KeyUnusable):
+            proofs.require_still_signing(choice)
+        with pytest.raises(KeyUnusable):
+            proofs._choice((None, None, False, TARGETS[0]))
+
+    asyncio.run(story())
+
+
+def test_no_more_choices_are_kept_than_their_limit() -> None:
+    async def story() -> None:
+        active = Generation(1, State.ACTIVE, "00", AT, AT, **new_public_key())
+        keys = Keys([Key("default", "work", "ES256", AT, generations=(active,))])
+        proofs = Proofs(cast("Any", Ledger(keys)), cast("Any", None), cast("Any", None), Nonces())
+        for number in range(3 * MAX_CHOICES):
+            proofs._choice((None, None, False, f"https://a.example/{number}"))
+            assert len(proofs._choices) <= MAX_CHOICES
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("request_id", [0, -1, 2**53 - 1, "", 'a"\\', "ä\n", "x" * 64])
+def test_a_result_that_is_json_already_makes_the_line_that_encoding_it_makes(
+    request_id: str | int,
+) -> None:
+    result = {"proof": "e30.e30.sig", "nonce": None}
+    made = encode_made(request_id, json.dumps(result, separators=(",", ":")).encode())
+    assert made == encode_result(request_id, result)
