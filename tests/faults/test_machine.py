@@ -30,6 +30,7 @@ from dpop_agent.agent import records
 from dpop_agent.agent.keys import Generation, Key, Keys, State
 from dpop_agent.agent.ledger import Contents, Ledger, Times
 from dpop_agent.agent.records import Records
+from dpop_agent.channel import parse_asked
 from dpop_agent.errors import DPoPAgentError, SignerFailed
 from dpop_agent.jose import ec_jwk, thumbprint
 from tests.faults.around_records import AroundRecords
@@ -76,7 +77,10 @@ class DictStore:
         self._fate = fate
         self._refs = itertools.count(1)
 
-    async def ask(self, op: str, **members: Any) -> dict[str, Any]:
+    async def ask(self, op: str | bytes, **members: Any) -> dict[str, Any]:
+        if isinstance(op, bytes):
+            ref, jkt, *_ = parse_asked(op)
+            op, members = "sign", members | {"ref": ref, "jkt": jkt}
         self._fate.step()
         await asyncio.sleep(0)
         if self.fails or (self.keeps and op == "destroy"):

@@ -287,10 +287,10 @@ def test_what_was_compromised_is_never_forgotten_however_many_were_destroyed_sin
 
 def test_one_listing_tells_of_all_keys_of_a_store(place: Place) -> None:
     async def story() -> None:
-        asked: list[str] = []
+        asked: list[str | bytes] = []
         ask = place.store.ask
 
-        async def counted(op: str, **members: Any) -> dict[str, Any]:
+        async def counted(op: str | bytes, **members: Any) -> dict[str, Any]:
             asked.append(op)
             return await ask(op, **members)
 
@@ -315,7 +315,7 @@ def test_a_key_that_is_made_while_its_store_is_listed_isnt_missing(small: Place)
     async def story() -> None:
         ask = small.store.ask
 
-        async def listed_first(op: str, **members: Any) -> dict[str, Any]:
+        async def listed_first(op: str | bytes, **members: Any) -> dict[str, Any]:
             answer = await ask(op, **members)
             if op == "objects":
                 await small.lifecycle.create({"key": "new"}, "dict")

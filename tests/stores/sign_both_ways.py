@@ -36,7 +36,7 @@ def main(path: str, label: str) -> None:
     token = module.library.get_token(token_label=label)
     session = token.open(rw=True, user_pin=sys.stdin.readline().strip())
     rsa = session.generate_keypair(KeyType.RSA, 2048)
-    parameters = {Attribute.EC_PARAMS: attributes.EC_PARAMS["P-256"]}
+    parameters = {Attribute.EC_PARAMS: attributes.EC_PARAMS["P-256"][0]}
     ec = session.create_domain_parameters(KeyType.EC, parameters, local=True).generate_keypair()
     print("ready", flush=True)
     for line in sys.stdin:

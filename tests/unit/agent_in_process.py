@@ -33,8 +33,9 @@ from dpop_agent.agent.signers import Signer, Signers
 from dpop_agent.agent.stores import Stores
 from dpop_agent.agent.upkeep import Upkeep
 from dpop_agent.agent.views import Views
+from dpop_agent.channel import parse_asked
 from dpop_agent.errors import KeyMissing
-from dpop_agent.jose import b64url, thumbprint
+from dpop_agent.jose import thumbprint
 from dpop_agent.peer import Peer
 from tests.faults.test_machine import DictStore, Fate, public_of
 
@@ -60,9 +61,11 @@ class Store(DictStore):
 
     def submit(self, job: Job) -> None:
         """Sign at once."""
-        frame = job.make()
-        if self.objects.get(frame["ref"]) == frame["jkt"]:
-            job.finish({"signature": b64url(bytes(64))})
+        asked = job.make()
+        assert isinstance(asked, bytes)
+        ref, jkt, *_ = parse_asked(asked)
+        if self.objects.get(ref) == jkt:
+            job.finish({"signature": bytes(64)})
         else:
             job.finish(KeyMissing("the store has no such key"))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import json
 import os
 import socket
 import threading
@@ -313,10 +312,10 @@ def test_a_store_whose_process_ends_as_it_says_that_it_is_open_isnt_open(tmp_pat
         theirs.setblocking(True)
 
         def answer() -> None:
-            request = json.loads(theirs.recv(65536))
+            (request,) = Frames().feed(theirs.recv(65536))
+            assert isinstance(request, dict)
             place = {"label": "", "serial": None, "model": None, "pid": 1}
-            answer = json.dumps({"id": request["id"], "ok": place})
-            theirs.sendall(f'{answer}\n{{"id": 77, "ok": {{}}}}\n'.encode())
+            theirs.sendall(frame(id=request["id"], ok=place) + frame(id=77, ok={}))
             theirs.close()
 
         threading.Thread(target=answer).start()
