@@ -207,6 +207,18 @@ _STRICT = json.JSONDecoder(
 _PLAIN = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_integer)
 
 
+def _plainly(text: str) -> dict[str, Any] | None:
+    """A JSON object without escapes, and nothing around it; None if that isn't so."""
+    if text[:1] != "{" or "\\" in text:
+        return None
+    try:
+        value: dict[str, Any]
+        value, end = _PLAIN.raw_decode(text)
+    except ValueError:
+        return None
+    return value if end == len(text) else None
+
+
 def _texts(value: object) -> int:
     """How many texts a JSON value has in it, the names of members included."""
     if isinstance(value, str):
@@ -237,9 +249,9 @@ def json_object(data: bytes) -> dict[str, Any]:
     """
     try:
         text = data.decode("utf-8")
-        value = _PLAIN.decode(text)
+        value = _plainly(text)
         # Where each text between two quotes is found again, no member was there twice.
-        if "\\" in text or text.count('"') != 2 * _texts(value):
+        if value is None or text.count('"') != 2 * _texts(value):
             value = _STRICT.decode(text)
     except UnicodeDecodeError as e:
         raise ValueError("not UTF-8") from e

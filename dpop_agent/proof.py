@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 
 from dpop_agent.jose import PUBLIC_MEMBERS, b64url, b64url_decode, json_object
 
@@ -25,8 +26,9 @@ MAX_NONCE = 512
 # RFC 9449 section 8.1: nonce = 1*NQCHAR, NQCHAR = %x21 / %x23-5B / %x5D-7E
 _NQCHAR = frozenset(chr(c) for c in range(0x21, 0x7F)) - {'"', "\\"}
 # RFC 9110 section 5.6.2: method = token
-_TCHAR = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+TCHAR = r"!#$%&'*+\-.^_`|~0-9A-Za-z"
 MAX_HTM = 32
+_HTM = re.compile(f"[{TCHAR}]{{1,{MAX_HTM}}}")
 
 _COMPACT = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -38,7 +40,7 @@ def is_nonce(text: object) -> bool:
 
 def is_htm(text: object) -> bool:
     """Whether `text` is an HTTP method (RFC 9110 section 9.1), kept verbatim in the proof."""
-    return isinstance(text, str) and 0 < len(text) <= MAX_HTM and _TCHAR.issuperset(text)
+    return isinstance(text, str) and _HTM.fullmatch(text) is not None
 
 
 def header(alg: str, jwk: Mapping[str, str]) -> str:

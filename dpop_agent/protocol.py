@@ -251,6 +251,11 @@ ADMIN_METHODS: Mapping[str, Mapping[str, Param]] = {
 }
 """What `admin.sock` answers."""
 
+_REQUIRED = {
+    method: [name for name, form in forms.items() if form.required]
+    for method, forms in ADMIN_METHODS.items()
+}
+
 # A caller that sends one of these thinks that it decides it.
 _AGENT_WRITES = frozenset({"iat", "jti", "typ", "jwk", "alg", "exp"})
 
@@ -316,9 +321,10 @@ def _request(message: dict[str, Any], methods: Mapping[str, Mapping[str, Param]]
             raise _no_param(method, name, forms)
         if not form.check(value):
             raise InvalidParams(f"{method}: {name} has to be {form.says}", hint="correct it")
-    for name, form in forms.items():
-        if form.required and name not in params:
-            raise InvalidParams(f"{method}: {name} is missing", hint=f"give {form.says}")
+    for name in _REQUIRED[method]:
+        if name not in params:
+            hint = f"give {forms[name].says}"
+            raise InvalidParams(f"{method}: {name} is missing", hint=hint)
     return Request(message["id"], method, params)
 
 

@@ -26,7 +26,7 @@ from dpop_agent.client.refusal import (
 )
 from dpop_agent.errors import ConfigurationError, HtuRefused, NonceRequired, ProofRefused
 from dpop_agent.htu import origin_of, target
-from dpop_agent.proof import is_nonce
+from dpop_agent.proof import TCHAR, is_nonce
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,10 +42,8 @@ DEFAULT_KEY = "default"
 """The key that the agent takes where none is named (PROTOCOL.md)."""
 
 
-_TCHAR = r"!#$%&'*+\-.^_`|~0-9A-Za-z"
-
 # Wherever a lenient server might find the scheme.
-_DPOP = re.compile(rf"(?:\A|,)[^{_TCHAR},]*dpop(?![{_TCHAR}])", re.I)
+_DPOP = re.compile(rf"(?:\A|,)[^{TCHAR},]*dpop(?![{TCHAR}])", re.I)
 
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
