@@ -6,9 +6,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from pkcs11 import Mechanism
 
+from dpop_agent.signer.pkcs11.signing import Signing
 from tests.faulty import Faulty
 from tests.processes import ROOT
 
@@ -17,7 +21,7 @@ CODES = [0x2, 0x5, 0x6, 0x7, 0x20, 0x21, 0x30, 0x31, 0x32, 0x50, 0x54, 0x60, 0x6
 CODES += [0x71, 0x82, 0x90, 0x91, 0xA3, 0xB0, 0xB3, 0xE0, 0x101, 0x200, 0x201, 0x80000001]
 
 
-class Signing:
+class BothWays:
     """The program, seen from a test."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
@@ -34,7 +38,7 @@ class Signing:
 
 
 @pytest.fixture
-def signing(faulty_token: Faulty) -> Iterator[Signing]:
+def signing(faulty_token: Faulty) -> Iterator[BothWays]:
     token = faulty_token.token
     with subprocess.Popen(
         [sys.executable, "-m", "tests.stores.sign_both_ways", faulty_token.module, token.label],
@@ -49,19 +53,19 @@ def signing(faulty_token: Faulty) -> Iterator[Signing]:
         process.stdin.write(f"{token.pin}\n")
         process.stdin.flush()
         assert process.stdout.readline() == "ready\n"
-        yield Signing(process)
+        yield BothWays(process)
         process.stdin.close()
 
 
 @pytest.mark.parametrize("name", ["ecdsa", "pkcs", "sha256 pkcs", "pss"])
-def test_a_signature_is_good_whoever_calls_c_sign(signing: Signing, name: str) -> None:
+def test_a_signature_is_good_whoever_calls_c_sign(signing: BothWays, name: str) -> None:
     for _ in range(3):
         assert signing.both_ways(name) == ("True", "True")
 
 
 @pytest.mark.parametrize("function", ["C_SignInit", "C_Sign"])
 def test_an_error_of_a_module_has_one_name_whoever_calls_c_sign(
-    signing: Signing, faulty_token: Faulty, function: str
+    signing: BothWays, faulty_token: Faulty, function: str
 ) -> None:
     told = {}
     for code in CODES:
@@ -69,3 +73,14 @@ def test_an_error_of_a_module_has_one_name_whoever_calls_c_sign(
         told[hex(code)] = signing.both_ways("ecdsa")
     assert {code: ways for code, ways in told.items() if ways[0] != ways[1]} == {}
     assert "True" not in {name for ways in told.values() for name in ways}
+
+
+def test_a_module_that_tells_a_size_beyond_its_buffer_is_given_no_other_memory() -> None:
+    def c_sign(_session: int, _data: bytes, _size: int, _buffer: Any, told: Any) -> int:
+        told._obj.value = 1 << 20
+        return 0
+
+    functions = SimpleNamespace(C_SignInit=lambda *_: 0, C_Sign=c_sign)
+    private = SimpleNamespace(session=SimpleNamespace(handle=1), handle=2)
+    prepared = Signing(functions, private).prepared(mechanism=Mechanism.ECDSA, room=64)
+    assert prepared(b"digest") == bytes(64)

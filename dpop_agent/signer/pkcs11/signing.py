@@ -140,13 +140,13 @@ class Signing:
         session, key, wanted = self._session, self._key, _wanted(mechanism, mechanism_param)
         init, sign = self._functions.C_SignInit, self._functions.C_Sign
         buffer, size = ctypes.create_string_buffer(room), ctypes.c_ulong()
-        wanted_at, size_at = ctypes.byref(wanted), ctypes.byref(size)
+        wanted_at, size_at, view = ctypes.byref(wanted), ctypes.byref(size), memoryview(buffer)
 
         def signature(data: bytes) -> bytes:
             _require_ok(init(session, wanted_at, key))
             size.value = room
             _require_ok(sign(session, data, len(data), buffer, size_at))
-            return ctypes.string_at(buffer, size.value)
+            return view[: size.value].tobytes()  # no more than there is, whatever the module says
 
         return signature
 
