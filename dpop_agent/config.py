@@ -266,7 +266,7 @@ def parse_token_uri(uri: str) -> TokenUri:
     scheme, colon, rest = uri.partition(":")
     if not colon or scheme.lower() != "pkcs11":
         raise ConfigurationError(
-            "the URI isn't a pkcs11: URI", hint="write it as in pkcs11:token=work"
+            "the URI doesn't begin with pkcs11:", hint="write it as in pkcs11:token=work"
         )
     path, _, query = rest.partition("?")
     found: dict[str, str] = {}
@@ -470,7 +470,8 @@ class _Reader:
     def _verify(self, where: str, value: object) -> str:
         text = self._text(where, value)
         if text not in _VERIFY:
-            self._refuse(f"{where} has to be {' or '.join(map(repr, _VERIFY))}", "leave it out")
+            wanted = " or ".join(map(repr, _VERIFY))
+            self._refuse(f"{where} has to be {wanted}", "correct it, or leave it out for 'first'")
         return text
 
     def _backend(self, where: str, value: object) -> str:

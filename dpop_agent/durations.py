@@ -32,3 +32,11 @@ def interval(text: str) -> int:
     if found == 0:
         raise ValueError("it can't be zero")
     return found
+
+
+def text(seconds: int) -> str:
+    """A duration as people type it: `604800` is `7d`."""
+    for unit in "dhm":
+        if seconds and seconds % _UNITS_S[unit] == 0:
+            return f"{seconds // _UNITS_S[unit]}{unit}"
+    return f"{seconds}s"

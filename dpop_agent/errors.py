@@ -261,7 +261,7 @@ class KeyMissing(KeyUnusable):
     """In the ledger, but its object can't be found in its store; never forgotten for that."""
 
     wire_type = "key_missing"
-    default_hint = "see: dpop-agent status"
+    default_hint = "see: dpop-agent key list"
 
 
 class KeyRefused(KeyUnusable):

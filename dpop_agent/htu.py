@@ -107,6 +107,10 @@ def origin_of(uri: str) -> str:
     Raises:
         HtuRefused: `uri` has a path, a query or a fragment, or isn't a URI that `target` takes.
     """
+    if "://" not in uri:
+        raise HtuRefused(
+            "an origin begins with https:// or http://", hint="such as https://api.example.com"
+        )
     found = target(uri)
     if found.htu != found.origin + "/" or "?" in uri or "#" in uri:
         raise HtuRefused(

@@ -148,9 +148,12 @@ def _parts(proof: str) -> tuple[dict[str, Any], dict[str, Any], bytes, bytes]:
     """Header, claims, signing input and signature of a compact JWS (RFC 7515 section 7.1)."""
     if len(proof) > MAX_PROOF:
         raise InvalidProof(2, f"it has {len(proof)} characters, at most {MAX_PROOF} are accepted")
+    if not proof:
+        raise InvalidProof(2, "there is none: it is empty")
     parts = proof.split(".")
     if len(parts) != 3:
-        raise InvalidProof(2, f"it has {len(parts)} parts, a signed JWT has three")
+        found = "1 part" if len(parts) == 1 else f"{len(parts)} parts"
+        raise InvalidProof(2, f"it has {found}, a signed JWT has three")
     try:
         header, claims, signature = (_decode(part) for part in parts)
     except ValueError as e:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dpop_agent import durations
 from dpop_agent.agent.keys import Generation, Key, Keys, State
 from dpop_agent.protocol import KEY_SETTINGS
 
@@ -61,7 +62,7 @@ def _generation(key: Key, was: Generation | None, now: Generation) -> Iterator[s
 def _more(key: Key, now: Generation) -> str:
     if now.state is State.DRAINING:
         drain_s = key.drain_s if now.drain_s is None else now.drain_s
-        return f", until it is unused for {drain_s} s"
+        return f", until it is unused for {durations.text(drain_s)}"
     if now.object_left and now.slot is not None:
         return f"; its private key stays in slot {now.slot} until another is made there"
     return ""

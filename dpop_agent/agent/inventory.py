@@ -129,7 +129,7 @@ class Inventory:
         ]
         if self.unknown[store] and self.unknown[store] != before:
             log.info(
-                "store %s has %d private keys that aren't the agent's; they are left alone%s",
+                "store %s has %d private keys that the ledger doesn't list, left alone%s",
                 store,
                 len(self.unknown[store]),
                 "; if the ledger was lost: dpop-agent key adopt --all"

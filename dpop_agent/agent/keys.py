@@ -247,6 +247,11 @@ class Key:
         """Whether all its generations are; its name is taken still."""
         return all(g.state is State.DESTROYED for g in reversed(self.generations))
 
+    def to_resume(self, generation: Generation) -> str:
+        """How people let a suspended generation sign again, as a hint."""
+        origins = " --origin ORIGIN" if self.policy_lost else ""
+        return f"resume it: dpop-agent key resume {self.name}@{generation.generation}{origins}"
+
     @property
     def way_on(self) -> str:
         """What people can do where none of its generations is active, as a hint."""
@@ -256,7 +261,7 @@ class Key:
             return "it is finished or undone once its store is open; see: dpop-agent status"
         for g in reversed(self.generations):
             if g.state is State.SUSPENDED:
-                return f"resume it: dpop-agent key resume {self.name}@{g.generation}"
+                return self.to_resume(g)
         anew = f"for a new generation: dpop-agent key rotate {self.name}"
         if not self.is_destroyed:
             return anew
@@ -435,8 +440,9 @@ class Keys(Mapping[str, Key]):
         keys = self.without(name)
         forgotten = dict(self.forgotten)
         for g in self._by_name[name].generations:
-            forgotten.pop(g.jkt, None)
-            forgotten[g.jkt] = Forgotten(g.jkt, name, g.generation, g.changed, g.compromised)
+            before = forgotten.pop(g.jkt, None)  # the same object, under another name perhaps
+            compromised = g.compromised or (before is not None and before.compromised)
+            forgotten[g.jkt] = Forgotten(g.jkt, name, g.generation, g.changed, compromised)
         if sum(f.compromised for f in forgotten.values()) > MAX_FORGOTTEN:
             raise LimitReached(
                 f"{MAX_FORGOTTEN} generations of forgotten keys were compromised, as many as one "
@@ -597,7 +603,7 @@ def _way_to_a_proof(key: Key, generation: Generation) -> str | None:
     if generation.state is State.STAGED:
         return f"activate it: dpop-agent key activate {which}"
     if generation.state is State.SUSPENDED:
-        return f"resume it: dpop-agent key resume {which}"
+        return key.to_resume(generation)
     if key.active is None:
         return f"{key.way_on}; then get a new access token"
     return None

@@ -27,6 +27,11 @@ from dpop_agent.htu import origin_of
 from dpop_agent.jose import ALGORITHMS
 from dpop_agent.protocol import KEY_SETTINGS
 
+GIVE_ORIGINS = (
+    "give --origin https://api.example.com, or --any-origin (on the wire origins, [] for any)"
+)
+"""The hint where nothing says which servers a key is for."""
+
 
 class Lifecycle:
     """What is done to keys."""
@@ -96,10 +101,10 @@ class Lifecycle:
             key = self._records.keys.named(name)
             if self._records.repeated("key.activate", params):
                 return key, _last_draining(key)
-            if key.generation(number).state is State.SUSPENDED:
+            generation = key.generation(number)
+            if generation.state is State.SUSPENDED:
                 raise IllegalTransition(
-                    f"{name}@{number} is suspended",
-                    hint=f"resume it: dpop-agent key resume {name}@{number}",
+                    f"{name}@{number} is suspended", hint=key.to_resume(generation)
                 )
             await self._making.activate(name, number, ("key.activate", params))
             now = self._records.keys.named(name)
@@ -324,8 +329,7 @@ class Lifecycle:
         if "origins" not in params:  # nobody gets proofs for anywhere by leaving something out
             raise InvalidParams(
                 f"nothing says which servers the new key {params['key']} is for",
-                hint='give origins, such as ["https://api.example.com"], or [] for any (at the '
-                "command line: --origin https://api.example.com, or --any-origin)",
+                hint=GIVE_ORIGINS,
             )
         new = Key(name=params["key"], store=store, alg=alg, created=now_text())
         return replace(new, **_settings(params))
@@ -407,8 +411,7 @@ def _resume(key: Key, params: Mapping[str, Any], now: str) -> Key:
     if key.policy_lost:
         raise InvalidParams(
             f"what the key {key.name} may be used for was lost with its ledger",
-            hint='give origins, such as ["https://api.example.com"], or [] for any (at the command '
-            "line: --origin https://api.example.com, or --any-origin)",
+            hint=GIVE_ORIGINS,
         )
     state = State.ACTIVE if key.active is None else State.DRAINING
     return key.with_(chosen.become(state, now))

@@ -39,8 +39,8 @@ from dpop_agent.proof import TYP, header, is_htm, is_nonce, parse_signing_input,
 
 log = logging.getLogger("dpop_agent.proofs")
 
-MAX_CHOICES = 1024
-"""Choices kept, so that many targets take no more than a few megabytes."""
+MAX_CHOICES = 256
+"""Choices kept: of the longest targets they take some four megabytes."""
 
 MAX_AGE_S = 2.0
 """Seconds after which a proof is stale before its client has it; it is made anew, once."""
@@ -83,14 +83,11 @@ class Proofs:
         """`proof.sign`: built by a client, let pass only as the agent could have made it."""
         jkt, text = call.params["jkt"], call.params["signing_input"]
         key, generation = self._records.keys.signer(None, jkt, presents_access_token=False)
-        if not key.allow_sign_proof:
-            raise PolicyRefused(
-                f"the key {key.name} doesn't sign proofs that its clients built",
-                hint=f"use proof, or allow it: dpop-agent key set {key.name} --allow-sign-proof",
-            )
+        _require_signing_allowed(key)
         where = _require_proof(text, key, generation)
         require_allowed(key, where)
-        _ClientsProof(self, call, Choice(self._records.keys, key, generation, where)).submit()
+        choice = Choice(self._records.keys, key, generation, where, built_by_client=True)
+        _ClientsProof(self, call, choice).submit()
 
     def _choice(self, asked: _Asked) -> Choice:
         """Who signs, and for where: the same for the same question, until the keys change.
@@ -139,16 +136,20 @@ class Proofs:
         return made, nonce
 
     def require_still_signing(self, choice: Choice) -> State:
-        """The generation's state now: it may have been compromised since it was chosen.
+        """The generation's state now: its key may have changed since it was chosen.
 
         Raises:
-            KeyUnusable
+            KeyUnusable, HtuRefused, PolicyRefused
         """
         keys = self._records.keys
         if keys is choice.keys:
             return choice.generation.state
-        key, current = keys.by_jkt[choice.generation.jkt]
-        current.require_signing(key.name)
+        key, current = keys.signer(
+            choice.key.name, choice.generation.jkt, presents_access_token=False
+        )
+        require_allowed(key, choice.where)
+        if choice.built_by_client:
+            _require_signing_allowed(key)
         return current.state
 
     def given_out(self, choice: Choice, client: str) -> None:
@@ -208,12 +209,31 @@ class Choice:
         where: what it is for.
         header: the proof's, encoded.
         form: of a signature by that generation.
+        built_by_client: it is for `proof.sign`.
     """
 
-    __slots__ = ("_asked", "form", "generation", "header", "key", "keys", "where")
+    __slots__ = (
+        "_asked",
+        "built_by_client",
+        "form",
+        "generation",
+        "header",
+        "key",
+        "keys",
+        "where",
+    )
 
-    def __init__(self, keys: Keys, key: Key, generation: Generation, where: Target) -> None:
+    def __init__(
+        self,
+        keys: Keys,
+        key: Key,
+        generation: Generation,
+        where: Target,
+        *,
+        built_by_client: bool = False,
+    ) -> None:
         self.keys = keys
+        self.built_by_client = built_by_client
         self.key = key
         self.generation = generation
         self.where = where
@@ -352,6 +372,14 @@ class _ClientsProof(_Signing):
 
     def _result(self, signature: str, state: State) -> dict[str, Any]:  # noqa: ARG002
         return {"signature": signature}
+
+
+def _require_signing_allowed(key: Key) -> None:
+    if not key.allow_sign_proof:
+        raise PolicyRefused(
+            f"the key {key.name} doesn't sign proofs that its clients built",
+            hint=f"use proof, or allow it: dpop-agent key set {key.name} --allow-sign-proof",
+        )
 
 
 def _require_proof(text: str, key: Key, generation: Generation) -> Target:

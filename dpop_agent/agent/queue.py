@@ -34,6 +34,9 @@ LOOKING_S = 0.02
 """Seconds between two looks while anybody has something signed: few signatures are behind one, and
 it comes to an end under any load."""
 
+LOOKS_APART = 10
+"""Times that a look took, for which others have a slow store's signatures before the next."""
+
 MAX_ID = 2**32 - 1
 """The largest number of a frame; then they begin anew."""
 
@@ -258,10 +261,17 @@ class Work:
         self._looked_at = self._signed_at = -inf
         self._in_hand: OrderedDict[int, Job] = OrderedDict()
         self._next_id = 1
-        self._sign_s = 0.0
+        self._sign_s = self._look_s = 0.0
 
     def __bool__(self) -> bool:
         return bool(self._again or self._waiting or self._looking or self._in_hand)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether there is anything but looks."""
+        if self._again or self._waiting:
+            return True
+        return any(job.owner != LOOKING for job in self._in_hand.values())
 
     @property
     def is_next(self) -> bool:
@@ -309,7 +319,8 @@ class Work:
         idle = not (self._again or self._waiting or self._in_hand)
         if idle and now - self._signed_at >= LOOKING_S:
             return True
-        return now - self._looked_at >= LOOKING_S and len(self._in_hand) < self._window()
+        apart_s = max(LOOKING_S, LOOKS_APART * self._look_s)
+        return now - self._looked_at >= apart_s and len(self._in_hand) < self._window()
 
     def sent(self, job: Job, now: float) -> int:
         """It is in the signer's hands, under the id that is returned."""
@@ -326,6 +337,8 @@ class Work:
         if job is None:
             return None
         took_s = now - job.sent
+        if job.owner == LOOKING:
+            self._looked_at, self._look_s = now, took_s
         if self._in_hand:
             next(iter(self._in_hand.values())).sent = now  # its turn begins now
         return job, took_s

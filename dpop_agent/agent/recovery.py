@@ -211,7 +211,10 @@ def _taken_by(keys: Keys, new: Key, number: int) -> Key | None:
             raise _Left(e.message) from e
         return None
     if not key.policy_lost:
-        raise _Left(f"there is a key {key.name} that is in use")
+        raise _Left(
+            f"there is a key {key.name} that is in use; to adopt it as another generation of that: "
+            f"dpop-agent key adopt {key.name} --ref REF"
+        )
     if (key.store, key.alg) != (new.store, new.alg):
         raise _Left(f"the key {key.name} is for {key.alg} in the store {key.store}")
     if any(g.generation == number for g in key.generations):

@@ -289,7 +289,7 @@ class Signer:
     def look_idle(self, *, lock_after_s: float | None, release_after_s: float | None) -> None:
         """Lock or release a store that nobody used for so long."""
         idle_s = self._loop.time() - self._idle_since
-        if self._state not in OPEN or self._work:
+        if self._state not in OPEN or self._work.is_wanted:
             return
         if lock_after_s is not None and idle_s >= lock_after_s:
             log.info("store %s was idle for %d s", self.config.name, idle_s)
@@ -552,6 +552,9 @@ class Signer:
             what = job.make()
         except DPoPAgentError as e:
             job.finish(e)
+        except Exception:
+            log.exception("unexpected error while making a frame for %s", self.config.name)
+            job.finish(SignerFailed("the agent met an unexpected error", hint="see its log"))
         else:
             self._send(job, what)
 
@@ -599,7 +602,8 @@ class Signer:
         if not isinstance(answer, Signed) and answer.get("broken") and self._state in OPEN:
             self._become(Event.BREAK)
         if not isinstance(what, DPoPAgentError):
-            self._work.succeeded(took_s)
+            if job.owner != LOOKING:
+                self._work.succeeded(took_s)
             if now - self._opened_at > MAX_BACK_OFF_S:
                 self._back_off.over()  # it lives; opening alone proves nothing
         elif self._state is State.FAILING and self._work.again(job):

@@ -19,6 +19,9 @@ from dpop_agent.errors import DPoPAgentError
 LOOK_S = 3.0
 """Seconds that somebody waits for what stores have now; what takes longer is seen the next time."""
 
+PAUSE = 10
+"""Times that a look took, before the next: who asks all the time costs a store a tenth of its."""
+
 
 class Stores:
     """The verbs of stores; each takes the wire's parameters and gives its result."""
@@ -41,6 +44,8 @@ class Stores:
         self._background = background
         self._socket_folder = socket_folder
         self._looks: dict[str, asyncio.Task[None]] = {}
+        self._look_again_at: dict[str, float] = {}
+        self._loop = asyncio.get_running_loop()
 
     async def look(self) -> None:
         """See what stores have now, as far as that takes nothing from anybody.
@@ -48,16 +53,25 @@ class Stores:
         However many ask, a store is looked at once at a time, and yields to who signs.
         """
         for name, signer in self._signers.items():
-            under_way = name in self._looks and not self._looks[name].done()
-            if signer.may_be_looked_at and not under_way:
+            if signer.may_be_looked_at and self._may_look(name):
                 self._looks[name] = self._background.start(self._look(name))
         looks = [look for look in self._looks.values() if not look.done()]
         if looks:
             await asyncio.wait(looks, timeout=LOOK_S)
 
+    def _may_look(self, store: str) -> bool:
+        if store in self._looks and not self._looks[store].done():
+            return False
+        return self._loop.time() >= self._look_again_at.get(store, 0.0)
+
     async def _look(self, store: str) -> None:
-        with suppress(DPoPAgentError):  # the store's state tells
-            await self._inventory.look(store)
+        began = self._loop.time()
+        try:
+            with suppress(DPoPAgentError):  # the store's state tells
+                await self._inventory.look(store)
+        finally:
+            took_s = self._loop.time() - began
+            self._look_again_at[store] = self._loop.time() + PAUSE * took_s
 
     async def attestation(self, params: dict[str, Any]) -> dict[str, Any]:
         key = self._records.keys.named(params["key"])

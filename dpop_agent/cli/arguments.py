@@ -122,7 +122,7 @@ def key_name(text: str) -> str:
     """A key's name."""
     name, at, _ = text.partition("@")
     if at and KEY_NAME.fullmatch(name):
-        raise argparse.ArgumentTypeError(f"it has to be a key, not a generation: {name}")
+        raise argparse.ArgumentTypeError(f"name a key, not a generation: {name}")
     if not KEY_NAME.fullmatch(text):
         raise argparse.ArgumentTypeError(
             "a key's name is made of a-z, 0-9, dot, dash and underscore, 64 characters at most"

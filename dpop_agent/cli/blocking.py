@@ -65,7 +65,9 @@ def _resume(args: Namespace) -> int:
             lines.append(f"{name(key, active)} is the active one, and stays active")
         lines += ends(key, found)
     elif rest := [name(key, g) for g in key["generations"] if g["state"] == "suspended"]:
-        lines.append(f"still suspended: {', '.join(rest[-MAX_CHOICES:])}")
+        more = len(rest) - MAX_CHOICES
+        older = f"{more} older ones, and " if more > 0 else ""
+        lines.append(f"still suspended: {older}{', '.join(rest[-MAX_CHOICES:])}")
     return calls.answer(args, result, lines)
 
 
@@ -145,7 +147,7 @@ def _nothing_active(key: Key) -> list[str]:
         return []
     return [
         "",
-        f"Nothing signs under the name {key['key']} now.",
+        f"{key['key']} has no active generation now.",
         *way_on(key),
     ]
 

@@ -63,7 +63,8 @@ def _init(args: Namespace) -> int:
         told = {"config": path, "written": not args.dry_run, "text": text}
         output.print_json(told | ({"exportable": True} if exportable else {}))
     elif args.dry_run:
-        print(f"# would be written to {path}\n{text}", end="")
+        there = "is there already, and takes a section of this under a name that it hasn't yet"
+        print(f"# {path} {there if os.path.lexists(path) else 'would be'}\n{text}", end="")
     else:
         asks = 'pin_source = "prompt"' in text
         print(

@@ -256,7 +256,8 @@ def _add_store_and_alg(parser: Any) -> None:
     parser.add_argument(
         "--alg",
         type=_alg,
-        help="by default ES256, which all servers accept. Of those tried, six refuse the name "
+        help="by default ES256, which all servers accept; else ES384, ES512, RS256, PS256, EdDSA "
+        "or Ed25519. Of the servers that were tried, six refuse the name "
         "Ed25519 in a proof's header, and two EdDSA, the older name of the same; RFC 9864 prefers "
         "Ed25519",
     )

@@ -74,6 +74,10 @@ def _write_new(path: str, text: Iterable[bytes]) -> None:
         raise ConfigurationError(
             f"{path} is there already, and isn't overwritten", hint="name another file"
         ) from e
+    except OSError as e:
+        raise ConfigurationError(
+            f"{path} can't be written ({e.strerror})", hint="name a file in a folder of yours"
+        ) from e
     try:
         with open(descriptor, "wb") as file:
             file.writelines(text)

@@ -31,7 +31,7 @@ def table(keys: list[Key]) -> list[str]:
             name(key, generation),
             generation["state"],
             ", ".join(_notes(key, generation)),
-            output.since(generation.get("last_used")) or "never",
+            output.since(generation.get("last_used")) or _unused(generation),
             generation.get("protection") or None,
             key["alg"],
             key["store"],
@@ -51,6 +51,11 @@ def table(keys: list[Key]) -> list[str]:
     head, *lines = output.table(_HEAD[:-2], [row[:-2] for row in rows], drop=_DROP)
     below = [f"{_BELOW}{row[-1] or '-'}" for row in rows]
     return [head, *(line for both in zip(lines, below, strict=True) for line in both)]
+
+
+def _unused(generation: Generation) -> str:
+    """Of one that somebody else had before, nobody knows."""
+    return "unknown" if generation.get("shared") else "never"
 
 
 def name(key: Key, generation: Generation) -> str:
@@ -122,7 +127,11 @@ def policy(key: Key) -> list[str]:
 
 def _origins(key: Key) -> str:
     if key.get("policy_lost"):
-        return f"none: lost with the ledger; dpop-agent key resume {key['key']} --origin ORIGIN"
+        resumes = active_generation(key) is None and any(
+            g["state"] == "suspended" for g in key["generations"]
+        )
+        verb = "resume" if resumes else "set"
+        return f"none: lost with the ledger; dpop-agent key {verb} {key['key']} --origin ORIGIN"
     return ", ".join(key["origins"]) or _ANY
 
 
@@ -212,6 +221,8 @@ def _protection(generation: Generation) -> list[str]:
 def extended(key: Key) -> str:
     """What a drain's end depends on."""
     at_most = output.duration(key.get("max_drain_s"))
+    if key["drain_s"] >= key["max_drain_s"]:
+        return "however much it is used"
     return f"unless it is used before then; use extends that, to {at_most} at most"
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+from dpop_agent import durations
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -110,12 +112,7 @@ def span(seconds: object) -> str | None:
 
 def duration(seconds: object) -> str:
     """A duration as people type it: `604800` is `7d`."""
-    if not isinstance(seconds, int):
-        return "-"
-    for unit, name in ((86400, "d"), (3600, "h"), (60, "m")):
-        if seconds and seconds % unit == 0:
-            return f"{seconds // unit}{name}"
-    return f"{seconds}s"
+    return durations.text(seconds) if isinstance(seconds, int) else "-"
 
 
 def after(seconds: int) -> str:

@@ -94,8 +94,10 @@ def _swapped(key: Key, old: Generation | None) -> list[str]:
     used = used_for(old)
     if used:
         lines += ["", "This affects access tokens bound to it. It has signed for:", *used]
+    elif old["last_used"] is None and old["shared"]:
+        lines.append("When it was used isn't known here: access tokens may be bound to it.")
     elif old["last_used"] is None:
-        lines.append("It was never used: this affects nobody.")
+        lines.append("The agent knows of no use of it.")
     if old.get("missing"):
         return [*lines, "", f"{name(key, old)} is missing: there is no way back to it now."]
     return [*lines, "", f"to go back: dpop-agent key activate {name(key, old)}"]

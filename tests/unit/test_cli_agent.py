@@ -609,7 +609,7 @@ class TestKeys:
 
 SAID = (
     "default@1 is destroyed\n\n"
-    "Nothing signs under the name default now.\n"
+    "default has no active generation now.\n"
     "for a new generation: dpop-agent key rotate default\n"
     "to free the name: dpop-agent key forget default\n"
 )
@@ -726,14 +726,21 @@ class TestRotation:
         assert out.index("https://new.example") < out.index("https://old.example")
         assert max(map(len, out.splitlines())) <= 80
 
-    def test_rotate_of_what_was_never_used_touches_nobody(
-        self, agent: Agent, capsys: Capture
+    @pytest.mark.parametrize(
+        ("shared", "says"),
+        [
+            (False, "The agent knows of no use of it."),
+            (True, "When it was used isn't known here: access tokens may be bound to it."),
+        ],
+    )
+    def test_rotate_says_what_is_known_of_uses_where_none_was_seen(
+        self, agent: Agent, capsys: Capture, shared: bool, says: str
     ) -> None:
-        old = generation(1, state="draining", drain_left_s=60)
+        old = generation(1, state="draining", drain_left_s=60, shared=shared)
         agent.answers["key.rotate"] = {"keys": [key(old, generation(2))], "new": None, "old": old}
         assert main(["key", "rotate", "default"]) == 0
         assert self.sent(agent) == {"key": "default"}
-        assert "affects nobody" in capsys.readouterr().out
+        assert says in capsys.readouterr().out
 
     def test_rotate_without_a_drain_says_that_the_old_one_signs_no_more(
         self, agent: Agent, capsys: Capture
@@ -841,7 +848,7 @@ class TestRotation:
         out = capsys.readouterr().out
         assert f"default@1 is suspended, jkt {JKT}\n" in out
         assert "dpop-agent key resume default@1\n" in out
-        assert "Nothing signs under the name default now" in out
+        assert "default has no active generation now" in out
         assert main(["key", "suspend", "default@1", "--json"]) == 0
         assert json.loads(capsys.readouterr().out) == suspended
 

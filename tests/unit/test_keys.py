@@ -323,3 +323,14 @@ def test_a_key_more_than_there_may_be_is_refused(monkeypatch: pytest.MonkeyPatch
     one.require_new("b")
     with pytest.raises(LimitReached):
         one.with_(key(State.DESTROYED, name="b")).require_new("c")
+
+
+def test_a_thumbprint_that_was_compromised_under_one_name_stays_so_whichever_is_forgotten() -> None:
+    gone = generation(1, State.DESTROYED)
+    bad = dataclasses.replace(gone, compromised=True)
+    for first, second in (("a", "b"), ("b", "a")):
+        keys = Keys()
+        for name, one in (("a", gone), ("b", bad)):
+            keys = keys.with_(Key(name, "soft", "ES256", BEFORE).with_(one))
+        keys = keys.forget(first).forget(second)
+        assert keys.forgotten[gone.jkt].compromised

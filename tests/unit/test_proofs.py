@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -13,8 +14,8 @@ import pytest
 from dpop_agent.agent.keys import Generation, Key, Keys, State
 from dpop_agent.agent.nonces import Nonces
 from dpop_agent.agent.policy import require_allowed
-from dpop_agent.agent.proofs import MAX_CHOICES, Proofs
-from dpop_agent.errors import DPoPAgentError, KeyUnusable
+from dpop_agent.agent.proofs import MAX_CHOICES, Choice, Proofs
+from dpop_agent.errors import DPoPAgentError, KeyUnusable, PolicyRefused
 from dpop_agent.htu import target
 from dpop_agent.protocol import encode_made, encode_result
 from tests.state_folder import new_public_key
@@ -133,6 +134,56 @@ def test_a_choice_outlives_no_change_of_its_key() -> None:
             proofs._choice((None, None, False, TARGETS[0]))
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("becomes", "refused"),
+    [
+        (lambda keys: keys.with_(replace(keys["default"], policy_lost=True)), PolicyRefused),
+        (lambda keys: keys.with_(replace(keys["default"], origins=("https://b",))), PolicyRefused),
+        (lambda keys: destroyed(keys), KeyUnusable),
+        (lambda keys: destroyed(keys).forget("default"), KeyUnusable),
+        (lambda keys: Keys([replace(keys["default"], name="shop")]), KeyUnusable),
+        (lambda keys: Keys([]), KeyUnusable),
+    ],
+    ids=["policy lost", "other origins", "destroyed", "forgotten", "another's", "gone"],
+)
+def test_a_proof_that_waits_is_refused_where_its_key_is_for_it_no_more(
+    becomes: Callable[[Keys], Keys], refused: type[DPoPAgentError]
+) -> None:
+    async def story() -> None:
+        active = Generation(1, State.ACTIVE, "00", AT, AT, **new_public_key())
+        records = Ledger(Keys([Key("default", "work", "ES256", AT, generations=(active,))]))
+        proofs = Proofs(cast("Any", records), cast("Any", None), cast("Any", None), Nonces())
+        choice = proofs._choice((None, None, False, TARGETS[0]))
+        records.keys = becomes(records.keys)
+        with pytest.raises(refused):
+            proofs.require_still_signing(choice)
+
+    asyncio.run(story())
+
+
+def test_a_clients_own_proof_that_waits_is_refused_once_its_key_signs_none() -> None:
+    async def story() -> None:
+        active = Generation(1, State.ACTIVE, "00", AT, AT, **new_public_key())
+        key = Key("default", "work", "ES256", AT, generations=(active,), allow_sign_proof=True)
+        records = Ledger(Keys([key]))
+        proofs = Proofs(cast("Any", records), cast("Any", None), cast("Any", None), Nonces())
+        where = target(TARGETS[0])
+        choice = Choice(records.keys, key, active, where, built_by_client=True)
+        records.keys = Keys([replace(key, drain_s=7)])
+        assert proofs.require_still_signing(choice) is State.ACTIVE
+        records.keys = Keys([replace(key, allow_sign_proof=False)])
+        with pytest.raises(PolicyRefused):
+            proofs.require_still_signing(choice)
+
+    asyncio.run(story())
+
+
+def destroyed(keys: Keys) -> Keys:
+    (generation,) = keys["default"].generations
+    gone = generation.become(State.COMPROMISED, AT).become(State.DESTROYED, AT)
+    return keys.with_(keys["default"].with_(gone.buried()))
 
 
 def test_no_more_choices_are_kept_than_their_limit() -> None:

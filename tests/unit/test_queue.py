@@ -293,6 +293,36 @@ def test_a_look_at_a_store_yields_to_who_has_something_signed_but_not_for_ever()
     assert taken(work, 1.1 + 2 * LOOKING_S) == [looks, looks], "nobody signs any more"
 
 
+def test_looks_take_a_tenth_of_a_slow_stores_time_however_many_there_are() -> None:
+    """One that took longer than they lie apart was once due again at once."""
+    work = Work("work")
+    now, spent = 1.0, {str(*LOOKING): 0.0, "one": 0.0}
+    takes = {str(*LOOKING): 0.5, "one": 0.001}
+    while now < 60:
+        for owner in spent:
+            work.push(job([], owner, deadline=100))
+        found = work.next_job(now)
+        assert found is not None
+        sent = work.sent(found, now)
+        owner = str(*found.owner)
+        now += takes[owner]
+        spent[owner] += takes[owner]
+        assert work.answered(sent, now) is not None
+    assert 0 < spent[str(*LOOKING)] < spent["one"] / 8
+
+
+def test_looks_alone_are_no_use_of_a_store() -> None:
+    work = Work("work")
+    work.push(job([], str(*LOOKING)))
+    assert not work.is_wanted
+    found = work.next_job(1.0)
+    assert found is not None
+    work.sent(found, 1.0)
+    assert not work.is_wanted
+    work.push(job([], "one"))
+    assert work.is_wanted
+
+
 def test_a_look_that_waits_is_told_when_there_is_no_store_any_more() -> None:
     work = Work("work")
     told: Told = []

@@ -261,6 +261,41 @@ def test_a_store_is_idle_from_its_last_answer_on(tmp_path: Path) -> None:
     with_card(tmp_path, story)
 
 
+def test_a_look_under_way_keeps_no_idle_store_open(tmp_path: Path) -> None:
+    async def story(card: Card) -> None:
+        look = asyncio.ensure_future(card.signer.ask("objects", looking=True, begin=True))
+        await asyncio.sleep(0)
+        assert [frame["op"] for frame in card.frames] == ["objects"]
+        card.signer.look_idle(lock_after_s=None, release_after_s=0.0)
+        assert [frame["op"] for frame in card.frames] == ["objects", "release"]
+        look.cancel()
+
+    with_card(tmp_path, story)
+
+
+def test_a_request_that_meets_an_unexpected_error_takes_no_signer_down(tmp_path: Path) -> None:
+    async def story(card: Card) -> None:
+        told: list[dict[str, Any] | DPoPAgentError] = []
+
+        def unforeseen() -> bytes:
+            raise KeyError("unforeseen")
+
+        deadline = asyncio.get_running_loop().time() + 5
+        job = Job(("one",), unforeseen, told.append, deadline=deadline, again=True)
+        first = card.submit(1, within_s=5, touch=False)
+        for _ in range(queue.WINDOW):
+            card.submit(2, within_s=5, touch=False)
+        card.signer.submit(job)  # it waits, and is made where the signer's answers are heard
+        for _ in range(queue.WINDOW + 1):
+            card.touch()
+        assert first == [{"signed": 1}]
+        (error,) = told
+        assert isinstance(error, SignerFailed)
+        assert not card.killed
+
+    with_card(tmp_path, story)
+
+
 @pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize("event", Event)
 def test_an_event_that_a_state_doesnt_have_raises_and_nothing_happens(

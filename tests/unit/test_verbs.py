@@ -363,13 +363,13 @@ def test_each_verb_and_each_end_of_a_drain_is_a_line_with_its_key(place: Place, 
         assert told()[1:] == ["shop@2 is staged, was pending"]
         await do.rotate({"key": "shop", "drain_s": 5})
         assert told() == [
-            "shop@1 is draining, was active, until it is unused for 5 s",
+            "shop@1 is draining, was active, until it is unused for 5s",
             "shop@2 is active, was staged",
         ]
         await do.activate({"key": "shop", "generation": 1})
         assert sorted(told()) == [
             "shop@1 is active, was draining",
-            "shop@2 is draining, was active, until it is unused for 60 s",
+            "shop@2 is draining, was active, until it is unused for 1m",
         ]
         place.boot += 61
         await place.upkeep.do_what_is_due()

@@ -21,6 +21,8 @@ from dpop_agent.signer.store import KeyInfo
 class Module:
     """A vendor's private key, which begins to sign with another one."""
 
+    session = SimpleNamespace(handle=1)
+
     def __init__(self) -> None:
         self.key = ec.generate_private_key(ec.SECP256R1())
 
@@ -33,7 +35,13 @@ def held(module: Module, *, checks_each: bool) -> Key:
     public = module.key.public_key().public_numbers()
     jwk = ec_jwk("P-256", public.x.to_bytes(32, "big"), public.y.to_bytes(32, "big"))
     info = KeyInfo("00", jwk, thumbprint(jwk), False, "hardware", True)
-    token = SimpleNamespace(mechanisms={Mechanism.ECDSA}, accepted_pin=None)
+    # As behind p11-kit, where python-pkcs11 alone has the session.
+    functions = SimpleNamespace(C_GetSessionInfo=lambda *_: 0xB3)
+    token = SimpleNamespace(
+        mechanisms={Mechanism.ECDSA},
+        accepted_pin=None,
+        module=SimpleNamespace(functions=functions),
+    )
     return Key(cast("Token", token), module, info, asks_pin=False, checks_each=checks_each)
 
 

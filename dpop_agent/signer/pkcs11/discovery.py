@@ -93,7 +93,7 @@ def find(module: Module, uri: TokenUri) -> tuple[Any, TokenName]:
     if not found:
         _refuse_held(module)
         raise StoreAbsent(
-            f"no PKCS#11 token {uri} is there",
+            f"there is no PKCS#11 token {uri}",
             hint="plug it in, or correct uri in the configuration",
         )
     if len(found) > 1:
