@@ -76,11 +76,7 @@ class _Guard:
             self._presented.require_transport()
         sent = info.get("request") if step.endswith("send_request_headers.started") else None
         if self._presented is None and sent is not None and _has_body(httpx.Headers(sent.headers)):
-            raise ConfigurationError(
-                "a redirect would carry the body of a signed request on, by a transport that isn't "
-                "DPoPTransport",
-                hint="give that URL a DPoPTransport too, or don't follow the redirect",
-            )
+            raise _carried()
 
     def __call__(self, step: str, info: dict[str, Any]) -> object:
         self.check(step, info)
@@ -95,6 +91,37 @@ class _AsyncGuard(_Guard):
 
 def _has_body(headers: httpx.Headers) -> bool:
     return "Transfer-Encoding" in headers or headers.get("Content-Length", "0") != "0"
+
+
+class _Kept(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """The body of a request that was signed: a redirect has it, and we alone know how to read it.
+
+    Attributes:
+        within: the body.
+    """
+
+    def __init__(self, within: httpx.SyncByteStream | httpx.AsyncByteStream) -> None:
+        self.within = within
+
+    def __iter__(self) -> Iterator[bytes]:
+        raise _carried()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        raise _carried()
+        yield b""  # it is a generator
+
+
+def _body(request: httpx.Request) -> httpx.SyncByteStream | httpx.AsyncByteStream:
+    stream = request.stream
+    return stream.within if isinstance(stream, _Kept) else stream
+
+
+def _carried() -> ConfigurationError:
+    return ConfigurationError(
+        "a redirect would carry the body of a signed request on, by a transport that isn't "
+        "DPoPTransport",
+        hint="give that URL a DPoPTransport too, or don't follow the redirect",
+    )
 
 
 class _Signing:
@@ -122,8 +149,9 @@ class _Signing:
             response.extensions = {**response.extensions, "dpop": done.proof}
             if _has_body(request.headers):
                 guard = self._guard_type(request, presented=None)
-                # A redirect has the extensions of the request that led to it.
+                # A redirect has the extensions and the stream of the request that led to it.
                 request.extensions = {**request.extensions, _SIGNED: True, _TRACE: guard}
+                request.stream = _Kept(_body(request))
         return response
 
     def _signed_hop(
@@ -164,7 +192,7 @@ class _Signing:
             origins=self._origins,
             key=key,
             jkt=jkt,
-            replayable=isinstance(request.stream, httpx.ByteStream),
+            replayable=isinstance(_body(request), httpx.ByteStream),
             redirected_body=_SIGNED in request.extensions and _has_body(request.headers),
         )
         return exchange(steps, self._agent, sender)
@@ -297,7 +325,7 @@ def _outgoing(
         elif target != url.raw_path:
             url = url.copy_with(raw_path=target)
     return httpx.Request(
-        request.method, url, headers=headers, stream=request.stream, extensions=extensions
+        request.method, url, headers=headers, stream=_body(request), extensions=extensions
     )
 
 
@@ -539,7 +567,7 @@ class _Presenting:
         replace = self._grant.replaces(
             presented.access_token,
             presented.done,
-            repeatable=not endless and isinstance(request.stream, httpx.ByteStream),
+            repeatable=not endless and isinstance(_body(request), httpx.ByteStream),
         )
         return presented.access_token if replace else None
 

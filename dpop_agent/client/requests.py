@@ -57,6 +57,10 @@ class _Ours(str):
         )
 
 
+_NONE = _Ours("")
+"""Stands for a Content-Type that there is none of."""
+
+
 class _Named(_Ours):
     """Stands for an access token in the Authorization header."""
 
@@ -183,8 +187,9 @@ _OF_A_BODY = ("Content-Length", "Content-Type", "Transfer-Encoding")
 def _keep_body(request: requests.PreparedRequest) -> None:
     """Have a redirect of it, which copies its headers, carry its body by a DPoPAdapter alone."""
     if request.body is not None:
+        request.headers.setdefault("Content-Type", _NONE)
         for name in _OF_A_BODY:
-            if name in request.headers:
+            if name in request.headers and request.headers[name] is not _NONE:
                 request.headers[name] = _Ours(_text(request.headers[name]))
 
 
@@ -203,7 +208,9 @@ class _Sender:
         # The caller's request stays as it is: a redirect copies its headers.
         signed = self._request.copy()
         for name in _OF_A_BODY:
-            if name in signed.headers:
+            if signed.headers.get(name) is _NONE:
+                del signed.headers[name]
+            elif name in signed.headers:
                 signed.headers[name] = _text(signed.headers[name])
         for field in _fields(signed, "dpop"):
             del signed.headers[field]

@@ -381,6 +381,58 @@ def test_a_redirect_carries_no_body_of_a_signed_request_to_an_unlisted_server(
     assert other.seen == []
 
 
+def test_a_transport_that_calls_no_trace_is_given_no_body_of_a_signed_request(
+    client: AgentClient, server: FakeServer
+) -> None:
+    read: list[bytes] = []
+
+    def reads(request: httpx.Request) -> httpx.Response:
+        read.append(request.read())
+        return httpx.Response(200)
+
+    with httpx.Client(
+        transport=signing(client, server.origin),
+        mounts={"http://other.example": httpx.MockTransport(reads)},
+        trust_env=False,
+        follow_redirects=True,
+    ) as http:
+        uri = f"{server.origin}/307/http://other.example/"
+        refused(lambda: http.post(uri, data=FORM))
+        refused(lambda: http.post(uri, content=iter([SECRET.encode()])))
+        assert http.get(uri).status_code == 200
+        response = http.post(uri, data=FORM, follow_redirects=False)
+        assert response.request.content == b"refresh_token=geheim"
+    assert read == [b""]
+
+
+def test_an_async_transport_that_calls_no_trace_is_given_no_body_either(
+    agent: FakeAgent, server: FakeServer
+) -> None:
+    read: list[bytes] = []
+
+    async def reads(request: httpx.Request) -> httpx.Response:
+        read.append(await request.aread())
+        return httpx.Response(200)
+
+    async def main() -> None:
+        async with (
+            AsyncAgentClient(agent.path) as client,
+            httpx.AsyncClient(
+                transport=asigning(client, server.origin),
+                mounts={"http://other.example": httpx.MockTransport(reads)},
+                trust_env=False,
+                follow_redirects=True,
+            ) as http,
+        ):
+            uri = f"{server.origin}/307/http://other.example/"
+            with pytest.raises(ConfigurationError):
+                await http.post(uri, data=FORM)
+            assert (await http.get(uri)).status_code == 200
+
+    asyncio.run(main())
+    assert read == [b""]
+
+
 @pytest.mark.parametrize("mounted", [False, True])
 def test_an_async_redirect_carries_no_body_of_a_signed_request_to_an_unlisted_server(
     agent: FakeAgent, server: FakeServer, other: FakeServer, mounted: bool
@@ -552,7 +604,12 @@ def test_a_netrc_that_has_credentials_for_every_server_makes_no_difference(
     uri = f"{server.origin}/307/{other.origin}/"
     refused(lambda: session.post(uri, data=FORM, auth=BoundTokenAuth(HELD), timeout=5))
     refused(lambda: session.post(uri, json=FORM, timeout=5))
+    # Without a Content-Type requests keeps no header but the one that it makes anew.
+    refused(lambda: session.post(uri, data=SECRET.encode(), timeout=5))
+    refused(lambda: session.put(uri, data=io.BytesIO(SECRET.encode()), timeout=5))
+    refused(lambda: session.post(uri, data=iter([SECRET.encode()]), timeout=5))
     assert other.seen == []
+    assert all("Content-Type" not in seen.headers for seen in server.seen[2:])
 
 
 def _utf8(value: str | bytes) -> bytes:

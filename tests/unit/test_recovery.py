@@ -313,8 +313,8 @@ def test_a_key_that_was_resumed_takes_no_more_generations(
     assert (key.origins, key.policy_lost) == (("https://a.example",), False)
     store.add("dpop-agent shop@2")
     assert place.adopt() == {
-        "dpop-agent shop@2": "there is a key shop that is in use; to adopt it as another generation "
-        "of that: dpop-agent key adopt shop --ref REF"
+        "dpop-agent shop@2": "there is a key shop that is in use; to adopt it as another "
+        "generation of that: dpop-agent key adopt shop --ref REF"
     }
     assert open_place(store).records.keys["shop"] == key
 
