@@ -18,6 +18,7 @@ from dpop_agent.errors import (
     IllegalTransition,
     InvalidParams,
     KeyCompromised,
+    KeyDestroyed,
     KeyExists,
     KeyMissing,
     NotDurable,
@@ -57,9 +58,16 @@ class Lifecycle:
         name = params["key"]
         async with self._making.alone(name):
             await self._making.settle_pending(name)
-            if self._records.repeated("key.create", params) and name in self._records.keys:
-                return self._records.keys.named(name)
-            self._records.keys.require_new(name)
+            keys = self._records.keys
+            if self._records.repeated("key.create", params):
+                if name in keys:
+                    return keys.named(name)
+                if any(gone.key == name for gone in keys.forgotten.values()):
+                    raise KeyDestroyed(
+                        f"the key {name} was made by that very request, and is forgotten since",
+                        hint="for another key of that name, use another request_id",
+                    )
+            keys.require_new(name)
             key = self._new_key(params, default_store, alg=params.get("alg", "ES256"))
             await self._making.generate(key, command=("key.create", params))
             return self._records.keys.named(name)

@@ -315,6 +315,20 @@ def test_forgetting_is_done_once_for_each_request_id(place: Place) -> None:
     place.run(story())
 
 
+def test_a_request_for_a_key_that_was_forgotten_makes_no_other(place: Place) -> None:
+    async def story() -> None:
+        asked = {"key": "shop", "origins": [], "request_id": "create-shop-1"}
+        await place.lifecycle.create(asked, "dict")
+        await place.destroy("shop")
+        await place.lifecycle.forget({"key": "shop"})
+        with pytest.raises(KeyDestroyed):
+            await place.lifecycle.create(asked, "dict")
+        again = await place.lifecycle.create(asked | {"request_id": "create-shop-2"}, "dict")
+        assert again.active is not None
+
+    place.run(story())
+
+
 def test_of_a_forgotten_key_no_use_is_remembered(place: Place) -> None:
     async def story() -> None:
         (made,) = (await place.create("shop")).generations
