@@ -123,15 +123,22 @@ class Blocks:
 def with_blocks(keys: Keys, blocks: Collection[Block], now: str) -> Keys:
     """These keys, with what was blocked compromised."""
     changed: list[Key] = []
+    refs = {(block.key, block.ref) for block in blocks}
     for name in {block.key for block in blocks}:
         key = keys.get(name)
+        if key is None:
+            continue
         blocked = [
             compromised
-            for g in (key.generations if key else ())
-            if Block(name, g.ref, g.created) in blocks
+            for g in key.generations
+            # Found after a lost ledger, it has another date.
+            if (
+                Block(name, g.ref, g.created) in blocks
+                or (key.policy_lost and (name, g.ref) in refs)
+            )
             and (compromised := _compromised(g, now)) is not g
         ]
-        if key is not None and blocked:
+        if blocked:
             changed.append(key.with_(*blocked))
     return keys.with_(*changed)
 

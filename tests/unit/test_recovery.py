@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from dpop_agent.agent import recovery
-from dpop_agent.agent.keys import Keys, State
+from dpop_agent.agent.blocks import with_blocks
+from dpop_agent.agent.forms import Block
+from dpop_agent.agent.keys import Generation, Key, Keys, State
 from dpop_agent.agent.labels import label_of, named_by
 from dpop_agent.agent.ledger import Contents, Ledger
 from dpop_agent.agent.records import Records
@@ -27,6 +29,7 @@ from dpop_agent.jose import ALGORITHMS
 from tests.faults.around_records import AroundRecords
 from tests.state_folder import new_public_key
 
+LATER = "2026-02-01T00:00:00Z"
 RSA = {"kty": "RSA", "n": "0" + "A" * 341, "e": "AQAB"}
 
 
@@ -356,3 +359,12 @@ def test_a_store_that_isnt_there_and_a_cursor_that_isnt_one_are_refused(
         place.page(store="none")
     with pytest.raises(InvalidParams, match="cursor"):
         place.page(cursor="1:default@1")
+
+
+def test_what_the_reserve_says_is_compromised_is_so_when_it_is_found_after_a_lost_ledger() -> None:
+    blocks = {Block("shop", "aa" * 16, "2026-01-01T00:00:00Z")}
+    found = Generation(1, State.SUSPENDED, "aa" * 16, LATER, LATER, shared=True, **new_public_key())
+    for lost, state in ((True, State.COMPROMISED), (False, State.SUSPENDED)):
+        key = Key("shop", "dict", "ES256", LATER, generations=(found,), policy_lost=lost)
+        keys = with_blocks(Keys([key]), blocks, LATER)
+        assert keys["shop"].generations[0].state is state
