@@ -110,7 +110,7 @@ def _empty_pin(token: Token) -> None:
     [
         (_no_module, "store_absent", "absent", "there is no PKCS#11 module /nonexistent/"),
         (_no_library, "store_absent", "absent", "doesn't work"),
-        (_no_token, "store_absent", "absent", "no PKCS#11 token pkcs11:token=another is there"),
+        (_no_token, "store_absent", "absent", "there is no PKCS#11 token pkcs11:token=another"),
         (_several, "store_absent", "absent", "2 PKCS#11 tokens fit"),
         (
             _shared_module,

@@ -220,7 +220,7 @@ def test_a_pin_isnt_asked_for_before_its_token_was_found(prompting: Agent, token
     (token.folder / "tokens").mkdir()
     ran = prompting.run("unlock")
     assert ran.returncode == 1
-    assert "no PKCS#11 token pkcs11:token=dpop-agent is there" in ran.stderr
+    assert "there is no PKCS#11 token pkcs11:token=dpop-agent" in ran.stderr
     # Nothing but a PIN opens it, so that is what it says, and `unlock` finds it without its name.
     assert store(prompting)["state"] == "locked"
     with pytest.raises(Locked, match="wants its PIN"):

@@ -121,7 +121,7 @@ def test_unlock_tries_a_store_that_isnt_there_and_says_why_it_stays_closed(agent
     assert states(agent)["home"] == "absent"
     ran = agent.run("unlock")
     assert (ran.returncode, ran.stdout) == (1, "")
-    assert "no PKCS#11 token pkcs11:token=nowhere is there" in ran.stderr
+    assert "there is no PKCS#11 token pkcs11:token=nowhere" in ran.stderr
 
 
 def test_lock_of_one_store_tells_of_that_one(agent: Agent) -> None:

@@ -820,7 +820,7 @@ def test_a_signature_that_fails_after_its_login_costs_no_later_login(
     agent = _asking_for_each(make_agent, faulty_token)
     accepted = "C_Login context return 0x0"
     faulty_token.rules(ALWAYS, accepted, "C_Sign return 0x30")
-    with AgentClient(agent.socket) as client, pytest.raises(SignerFailed, match="C_Sign: 0x30"):
+    with AgentClient(agent.socket) as client, pytest.raises(SignerFailed, match="DeviceError"):
         client.proof("GET", HTU, key="shop")
     faulty_token.rules(ALWAYS, accepted)
     with Wire(agent.admin_socket, timeout=30) as wire:

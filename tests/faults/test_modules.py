@@ -120,7 +120,7 @@ def test_a_blank_before_a_label_counts_and_those_after_it_dont(
     agent = make_agent(faulty_token.config(uri=uri)).start()
     assert until_open(agent)["label"] == " held"
     other = make_agent(faulty_token.config(uri="pkcs11:token=held")).start()
-    assert "no PKCS#11 token pkcs11:token=held is there" in refusal(other)
+    assert "there is no PKCS#11 token pkcs11:token=held" in refusal(other)
 
 
 def test_an_empty_label_is_named_by_an_empty_value(
