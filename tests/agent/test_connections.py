@@ -215,6 +215,8 @@ def test_connections_have_a_limit_that_is_told_and_room_is_room_again(agent: Age
         until(lambda: wires[0].result("status")["connections"] < MAX_CONNECTIONS)
         with Wire(agent.socket) as again:
             assert "proof" in again.result("proof", **TARGET)
+    with Wire(agent.admin_socket) as owner:  # who comes next finds room
+        until(lambda: owner.result("status")["connections"] <= already)
 
 
 def test_a_client_that_never_reads_stops_only_itself(agent: Agent) -> None:
