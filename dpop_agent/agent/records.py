@@ -74,9 +74,6 @@ class Records:
         self._trying = False
         times = ledger.times
         self._uses: dict[str, Use] = dict(times.uses)
-        self._noted: dict[
-            str, tuple[str, int]
-        ] = {}  # of each generation the last, in whole seconds
         self._started = boottime()
         self._before_s = max(times.observed_s, ledger.contents.observed_s)
         # Its last minute wasn't saved: for all that is known, every generation was used in it.
@@ -114,11 +111,7 @@ class Records:
 
     def used(self, jkt: str, origin: str) -> None:
         """Note that a generation signed for an origin."""
-        now_s = self._now_s
-        if self._noted.get(jkt) == (origin, now_s):
-            return
-        self._noted[jkt] = origin, now_s
-        now = now_text()
+        now, now_s = now_text(), self._now_s
         use = self._uses.get(jkt) or Use(now, now_s)
         if not use.is_noted(origin, now, now_s):
             self._uses[jkt] = use.signed(origin, now, now_s)
