@@ -137,8 +137,10 @@ FORMS: Mapping[str, Form] = {
 """The form of each operation's result, a key being one for any algorithm."""
 
 
-def result_form(request: Mapping[str, Any]) -> Form:
+def result_form(request: Mapping[str, Any] | bytes) -> Form:
     """The form of what answers a request: a key is one for the algorithm that was asked for."""
+    if isinstance(request, bytes):
+        return FORMS["sign"]
     form = FORMS[request["op"]]
     if request["op"] not in ("generate", "find"):
         return form

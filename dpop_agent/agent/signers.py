@@ -15,7 +15,7 @@ from math import inf
 from typing import Any
 
 from dpop_agent.agent import process
-from dpop_agent.agent.frames import FORMS, outcome, result_form
+from dpop_agent.agent.frames import outcome, result_form
 from dpop_agent.agent.opening import (
     MAX_BACK_OFF_S,
     BackOff,
@@ -569,7 +569,7 @@ class Signer:
         if self._state is State.RELEASED:
             self._become(Event.USE)
         if job.form is None:
-            job.form = FORMS["sign"] if isinstance(what, bytes) else result_form(what)
+            job.form = result_form(what)
         self._process.send(self._work.sent(job, self._loop.time()), what)
         self._watch_deadlines()
 

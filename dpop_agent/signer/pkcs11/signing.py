@@ -137,16 +137,12 @@ class Signing:
         Raises:
             PKCS11Error: when it is called.
         """
-        session, key, wanted = self._session, self._key, _wanted(mechanism, mechanism_param)
-        init, sign = self._functions.C_SignInit, self._functions.C_Sign
-        buffer, size = ctypes.create_string_buffer(room), ctypes.c_ulong()
-        wanted_at, size_at, view = ctypes.byref(wanted), ctypes.byref(size), memoryview(buffer)
+        session, key, init = self._session, self._key, self._functions.C_SignInit
+        wanted_at, signed = ctypes.byref(_wanted(mechanism, mechanism_param)), self._signer(room)
 
         def signature(data: bytes) -> bytes:
             _require_ok(init(session, wanted_at, key))
-            size.value = room
-            _require_ok(sign(session, data, len(data), buffer, size_at))
-            return view[: size.value].tobytes()  # no more than there is, whatever the module says
+            return signed(data)
 
         return signature
 
@@ -156,11 +152,20 @@ class Signing:
         Raises:
             PKCS11Error
         """
-        size = ctypes.c_ulong(_MAX_SIGNATURE)
-        signature = ctypes.create_string_buffer(size.value)
-        code = self._functions.C_Sign(self._session, data, len(data), signature, ctypes.byref(size))
-        _require_ok(code)
-        return signature.raw[: size.value]
+        return self._signer(_MAX_SIGNATURE)(data)
+
+    def _signer(self, room: int) -> Callable[[bytes], bytes]:
+        """C_Sign, into a buffer of so many bytes."""
+        session, sign = self._session, self._functions.C_Sign
+        buffer, size = ctypes.create_string_buffer(room), ctypes.c_ulong()
+        size_at, view = ctypes.byref(size), memoryview(buffer)
+
+        def signed(data: bytes) -> bytes:
+            size.value = room
+            _require_ok(sign(session, data, len(data), buffer, size_at))
+            return view[: size.value].tobytes()  # no more than there is, whatever the module says
+
+        return signed
 
 
 def _wanted(mechanism: int, mechanism_param: tuple[int, int, int] | None) -> _Mechanism:
