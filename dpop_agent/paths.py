@@ -10,6 +10,10 @@ import sys
 from dpop_agent import users
 from dpop_agent.errors import ConfigurationError, UnsafeSocket
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 APP = "dpop-agent"
 
 MAX_SOCKET_PATH = 103 if sys.platform == "darwin" else 107
@@ -217,6 +221,24 @@ def create(path: str) -> int:
     except FileNotFoundError:
         pass
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+
+def write_new(path: str, pieces: Iterable[bytes]) -> None:
+    """Write a new file of mode 0600, durably, or none.
+
+    Raises:
+        OSError: FileExistsError where there is one.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with open(descriptor, "wb") as file:
+            file.writelines(pieces)
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(os.path.dirname(os.path.abspath(path)))
+    except BaseException:
+        os.unlink(path)  # half of one would be in the way of the next
+        raise
 
 
 def sync_folder(folder: str) -> None:

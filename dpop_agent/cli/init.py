@@ -255,7 +255,7 @@ def _write(path: str, text: str) -> None:
             "the configuration's folder",
             instead=paths.ANOTHER_CONFIG_FILE,
         )
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        paths.write_new(path, [data])
     except FileExistsError as e:
         raise _exists(path) from e
     except OSError as e:
@@ -263,11 +263,3 @@ def _write(path: str, text: str) -> None:
             f"{path} can't be written: {e.strerror}",
             hint="correct that, or set DPOP_AGENT_CONFIG to another file",
         ) from e
-    try:
-        with open(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        os.unlink(path)  # half of one would be in the way of the next init
-        raise

@@ -66,10 +66,8 @@ def _export(args: Namespace) -> int:
 
 
 def _write_new(path: str, text: Iterable[bytes]) -> None:
-    """A new file of mode 0600, durable, or none."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
-        descriptor = os.open(path, flags, 0o600)
+        paths.write_new(path, text)
     except FileExistsError as e:
         raise ConfigurationError(
             f"{path} is there already, and isn't overwritten", hint="name another file"
@@ -78,15 +76,6 @@ def _write_new(path: str, text: Iterable[bytes]) -> None:
         raise ConfigurationError(
             f"{path} can't be written ({e.strerror})", hint="name a file in a folder of yours"
         ) from e
-    try:
-        with open(descriptor, "wb") as file:
-            file.writelines(text)
-            file.flush()
-            os.fsync(file.fileno())
-        paths.sync_folder(os.path.dirname(os.path.abspath(path)))
-    except BaseException:
-        os.unlink(path)
-        raise
 
 
 def add_check(verbs: arguments.Verbs) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 from dpop_agent.jose import b64url_decode, json_object
+from dpop_agent.proof import TCHAR
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ _OF_SOMETHING_ELSE = re.compile(
 )
 
 # RFC 9110 section 11: challenges and their parameters share one comma-separated list.
-_TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # noqa: S105  (RFC 9110's word)
+_TOKEN = f"[{TCHAR}]+"
 _GAP = re.compile(r"[ \t,]*")
 _PARAM = re.compile(rf'({_TOKEN})[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|({_TOKEN}))(?=[ \t]*(?:,|\Z))')
 _SCHEME = re.compile(rf"({_TOKEN})(?=[ \t,]|\Z)")
