@@ -16,6 +16,7 @@ from dpop_agent.client import AgentClient
 from tests.agent.places import refused_to_serve, until, until_logged
 from tests.agent.test_processes import Ordinary
 from tests.agent.wire import request
+from tests.emulators import need
 from tests.processes import Agent
 
 MakeAgent = Callable[..., Agent]
@@ -91,10 +92,10 @@ def serve(ordinary: Ordinary) -> None:
     until(lambda: ordinary.store()["state"] == "ready")
 
 
-@pytest.mark.skipif(shutil.which("bwrap") is None, reason="needs bubblewrap")
 def test_a_folder_mounted_into_a_sandbox_gives_proofs_and_nothing_else_before_and_after_a_restart(
     ordinary: Ordinary,
 ) -> None:
+    need("bubblewrap")
     serve(ordinary)
     ordinary.ask(
         request("key.create", {"key": "default", "origins": []}), ordinary.agent.admin_socket

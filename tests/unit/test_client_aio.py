@@ -6,7 +6,6 @@ import asyncio
 import os
 import pickle
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +28,6 @@ from tests.unit.fake_agent import HANG_UP, JKT, NOTHING, TOUCH, TOUCH_DUE, FakeA
 
 URI = "https://api.example.com/me"
 SILENT = Raw(b"", keep=True)
-
-
-@pytest.fixture
-def agent(tmp_path: Path) -> Iterator[FakeAgent]:
-    with FakeAgent(tmp_path / "run") as fake:
-        yield fake
 
 
 def _answer(number: str, result: str) -> bytes:

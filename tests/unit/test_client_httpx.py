@@ -47,18 +47,6 @@ INVALID = {"WWW-Authenticate": 'DPoP error="invalid_token"'}
 Handler = Callable[[httpx.Request], httpx.Response]
 
 
-@pytest.fixture
-def agent(tmp_path: Path) -> Iterator[FakeAgent]:
-    with FakeAgent(tmp_path / "run") as fake:
-        yield fake
-
-
-@pytest.fixture
-def client(agent: FakeAgent) -> Iterator[AgentClient]:
-    with AgentClient(agent.path) as made:
-        yield made
-
-
 class Wire:
     """A mocked server side: `sent` is what the transport handed on."""
 

@@ -37,18 +37,6 @@ FORM = {"refresh_token": SECRET}
 
 
 @pytest.fixture
-def agent(tmp_path: Path) -> Iterator[FakeAgent]:
-    with FakeAgent(tmp_path / "run") as fake:
-        yield fake
-
-
-@pytest.fixture
-def client(agent: FakeAgent) -> Iterator[AgentClient]:
-    with AgentClient(agent.path) as made:
-        yield made
-
-
-@pytest.fixture
 def server() -> Iterator[FakeServer]:
     with FakeServer(redirecting) as made:
         yield made

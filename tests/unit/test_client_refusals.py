@@ -7,7 +7,6 @@ import base64
 import json
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -31,12 +30,6 @@ from tests.unit.fake_server import FakeServer, Reply, Seen
 
 Get = Callable[[str], tuple[int, str]]
 Handle = Callable[[Seen], Reply]
-
-
-@pytest.fixture
-def agent(tmp_path: Path) -> Iterator[FakeAgent]:
-    with FakeAgent(tmp_path / "run") as fake:
-        yield fake
 
 
 def signing(client: AgentClient, origin: str) -> DPoPTransport:

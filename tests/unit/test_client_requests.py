@@ -28,18 +28,6 @@ CHALLENGE = {
 }
 
 
-@pytest.fixture
-def agent(tmp_path: Path) -> Iterator[FakeAgent]:
-    with FakeAgent(tmp_path / "run") as fake:
-        yield fake
-
-
-@pytest.fixture
-def client(agent: FakeAgent) -> Iterator[AgentClient]:
-    with AgentClient(agent.path) as made:
-        yield made
-
-
 def session(client: AgentClient, *origins: str, **arguments: Any) -> requests.Session:
     made = requests.Session()
     made.trust_env = False
