@@ -294,6 +294,53 @@ def decode_request(line: bytes, methods: Mapping[str, Mapping[str, Param]]) -> R
         raise
 
 
+MAX_KNOWN = 256
+"""Questions that a `Decoder` remembers."""
+
+MAX_KNOWN_LINE = 1024
+"""Bytes of one that it does."""
+
+_PROOF = re.compile(
+    rb'\{"jsonrpc":"2\.0","id":(-?(?:0|[1-9][0-9]{0,14})),"method":"proof","params":'
+)
+"""How a request for a proof begins, as clients write it; what differs each time is its id."""
+
+
+class Decoder:
+    """Decodes the requests of a socket, each question for a proof once.
+
+    Clients ask the same again and again: lines that are alike byte by byte but for their id say the
+    same, so what `decode_request` made of the first holds for all. Any other line goes to it.
+
+    Attributes:
+        methods: what the socket answers.
+    """
+
+    def __init__(self, methods: Mapping[str, Mapping[str, Param]]) -> None:
+        self.methods = methods
+        self._known: dict[bytes, dict[str, Any]] = {}
+
+    def request(self, line: bytes) -> Request:
+        """The request on one line; its parameters are those of others too, and stay as they are.
+
+        Raises:
+            ProtocolError: as `decode_request` does.
+        """
+        begin = _PROOF.match(line)
+        if begin is None:
+            return decode_request(line, self.methods)
+        question = line[begin.end() :]
+        params = self._known.get(question)
+        if params is not None:
+            return Request(int(begin[1]), "proof", params)
+        request = decode_request(line, self.methods)
+        if len(question) <= MAX_KNOWN_LINE and "seen" not in request.params:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            self._known[question] = request.params
+        return request
+
+
 def _is_id(value: object) -> bool:
     return (isinstance(value, str) and len(value) <= 64) or (
         type(value) is int and -(2**53) < value < 2**53

@@ -46,7 +46,7 @@ class Connection(asyncio.BufferedProtocol):
     has sent takes no more room here than one line may.
 
     Attributes:
-        methods: what its socket answers.
+        requests: what its socket answers.
         flow: its peer's uid, its socket, its number.
         client: who its peer is, for the log.
         under_way: how many of its requests are.
@@ -55,13 +55,13 @@ class Connection(asyncio.BufferedProtocol):
     def __init__(
         self,
         server: Server,
-        methods: Mapping[str, Mapping[str, protocol.Param]],
+        requests: protocol.Decoder,
         intake: Intake,
         flow: Flow,
         peer: str = "",
     ) -> None:
         self._server = server
-        self.methods = methods
+        self.requests = requests
         self._intake = intake
         self.flow = flow
         self.client = self._peer = peer
@@ -109,7 +109,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._end >= 0:
             self._stop_clock()
             self._intake.offer(self)
-        self._read_on()
+        if self._end >= 0 or self._received:  # else it was taken in
+            self._read_on()
 
     @property
     def has_line(self) -> bool:
@@ -161,7 +162,7 @@ class Connection(asyncio.BufferedProtocol):
             self._fail(_too_long())
             return
         try:
-            request = protocol.decode_request(line, self.methods)
+            request = self.requests.request(line)
         except ProtocolError as e:
             self._write(protocol.encode_error(e.request_id, e))
             return

@@ -28,6 +28,9 @@ from dpop_agent.protocol import REF, SLOT
 
 Form = Callable[[Any], bool]
 
+Outcome = dict[str, Any] | bytes | DPoPAgentError
+"""What became of a frame: an operation's result, a signature, or the error to raise."""
+
 MAX_RETRY_AFTER_MS = 3_600_000
 """The longest pause that a signer may ask for; `login_retries` asks for minutes."""
 
@@ -116,7 +119,6 @@ FORMS: Mapping[str, Form] = {
     "reserve": _object(ref=_is_ref, slot=_or_none(_is_like(SLOT))),
     "generate": _is_key,
     "find": _object(key=_or_none(_is_key), half=_or_none(is_sha256)),
-    "sign": _object(signature=lambda value: isinstance(value, bytes) and bool(value)),
     "destroy": _object(),
     "objects": _object(
         objects=_or_none(
@@ -137,10 +139,15 @@ FORMS: Mapping[str, Form] = {
 """The form of each operation's result, a key being one for any algorithm."""
 
 
+def is_some_signature(value: Any) -> bool:
+    """Whether it could be a signature by any key."""
+    return isinstance(value, bytes) and bool(value)
+
+
 def result_form(request: Mapping[str, Any] | bytes) -> Form:
     """The form of what answers a request: a key is one for the algorithm that was asked for."""
     if isinstance(request, bytes):
-        return FORMS["sign"]
+        return is_some_signature
     form = FORMS[request["op"]]
     if request["op"] not in ("generate", "find"):
         return form
@@ -164,13 +171,7 @@ def signature_form(alg: str, jwk: Mapping[str, str]) -> Form:
     """
     size = signature_size(ALGORITHMS[alg], jwk)
 
-    def is_signature(value: Any) -> bool:
-        if not isinstance(value, dict) or len(value) != 1:
-            return False
-        signature = value.get("signature")
-        return isinstance(signature, bytes) and len(signature) == size
-
-    return is_signature
+    return lambda value: isinstance(value, bytes) and len(value) == size
 
 
 def _is_error(error: Any) -> bool:
@@ -183,14 +184,16 @@ def _is_error(error: Any) -> bool:
     return after_ms is None or (type(after_ms) is int and 0 <= after_ms <= MAX_RETRY_AFTER_MS)
 
 
-def outcome(answer: Mapping[str, Any] | Signed, form: Form) -> dict[str, Any] | DPoPAgentError:
-    """What a signer's frame says: a result of that form, or the error to raise.
+def outcome(answer: Mapping[str, Any] | Signed, form: Form) -> Outcome:
+    """What a signer's frame says, a result having that form.
 
     Raises:
         Malformed: neither.
     """
     if isinstance(answer, Signed):
-        answer = {"ok": {"signature": answer.content}}
+        if not form(answer.content):
+            raise Malformed("a frame's signature isn't one")
+        return answer.content
     if "error" in answer:
         if not _is_error(answer["error"]) or "ok" in answer:
             raise Malformed("a frame's error isn't one")

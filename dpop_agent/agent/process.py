@@ -104,7 +104,9 @@ class SignerProcess(asyncio.BufferedProtocol):
         self._on_frame = on_frame
         self._on_end = on_end
         self._frames = Frames()
+        self._loop = asyncio.get_running_loop()
         self._held: list[bytes] | None = None
+        self._unanswered = 0
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -115,31 +117,45 @@ class SignerProcess(asyncio.BufferedProtocol):
         return _read_into
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._held = []  # what its answers lead to goes out at once
+        if self._held is None:
+            self._held = []  # what its answers lead to goes out at once
         try:
             for answer in self._frames.feed(bytes(_read_into[:nbytes])):
+                self._unanswered -= 1
                 self._on_frame(self, answer)
         except Malformed as e:
             log.warning("signer of store %s: %s", self._store, e)
             self.kill()
         finally:
-            held, self._held = self._held, None
-            if held:
-                self._transport.write(b"".join(held))
+            self._give_held()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  (asyncio's signature)
         self._on_end(self)
 
     def send(self, frame_id: int, what: Mapping[str, Any] | bytes) -> None:
-        """Give it a frame: an operation with its members, or what is to be signed."""
+        """Give it a frame: an operation with its members, or what is to be signed.
+
+        One that has something to do gets the frames of a turn of the event loop together: they cost
+        one write and one read.
+        """
         data = sign_frame(frame_id, what) if isinstance(what, bytes) else frame(id=frame_id, **what)
-        if self._held is None:
+        self._unanswered += 1
+        if self._held is not None:
+            self._held.append(data)
+        elif self._unanswered == 1:
             self._transport.write(data)
         else:
-            self._held.append(data)
+            self._held = [data]
+            self._loop.call_soon(self._give_held)
+
+    def _give_held(self) -> None:
+        held, self._held = self._held, None
+        if held:
+            self._transport.write(b"".join(held))
 
     def close(self) -> None:
         """Let it end after what it is doing."""
+        self._give_held()
         self._transport.close()
 
     def kill(self) -> None:

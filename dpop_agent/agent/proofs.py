@@ -17,7 +17,7 @@ from typing import Any
 
 from dpop_agent.agent import drains
 from dpop_agent.agent.call import Call
-from dpop_agent.agent.frames import Form, signature_form
+from dpop_agent.agent.frames import Form, Outcome, signature_form
 from dpop_agent.agent.inventory import Inventory
 from dpop_agent.agent.keys import Generation, Key, Keys, State
 from dpop_agent.agent.nonces import Nonces
@@ -210,6 +210,7 @@ class Choice:
         header: the proof's, encoded.
         form: of a signature by that generation.
         built_by_client: it is for `proof.sign`.
+        may_want_touch: a signature may wait for a person.
     """
 
     __slots__ = (
@@ -220,6 +221,7 @@ class Choice:
         "header",
         "key",
         "keys",
+        "may_want_touch",
         "where",
     )
 
@@ -239,6 +241,7 @@ class Choice:
         self.where = where
         self.header = header(key.alg, generation.jwk)
         self.form: Form = signature_form(key.alg, generation.jwk)
+        self.may_want_touch = key.may_want_touch(generation)
         self._asked = asked_of(generation.ref, generation.jkt, key.alg)
 
     def frame(self, signing_input: str) -> bytes:
@@ -260,7 +263,9 @@ class _Signing(ABC):
         self._proofs = proofs
         self._call = call
         self._choice = choice
-        self._on_touch = call.on_touch(choice.key, choice.generation)
+        self._on_touch = (
+            call.on_touch(choice.key, choice.generation) if choice.may_want_touch else None
+        )
         timeout_ms = call.params.get("timeout_ms", SIGN_TIMEOUT_S * 1000)
         self._deadline = asyncio.get_running_loop().time() + timeout_ms / 1000
 
@@ -287,7 +292,7 @@ class _Signing(ABC):
         self._proofs.require_still_signing(self._choice)
         return self._choice.frame(self._signing_input())
 
-    def _done(self, what: dict[str, Any] | DPoPAgentError) -> None:
+    def _done(self, what: Outcome) -> None:
         if isinstance(what, DPoPAgentError):
             self._proofs.not_signed(what, self._choice.generation)
             self._call.respond(what)
@@ -300,8 +305,9 @@ class _Signing(ABC):
         if self._is_stale():
             self._submit_again()
             return
+        assert isinstance(what, bytes)  # so the form says
         self._proofs.given_out(self._choice, self._call.owner.client)
-        self._call.respond(self._result(b64url(what["signature"]), state))
+        self._call.respond(self._result(b64url(what), state))
 
     def _submit_again(self) -> None:
         try:

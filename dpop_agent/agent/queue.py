@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable
 from math import inf
 from typing import Any, Generic, TypeVar
 
-from dpop_agent.agent.frames import Form
+from dpop_agent.agent.frames import Form, Outcome
 from dpop_agent.errors import DPoPAgentError, Timeout
 from dpop_agent.protocol import TOUCH_TIMEOUT_S
 
@@ -17,9 +17,16 @@ SIGN_TIMEOUT_S = 10.0
 TOUCH_AFTER_S = 0.3
 """Seconds after which a signature that may wait for a touch is taken for one that does."""
 
-WINDOW = 2
-"""Frames in a signer's hands at once: while it signs one the next is there, and more would only
-keep those waiting who come first in the queue."""
+AHEAD_S = 0.0005
+"""Seconds of work that a signer has in its hands: what is given to it together costs it and the
+agent one turn, and whoever comes next waits so long."""
+
+MAX_WINDOW = 8
+"""Frames in a signer's hands at once, however fast it is."""
+
+MIN_WINDOW = 2
+"""Those that it has at least, for the next is to be there while it signs one; and at the most while
+some have more waiting than they are given, so that whoever hasn't waits for no more than these."""
 
 FAST_S = 0.02
 """Seconds a signature: a slower store gets one frame at a time, for the age of their `iat`."""
@@ -46,7 +53,7 @@ waited: they get about as much as all others together, and starve nobody."""
 
 Item = TypeVar("Item")
 
-Done = Callable[[dict[str, Any] | DPoPAgentError], None]
+Done = Callable[[Outcome], None]
 
 
 class Job:
@@ -102,7 +109,7 @@ class Job:
         self.untouched = False
         self.sent = 0.0
 
-    def finish(self, what: dict[str, Any] | DPoPAgentError) -> None:
+    def finish(self, what: Outcome) -> None:
         """Tell whoever waits, once."""
         done, self.done = self.done, None
         if done is not None:
@@ -195,6 +202,11 @@ class FairQueue(Generic[Item]):
 
     def __contains__(self, flow: Flow) -> bool:
         return flow in self._by_flow
+
+    @property
+    def is_backed_up(self) -> bool:
+        """Whether in any flow more than one waits."""
+        return self._size > len(self._by_flow)
 
     def push(self, flow: Flow, item: Item, *, fresh: bool = True) -> None:
         """It waits; where nothing else of its flow does, before the others if it is `fresh`."""
@@ -405,13 +417,15 @@ class Work:
         return taken + self._waiting.take(chosen) + looking
 
     def _window(self) -> int:
-        # Behind a touch a frame may wait until nobody wants it any more, and ask for another touch.
         if self._sign_s >= FAST_S:
             return 1
-        for job in self._in_hand.values():
-            if job.on_touch:
-                return 1
-        return WINDOW
+        # Behind a touch a frame may wait until nobody wants it any more, and ask for another touch.
+        # So nothing is sent after one that may want it.
+        if self._in_hand and next(reversed(self._in_hand.values())).on_touch:
+            return 1
+        if self._waiting.is_backed_up or self._sign_s * MIN_WINDOW >= AHEAD_S:
+            return MIN_WINDOW
+        return min(MAX_WINDOW, int(AHEAD_S / self._sign_s)) if self._sign_s else MIN_WINDOW
 
     def _late(self, job: Job) -> Timeout:
         first = next(iter(self._in_hand.values()), None)

@@ -48,6 +48,7 @@ from dpop_agent.errors import (
     SignerFailed,
 )
 from dpop_agent.peer import Peer
+from dpop_agent.protocol import Decoder
 
 log = logging.getLogger("dpop_agent.server")
 
@@ -65,10 +66,6 @@ PLACE_LOOK_S = 0.5
 
 PLACE_TRIES = 3
 """Tries to listen anew, a look apart, before it ends: a folder is remade in several steps."""
-
-
-Methods = Mapping[str, Mapping[str, protocol.Param]]
-"""What can be asked on a socket."""
 
 
 class Agent:
@@ -142,15 +139,15 @@ class Agent:
             **({} if self._forker is None else {"forking_pid": self._forker.pid}),
         }
 
-    def _connect(self, listener: Listener, methods: Methods, peer: Peer) -> Connection | None:
+    def _connect(self, listener: Listener, requests: Decoder, peer: Peer) -> Connection | None:
         """A connection that is counted in, if there is room on its socket."""
-        is_admin = methods is protocol.ADMIN_METHODS
+        is_admin = requests.methods is protocol.ADMIN_METHODS
         others = self._admins if is_admin else len(self._connections) - self._admins
         if others >= (self._room.admin if is_admin else self._room.agent):
             return None
         intake = self._admin_intake if is_admin else self._intake
         flow = (peer.uid, listener.path, next(self._numbers))
-        connection = Connection(self, methods, intake, flow, str(peer))
+        connection = Connection(self, requests, intake, flow, str(peer))
         self._connections.add(connection)
         self._admins += is_admin
         return connection
@@ -159,7 +156,7 @@ class Agent:
         """Count a connection out, and drop what it waited for."""
         if connection in self._connections:
             self._connections.discard(connection)
-            self._admins -= connection.methods is protocol.ADMIN_METHODS
+            self._admins -= connection.requests.methods is protocol.ADMIN_METHODS
             for signer in self.signers.values():
                 signer.drop(connection.flow)
             if not self._connections:
@@ -182,14 +179,14 @@ class Agent:
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         with ExitStack() as entered:
             listeners = {
-                entered.enter_context(listener): methods
-                for listener, methods in self._listeners().items()
+                entered.enter_context(listener): requests
+                for listener, requests in self._listeners().items()
             }
             await self._save(clean=False)
             self._tidy_up()
             self._open_stores()
-            for listener, methods in listeners.items():
-                self._acceptors[listener] = self._acceptor(listener, methods)
+            for listener, requests in listeners.items():
+                self._acceptors[listener] = self._acceptor(listener, requests)
             log.info("serving %s", ", ".join(listener.path for listener in listeners))
             self._background.start(self._upkeep.watch_time())
             self._background.start(self._watch_idle())
@@ -201,11 +198,12 @@ class Agent:
         if self._failure is not None:
             raise self._failure
 
-    def _listeners(self) -> dict[Listener, Methods]:
+    def _listeners(self) -> dict[Listener, Decoder]:
         """Where it is to listen, and what can be asked there."""
+        agents = Decoder(protocol.AGENT_METHODS)
         listeners = {
-            Listener(self._agent_socket): protocol.AGENT_METHODS,
-            Listener(paths.admin_socket(self._agent_socket)): protocol.ADMIN_METHODS,
+            Listener(self._agent_socket): agents,
+            Listener(paths.admin_socket(self._agent_socket)): Decoder(protocol.ADMIN_METHODS),
         }
         mounted = paths.mounted_socket(self._agent_socket)
         try:
@@ -215,13 +213,13 @@ class Agent:
         else:
             # The folder outlives the agent and has nothing else, so that it can be mounted.
             lock_path = f"{os.path.dirname(mounted)}.lock"
-            listeners[Listener(mounted, lock_path=lock_path)] = protocol.AGENT_METHODS
+            listeners[Listener(mounted, lock_path=lock_path)] = agents
         return listeners
 
-    def _acceptor(self, listener: Listener, methods: Methods) -> Acceptor:
-        return Acceptor(listener.socket, partial(self._connect, listener, methods))
+    def _acceptor(self, listener: Listener, requests: Decoder) -> Acceptor:
+        return Acceptor(listener.socket, partial(self._connect, listener, requests))
 
-    async def _watch_places(self, listeners: Mapping[Listener, Methods]) -> None:
+    async def _watch_places(self, listeners: Mapping[Listener, Decoder]) -> None:
         """Listen anew where a socket was removed; end where that can't be done, or where the
         terminal has gone.
         """
@@ -229,9 +227,9 @@ class Agent:
         while not self._end_without_terminal():
             await asyncio.sleep(PLACE_LOOK_S)
             try:
-                for listener, methods in listeners.items():
+                for listener, requests in listeners.items():
                     if listener.lost:
-                        await self._listen_again(listener, methods)
+                        await self._listen_again(listener, requests)
                 failed = 0
             except DPoPAgentError as e:
                 failed += 1
@@ -240,11 +238,11 @@ class Agent:
                     self._ended.set()
                     return
 
-    async def _listen_again(self, listener: Listener, methods: Methods) -> None:
+    async def _listen_again(self, listener: Listener, requests: Decoder) -> None:
         listener.listen_again()
         old, self._acceptors[listener] = (
             self._acceptors[listener],
-            self._acceptor(listener, methods),
+            self._acceptor(listener, requests),
         )
         log.warning("%s had gone, and is served again", listener.path)
         await old.close()

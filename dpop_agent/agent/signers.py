@@ -15,7 +15,7 @@ from math import inf
 from typing import Any
 
 from dpop_agent.agent import process
-from dpop_agent.agent.frames import outcome, result_form
+from dpop_agent.agent.frames import Outcome, outcome, result_form
 from dpop_agent.agent.opening import (
     MAX_BACK_OFF_S,
     BackOff,
@@ -190,13 +190,13 @@ class Signer:
         """
         future: asyncio.Future[dict[str, Any]] = self._loop.create_future()
 
-        def done(what: dict[str, Any] | DPoPAgentError) -> None:
+        def done(what: Outcome) -> None:
             if future.done():
                 return
             if isinstance(what, DPoPAgentError):
                 future.set_exception(what)
             else:
-                future.set_result(what)
+                future.set_result({"signature": what} if isinstance(what, bytes) else what)
 
         self.submit(
             Job(
@@ -440,12 +440,10 @@ class Signer:
         if self._process is None:
             raise SignerFailed(f"the signer of the store {self.config.name} ended at its start")
 
-    def _begin(
-        self, limit_s: float, members: dict[str, Any]
-    ) -> asyncio.Future[dict[str, Any] | DPoPAgentError]:
+    def _begin(self, limit_s: float, members: dict[str, Any]) -> asyncio.Future[Outcome]:
         """One of the operations that make a signer ready; nothing else is under way."""
         self._require_process()
-        answered: asyncio.Future[dict[str, Any] | DPoPAgentError] = self._loop.create_future()
+        answered: asyncio.Future[Outcome] = self._loop.create_future()
         job = Job(
             _AGENTS_OWN,
             dict,
@@ -646,12 +644,14 @@ class Signers(dict[str, Signer]):
         Raises:
             StoreUnknown: the configuration doesn't have it.
         """
-        if store not in self:
+        signer = self.get(store)
+        if signer is None:
             raise StoreUnknown(f"there is no store {store} in the configuration")
-        return self[store]
+        return signer
 
 
-def _result(what: dict[str, Any] | DPoPAgentError) -> dict[str, Any]:
+def _result(what: Outcome) -> dict[str, Any]:
     if isinstance(what, DPoPAgentError):
         raise what
+    assert isinstance(what, dict)
     return what

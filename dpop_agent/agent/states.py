@@ -112,10 +112,10 @@ TRANSITIONS: Mapping[State, Mapping[Event, State]] = {
     State.CLOSED: {Event.LOCK: State.CLOSED, Event.CLOSE: State.CLOSED},
 }
 
-OPEN = frozenset({State.READY, State.RELEASED})
+OPEN = (State.READY, State.RELEASED)
 """Those in which frames are taken."""
 
-REFUSING = frozenset({State.DOWN, State.LOCKED, State.UNLOCKING})
+REFUSING = (State.DOWN, State.LOCKED, State.UNLOCKING)
 """Those in which a request is refused, or starts a process first."""
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from dpop_agent.agent.descriptors import USUAL_CONNECTIONS as MAX_CONNECTIONS
-from dpop_agent.agent.queue import WINDOW
+from dpop_agent.agent.queue import MAX_WINDOW
 from dpop_agent.jose import b64url_decode
 from dpop_agent.protocol import MAX_REQUESTS
 from tests.agent.places import store, until
@@ -127,7 +127,7 @@ def test_work_for_a_client_that_went_doesnt_reach_the_store(agent: Agent, wire: 
             assert going.next()["id"] == "read"
         until(lambda: wire.result("status")["connections"] == 1)
     wire.result("proof", **TARGET)
-    assert wire.result("status")["proofs"] - before <= WINDOW + 1
+    assert wire.result("status")["proofs"] - before <= MAX_WINDOW + 1
 
 
 def test_a_deadline_holds_while_the_store_hangs_and_the_next_request_is_fine(

@@ -152,12 +152,14 @@ class AgentInProcess:
         ):
             listener = Listener(str(self._folder / f"{name}.sock"))
             self._listeners.append(listener.__enter__())
-            self._acceptors.append(Acceptor(listener.socket, self._connect(methods)))
+            self._acceptors.append(
+                Acceptor(listener.socket, self._connect(protocol.Decoder(methods)))
+            )
 
-    def _connect(self, methods: Any) -> Any:
+    def _connect(self, requests: protocol.Decoder) -> Any:
         def connect(peer: Peer) -> Connection:
             flow = (peer.uid, next(self._numbers))
-            return Connection(self, methods, self._intake, flow, str(peer))
+            return Connection(self, requests, self._intake, flow, str(peer))
 
         return connect
 

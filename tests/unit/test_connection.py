@@ -15,7 +15,7 @@ from dpop_agent.agent import connection
 from dpop_agent.agent.call import Call
 from dpop_agent.agent.connection import Connection
 from dpop_agent.agent.intake import Intake
-from dpop_agent.protocol import AGENT_METHODS, MAX_LINE, MAX_REQUESTS
+from dpop_agent.protocol import AGENT_METHODS, MAX_LINE, MAX_REQUESTS, Decoder
 from tests.agent.wire import request
 
 LINE_S = 0.2
@@ -68,7 +68,7 @@ def with_peer(monkeypatch: pytest.MonkeyPatch, story: Callable[[Peer], Awaitable
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         with theirs:
-            made = Connection(server, AGENT_METHODS, Intake(loop), (0, "agent.sock", 1))
+            made = Connection(server, Decoder(AGENT_METHODS), Intake(loop), (0, "agent.sock", 1))
             await loop.create_unix_connection(lambda: made, sock=ours)
             await story(Peer(theirs, server))
             made.abort()

@@ -12,7 +12,14 @@ import pytest
 
 from dpop_agent.agent import keys
 from dpop_agent.agent.forms import key_from, key_members
-from dpop_agent.agent.frames import FORMS, outcome, result_form, signature_form
+from dpop_agent.agent.frames import (
+    FORMS,
+    Outcome,
+    is_some_signature,
+    outcome,
+    result_form,
+    signature_form,
+)
 from dpop_agent.agent.keys import Generation, Key
 from dpop_agent.agent.making import as_staged
 from dpop_agent.agent.process import SignerProcess, spawn_program
@@ -54,7 +61,6 @@ GOOD: dict[str, list[dict[str, Any]]] = {
     "reserve": [{"ref": "00ff", "slot": None}],
     "generate": [KEY, {**KEY, "local": None, "slot": None, "touch": None}],
     "find": [{"key": KEY, "half": None}, {"key": None, "half": thumbprint(EC)}],
-    "sign": [{"signature": b"s" * 64}],
     "destroy": [{}],
     "objects": [
         {"objects": None, "more": False, "slots": None},
@@ -92,7 +98,7 @@ def test_every_operation_has_a_form_and_a_good_answer_fits_it() -> None:
     for op, answers in GOOD.items():
         for answer in answers:
             assert outcome({"id": 1, "ok": answer}, FORMS[op]) == answer
-    assert outcome(Signed(1, b"s" * 64), FORMS["sign"]) == {"signature": b"s" * 64}
+    assert outcome(Signed(1, b"s" * 64), is_some_signature) == b"s" * 64
 
 
 @pytest.mark.parametrize("op", GOOD)
@@ -169,10 +175,10 @@ def test_a_signature_has_its_algorithms_length_an_rsa_one_its_moduluss(alg: str)
     form = signature_form(alg, JWKS[alg])
     size = SIZES.get(alg, 64)
     good = b"\xff" * size
-    assert form({"signature": good})
+    assert form(good)
     for wrong in (good[1:], good + b"\0", b"", b64url(good), size, None, [good]):
-        assert not form({"signature": wrong}), wrong
-    assert not form({"signature": good, "more": 1})
+        assert not form(wrong), wrong
+    assert not form({"signature": good})
     assert not form({})
 
 
@@ -284,7 +290,7 @@ async def mad_signers(folder: Path, *, count: int) -> tuple[int, int]:
         mad = Mad(signer, chance)
         signer._state, signer._process = State.READY, cast("SignerProcess", mad)
         signer.start = lambda: None  # type: ignore[method-assign]
-        told: list[list[dict[str, Any] | DPoPAgentError]] = [[] for _ in range(8)]
+        told: list[list[Outcome]] = [[] for _ in range(8)]
         for one in told:
             signer.submit(
                 Job(

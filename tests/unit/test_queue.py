@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from dpop_agent.agent.frames import Outcome
 from dpop_agent.agent.queue import (
+    AHEAD_S,
     FAST_S,
     LOOKING,
     LOOKING_S,
     MAX_ROUNDS,
+    MAX_WINDOW,
+    MIN_WINDOW,
     TOUCH_AFTER_S,
-    WINDOW,
     FairQueue,
     Flow,
     Job,
     Work,
 )
-from dpop_agent.errors import Busy, DPoPAgentError, Timeout
+from dpop_agent.errors import Busy, Timeout
 
-Told = list[dict[str, Any] | DPoPAgentError | str]
+Told = list[Outcome | str]
 
 
 def job(
@@ -57,21 +58,38 @@ def test_owners_take_turns_however_much_one_of_them_sends() -> None:
     assert taken(work) == ["greedy", "honest", *["greedy"] * 4]
 
 
-def test_a_fast_signer_has_a_window_of_frames_and_a_slow_one_has_one() -> None:
-    work = Work("work")
-    for _ in range(10):
-        work.push(job([]))
+def given(work: Work, sign_s: float) -> int:
+    """How many frames a signer of that speed has in its hands."""
+    for _ in range(100):
+        work.succeeded(sign_s)
     ids = []
     while (found := work.next_job(0)) is not None:
         ids.append(work.sent(found, 0))
-    assert len(ids) == WINDOW
     for frame_id in ids:
         assert work.answered(frame_id, 0) is not None
-        work.succeeded(FAST_S * 10)
-    found = work.next_job(0)
-    assert found is not None
-    work.sent(found, 0)
-    assert work.next_job(0) is None
+    return len(ids)
+
+
+def test_a_signer_has_as_many_frames_as_it_signs_at_once_and_a_slow_one_has_one() -> None:
+    work = Work("work")
+    for sign_s, window in (
+        (AHEAD_S / MAX_WINDOW / 2, MAX_WINDOW),
+        (AHEAD_S / 4, 4),
+        (AHEAD_S, MIN_WINDOW),
+        (FAST_S * 2, 1),
+    ):
+        for n in range(10):
+            work.push(job([], f"{window}-{n}"))
+        assert given(work, sign_s) == window
+        work.fail_waiting(Busy("over"))
+
+
+def test_where_somebody_has_more_waiting_than_he_is_given_the_window_is_small() -> None:
+    work = Work("work")
+    for _ in range(10):
+        work.push(job([], "greedy"))
+        work.push(job([], "greedier"))
+    assert given(work, AHEAD_S / MAX_WINDOW) == MIN_WINDOW
 
 
 def test_nothing_is_sent_behind_a_signature_that_may_wait_for_a_touch() -> None:

@@ -17,13 +17,14 @@ import pytest
 from dpop_agent import forking
 from dpop_agent.agent import queue, signers
 from dpop_agent.agent.forker import Forker
+from dpop_agent.agent.frames import Outcome
 from dpop_agent.agent.process import SignerProcess, spawn_program
 from dpop_agent.agent.queue import Job
 from dpop_agent.agent.signers import Signer
 from dpop_agent.agent.states import TRANSITIONS, Event, IllegalEvent, State, after
 from dpop_agent.channel import Frames, frame
 from dpop_agent.config import PinSource, StoreConfig, TokenUri
-from dpop_agent.errors import Cancelled, DPoPAgentError, Locked, SignerFailed, Timeout
+from dpop_agent.errors import Cancelled, Locked, SignerFailed, Timeout
 
 
 def signer(folder: Path, pin_source: str) -> Signer:
@@ -89,9 +90,9 @@ class Card:
 
     def submit(
         self, n: int, *, within_s: float, touch: bool = True, owner: str = "one"
-    ) -> list[dict[str, Any] | DPoPAgentError | str]:
+    ) -> list[Outcome | str]:
         """What becomes of a job."""
-        told: list[dict[str, Any] | DPoPAgentError | str] = []
+        told: list[Outcome | str] = []
         job = Job(
             (owner,),
             lambda: {"op": "sign", "n": n},
@@ -209,7 +210,7 @@ def test_what_a_signer_said_while_the_agent_was_busy_is_heard_before_it_is_judge
         process = SignerProcess("work", child, on_frame=store._answered, on_end=store._died)
         await loop.create_unix_connection(lambda: process, sock=ours)
         store._process, store._state = process, State.READY
-        told: list[dict[str, Any] | DPoPAgentError] = []
+        told: list[Outcome] = []
         deadline = loop.time() + 10 * signers.TICK_S
         limit_s = 5 * signers.TICK_S
         store.submit(
@@ -275,7 +276,7 @@ def test_a_look_under_way_keeps_no_idle_store_open(tmp_path: Path) -> None:
 
 def test_a_request_that_meets_an_unexpected_error_takes_no_signer_down(tmp_path: Path) -> None:
     async def story(card: Card) -> None:
-        told: list[dict[str, Any] | DPoPAgentError] = []
+        told: list[Outcome] = []
 
         def unforeseen() -> bytes:
             raise KeyError("unforeseen")
@@ -283,10 +284,10 @@ def test_a_request_that_meets_an_unexpected_error_takes_no_signer_down(tmp_path:
         deadline = asyncio.get_running_loop().time() + 5
         job = Job(("one",), unforeseen, told.append, deadline=deadline, again=True)
         first = card.submit(1, within_s=5, touch=False)
-        for _ in range(queue.WINDOW):
+        for _ in range(queue.MAX_WINDOW):
             card.submit(2, within_s=5, touch=False)
         card.signer.submit(job)  # it waits, and is made where the signer's answers are heard
-        for _ in range(queue.WINDOW + 1):
+        for _ in range(queue.MAX_WINDOW + 1):
             card.touch()
         assert first == [{"signed": 1}]
         (error,) = told
