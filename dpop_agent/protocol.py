@@ -300,17 +300,16 @@ MAX_KNOWN = 256
 MAX_KNOWN_LINE = 1024
 """Bytes of one that it does."""
 
-_PROOF = re.compile(
-    rb'\{"jsonrpc":"2\.0","id":(-?(?:0|[1-9][0-9]{0,14})),"method":"proof","params":'
-)
-"""How a request for a proof begins, as clients write it; what differs each time is its id."""
+_NUMBER = re.compile(rb'"id": ?(-?(?:0|[1-9][0-9]{0,14}))(?=[,}])')
+"""A request's id, as most clients write it: in a good line nothing else looks like this."""
 
 
 class Decoder:
     """Decodes the requests of a socket, each question for a proof once.
 
-    Clients ask the same again and again: lines that are alike byte by byte but for their id say the
-    same, so what `decode_request` made of the first holds for all. Any other line goes to it.
+    Clients ask the same again and again: lines that are alike byte by byte but for the number that
+    is their id say the same, so what `decode_request` made of the first holds for all. Any other
+    line goes to it.
 
     Attributes:
         methods: what the socket answers.
@@ -326,19 +325,25 @@ class Decoder:
         Raises:
             ProtocolError: as `decode_request` does.
         """
-        begin = _PROOF.match(line)
-        if begin is None:
+        number = _NUMBER.search(line, 0, MAX_KNOWN_LINE)
+        if number is None:
             return decode_request(line, self.methods)
-        question = line[begin.end() :]
+        # A line that was good has no NUL, so only one that is cut in the same place is like it.
+        question = line[: number.start(1)] + b"\0" + line[number.end(1) :]
         params = self._known.get(question)
         if params is not None:
-            return Request(int(begin[1]), "proof", params)
+            return Request(int(number[1]), "proof", params)
         request = decode_request(line, self.methods)
-        if len(question) <= MAX_KNOWN_LINE and "seen" not in request.params:
+        if _is_worth_remembering(request) and len(question) <= MAX_KNOWN_LINE:
             if len(self._known) >= MAX_KNOWN:
                 self._known.clear()
             self._known[question] = request.params
         return request
+
+
+def _is_worth_remembering(request: Request) -> bool:
+    """Whether it may well come again; what a server said is told once."""
+    return request.method == "proof" and "seen" not in request.params
 
 
 def _is_id(value: object) -> bool:

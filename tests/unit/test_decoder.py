@@ -29,7 +29,22 @@ QUESTIONS = [
     {"htm": "GET", "htu": HTU, "key": "default", "nonce": None},
     {"htm": "GET", "htu": "https://api.example.com/ä/x\\"},
 ]
-PIECES = [b'"', b"\\", b"{", b"}", b":", b",", b" ", b"\r", b"\xff", b"0", b"-", b"id", b"null"]
+PIECES = [
+    b'"',
+    b"\\",
+    b"\0",
+    b"{",
+    b"}",
+    b":",
+    b",",
+    b" ",
+    b"\r",
+    b"\xff",
+    b"0",
+    b"-",
+    b"id",
+    b"null",
+]
 PIECES += [b',"id":2', b',"method":"status"', b',"jsonrpc":"1.0"', b',"htm":"PUT"', b',"params":{}']
 NUMBERS = [
     b"1",
@@ -69,16 +84,17 @@ def one_of(chance: random.Random, seen: list[tuple[bytes, bytes]]) -> tuple[byte
         before, after = chance.choice(seen)
         return (before, after) if chance.random() < 0.8 else (before, chance.choice(seen)[1])
     params = json.dumps(chance.choice(QUESTIONS), separators=(",", ":")).encode()
-    new = (
-        mutated(b'{"jsonrpc":"2.0","id":', chance) if chance.random() < 0.2 else BEFORE,
-        mutated(b',"method":"proof","params":' + params + b"}", chance),
+    before, after = chance.choice(
+        [
+            (b'{"jsonrpc":"2.0","id":', b',"method":"proof","params":' + params + b"}"),
+            (b'{"jsonrpc": "2.0", "id": ', b', "method": "proof", "params": ' + params + b"}\r"),
+            (b'{"method":"proof","params":' + params + b',"jsonrpc":"2.0","id":', b"}"),
+        ]
     )
+    new = (mutated(before, chance) if chance.random() < 0.2 else before, mutated(after, chance))
     seen.append(new)
     del seen[:-100]
     return new
-
-
-BEFORE = b'{"jsonrpc":"2.0","id":'
 
 
 def said(decode: Callable[[], Request]) -> tuple[object, ...]:
