@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import select
 import socket
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from dpop_agent import protocol
 from dpop_agent.agent.call import Call
@@ -78,8 +79,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is a class of its own
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  (asyncio's signature)
         self._stop_clock()
@@ -154,8 +154,13 @@ class Connection(asyncio.BufferedProtocol):
 
     def _polled(self, events: int) -> int:
         poll = select.poll()
-        poll.register(self._transport.get_extra_info("socket").fileno(), events)
+        poll.register(self._descriptor, events)
         return sum(found for _, found in poll.poll(0))
+
+    @property
+    def _descriptor(self) -> int:
+        descriptor: int = self._transport.get_extra_info("socket").fileno()
+        return descriptor
 
     def _line(self, line: bytes) -> None:
         if len(line) >= protocol.MAX_LINE:
@@ -216,7 +221,8 @@ class Connection(asyncio.BufferedProtocol):
         """Let nothing more be sent; close once what was sent is answered."""
         if sys.platform == "linux" and not self._transport.is_closing():
             # Linux alone keeps what is there already, so that it is read and answered before EOF.
-            self._transport.get_extra_info("socket").shutdown(socket.SHUT_RD)
+            with socket.socket(fileno=os.dup(self._descriptor)) as sock:
+                sock.shutdown(socket.SHUT_RD)
         else:
             self.close()
 

@@ -11,6 +11,8 @@ that wait, and a client whose lines wait isn't read from: its own socket makes i
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from time import monotonic
 from typing import Protocol
 
 from dpop_agent.agent.queue import FairQueue, Flow
@@ -46,8 +48,11 @@ class Client(Protocol):
 class Intake:
     """Takes in lines, for clients that share its budget."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, clock: Callable[[], float] = monotonic
+    ) -> None:
         self._loop = loop
+        self._clock = clock  # finer than the loop's, which may stand still for a turn
         self._waiting: FairQueue[Client] = FairQueue()
         self._spent_s = 0.0
         self._turn: asyncio.Handle | None = None
@@ -110,7 +115,7 @@ class Intake:
             self._turn = self._loop.call_soon(self._take_turn) if self._waiting else None
 
     def _take_in(self, client: Client) -> None:
-        began = self._loop.time()
+        began = self._clock()
         client.take_in()
-        self._spent_s += self._loop.time() - began
+        self._spent_s += self._clock() - began
         self.go_on(client)

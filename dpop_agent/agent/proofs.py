@@ -6,13 +6,13 @@ costs as much as the rest of the agent's work for one.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from time import monotonic
 from typing import Any
 
 from dpop_agent.agent import drains
@@ -66,7 +66,6 @@ class Proofs:
         self._signers = signers
         self._inventory = inventory
         self._nonces = nonces
-        self._loop = asyncio.get_running_loop()
         self._choices: dict[_Asked, Choice] = {}
         self._keys = records.keys  # those of the choices
         self.made = 0
@@ -121,10 +120,7 @@ class Proofs:
     ) -> tuple[str, str | None]:
         """What is to be signed for `proof` at this moment, and the nonce in it."""
         origin = choice.where.origin
-        if "nonce" in params:
-            nonce = params["nonce"]
-        else:
-            nonce = self._nonces.nonce(origin, self._loop.time())
+        nonce = params["nonce"] if "nonce" in params else self._nonces.nonce(origin, monotonic())
         made = signing_input(
             choice.header,
             htm=params["htm"],
@@ -193,7 +189,7 @@ class Proofs:
                 where.origin,
                 nonce=item.get("nonce"),
                 clock_offset_s=None if date is None else _seconds(date) - time.time(),
-                now=self._loop.time(),
+                now=monotonic(),
                 refused_nonce=item.get("refused_nonce"),
                 iat_refused=item.get("iat_refused", False),
             )
@@ -267,7 +263,7 @@ class _Signing(ABC):
             call.on_touch(choice.key, choice.generation) if choice.may_want_touch else None
         )
         timeout_ms = call.params.get("timeout_ms", SIGN_TIMEOUT_S * 1000)
-        self._deadline = asyncio.get_running_loop().time() + timeout_ms / 1000
+        self._deadline = monotonic() + timeout_ms / 1000
 
     def submit(self) -> None:
         """Have it signed when its turn comes, and answered.
@@ -341,12 +337,12 @@ class _OwnProof(_Signing):
         self._made_anew = self._on_touch is not None  # nobody touches twice for one proof
 
     def _signing_input(self) -> str:
-        self._made_at = asyncio.get_running_loop().time()
+        self._made_at = monotonic()
         self._made, self._nonce = self._proofs.own_signing_input(self._call.params, self._choice)
         return self._made
 
     def _is_stale(self) -> bool:
-        age_s = asyncio.get_running_loop().time() - self._made_at
+        age_s = monotonic() - self._made_at
         if self._made_anew or age_s <= MAX_AGE_S:
             return False
         self._made_anew = True

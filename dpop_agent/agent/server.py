@@ -16,6 +16,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import uvloop
+
 from dpop_agent import paths, protocol
 from dpop_agent.agent import descriptors, terminal
 from dpop_agent.agent.acceptor import Acceptor
@@ -454,6 +456,6 @@ def run(
         ).run()
 
     try:
-        asyncio.run(serve())
+        uvloop.run(serve())
     finally:
         ledger.close()

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from math import inf
+from time import monotonic
 from typing import Any
 
 from dpop_agent.agent import process
@@ -539,7 +540,7 @@ class Signer:
 
     def _pump(self) -> None:
         while self._state in OPEN:
-            job = self._work.next_job(self._loop.time())
+            job = self._work.next_job(monotonic())
             if job is None:
                 break
             self._give(job)
@@ -568,7 +569,7 @@ class Signer:
             self._become(Event.USE)
         if job.form is None:
             job.form = result_form(what)
-        self._process.send(self._work.sent(job, self._loop.time()), what)
+        self._process.send(self._work.sent(job, monotonic()), what)
         self._watch_deadlines()
 
     def _answered(self, sender: SignerProcess, answer: dict[str, Any] | Signed) -> None:
@@ -579,7 +580,7 @@ class Signer:
         """
         if sender is not self._process:
             return
-        now = self._loop.time()
+        now = monotonic()
         number = answer.id if isinstance(answer, Signed) else answer.get("id")
         found = self._work.answered(number, now) if type(number) is int else None
         if found is None:

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import Any, Self, TypeVar, cast
 
+import uvloop
+
 from dpop_agent import protocol
 from dpop_agent.agent.acceptor import Acceptor
 from dpop_agent.agent.background import Background
@@ -65,7 +67,7 @@ class Store(DictStore):
         assert isinstance(asked, bytes)
         ref, jkt, *_ = parse_asked(asked)
         if self.objects.get(ref) == jkt:
-            job.finish({"signature": bytes(64)})
+            job.finish(bytes(64))
         else:
             job.finish(KeyMissing("the store has no such key"))
 
@@ -99,7 +101,7 @@ class AgentInProcess:
         self.socket = str(self._folder / "agent.sock")
         self.admin_socket = str(self._folder / "admin.sock")
         self.store = Store()
-        self._loop = asyncio.new_event_loop()
+        self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
     def __enter__(self) -> Self:

@@ -72,7 +72,7 @@ class Sender:
 class Story:
     def __init__(self) -> None:
         self.loop = Loop()
-        self.intake = Intake(cast("asyncio.AbstractEventLoop", self.loop))
+        self.intake = Intake(cast("asyncio.AbstractEventLoop", self.loop), self.loop.time)
         self.taken: list[str] = []
 
     def send(

@@ -100,6 +100,7 @@ FOREIGN: dict[str, dict[str, bool]] = {
     "dpop_agent.paths": {"platformdirs": True},
     "dpop_agent.verify": {"cryptography": False},
     "agent": {},
+    "dpop_agent.agent.server": {"uvloop": False},
     "signer": {},
     "dpop_agent.signer.jwk": {"cryptography": False},
     # What keyring loads, ssl and http among it, is no PKCS#11 signer's.
