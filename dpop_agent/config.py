@@ -14,6 +14,7 @@ pin_source = "file:~/.config/dpop-agent/work.pin"
 env = {}                               # environment of the signer process
 module_args = ""                       # for C_Initialize, where the module wants some (NSS)
 verify = "first"                       # or "always": which signatures are checked before they leave
+signers = 1                            # processes that sign with one PKCS#11 token at once
 login_retries = 0                      # more logins after one that failed, with growing pauses:
                                        # only for an HSM that never locks its PIN
 
@@ -32,7 +33,7 @@ from itertools import combinations
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-from dpop_agent import paths
+from dpop_agent import forking, paths
 from dpop_agent.errors import ConfigurationError
 from dpop_agent.spelling import nearest
 
@@ -43,6 +44,11 @@ MAX_SIZE = 256 * 1024
 """Bytes of a configuration file: hundreds of stores; more is some other file."""
 
 MAX_LOGIN_RETRIES = 1000
+
+MAX_SIGNERS = 16
+"""Processes for one PKCS#11 token: with 5 ms a signature as many as one agent can serve proofs.
+Each holds a session there, of which HSM partitions have few, and 20 MiB here.
+"""
 
 STORE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _CREDENTIAL = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}")
@@ -60,6 +66,7 @@ _AGENT = ("default_store", "max_connections", "lock_after", "release_after")
 _SETTINGS_BY_TYPE = {
     "pkcs11": (
         *("type", "module", "module_args", "uri", "pin_source", "login_retries", "verify"),
+        "signers",
         "env",
     ),
     "keychain": ("type", "backend", "env"),
@@ -189,9 +196,10 @@ class PinSource:
 class StoreConfig:
     """One `[stores.NAME]`; paths are absolute.
 
-    `module`, `module_args`, `uri`, `pin_source`, `login_retries` and `verify` are a PKCS#11
-    token's, `backend` (one of `BACKENDS`) is a keychain's. `verify` says which signatures the
-    signer checks before they leave it: the `first` by each key after each start, or `always` each.
+    `module`, `module_args`, `uri`, `pin_source`, `login_retries`, `verify` and `signers` are a
+    PKCS#11 token's, `backend` (one of `BACKENDS`) is a keychain's. `verify` says which signatures
+    the signer checks before they leave it: the `first` by each key after each start, or `always`
+    each. `signers` is how many processes sign with it at once.
     """
 
     name: str
@@ -204,6 +212,7 @@ class StoreConfig:
     login_retries: int = 0
     backend: str | None = None
     verify: str | None = None
+    signers: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -431,6 +440,12 @@ class _Reader:
                 f"{where}.type names a kind of store that this version doesn't have",
                 f"there are: {', '.join(_SETTINGS_BY_TYPE)}",
             )
+        if kind == "keychain" and "signers" in table:
+            self._refuse(
+                f"{where}.signers is for a PKCS#11 token that makes several signatures at once, "
+                "which a keychain doesn't",
+                "leave it out",
+            )
         self._known(where, table, _SETTINGS_BY_TYPE[kind])
         if kind == "keychain":
             return StoreConfig(
@@ -465,7 +480,18 @@ class _Reader:
                 f"{where}.login_retries", table.get("login_retries", 0), 0, MAX_LOGIN_RETRIES
             ),
             verify=self._verify(f"{where}.verify", table.get("verify", "first")),
+            signers=self._signers(f"{where}.signers", table.get("signers", 1)),
         )
+
+    def _signers(self, where: str, value: object) -> int:
+        signers = self._number(where, value, 1, MAX_SIGNERS)
+        if signers > 1 and not forking.is_possible():
+            self._refuse(
+                f"{where} is {signers}, which only Linux has: here no signer can hand another a "
+                "PIN past the agent",
+                "leave it out",
+            )
+        return signers
 
     def _verify(self, where: str, value: object) -> str:
         text = self._text(where, value)

@@ -8,9 +8,15 @@ each signer on order: what was closed once stays closed over a fork.
 
 One datagram each over a pair of sockets (SOCK_SEQPACKET), with one descriptor (SCM_RIGHTS):
 
-    agent → forking process   {"env": {…}}        and the signer's end of its channel
+    agent → forking process   {"env": {…}, "heir_of": null}   and the signer's end of its channel
     forking process → agent   {"pid": 123}        and a pidfd of the new signer
                               {"errno": 11}       none could be made
+
+With `heir_of`, the pid of another signer of the same store, that one and the new one get an end
+each of a pair of sockets that nobody else has, over the lines that the forking process has to them:
+
+    forking process → signer  {}                  and one end of the pair
+    signer → its heir         {"pin": …, …}       and the lock of the store, over the pair
 """
 
 from __future__ import annotations

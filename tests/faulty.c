@@ -17,7 +17,8 @@
      attribute NAME 0x3 value fffe  gives those bytes in place of the right ones; - is none
      attribute NAME 0x3 value ff*99 gives them so many times
 
-   FAULTY/calls gets a line for each C_Login, `C_Login USER_TYPE`, and for each function with a rule.
+   FAULTY/calls gets a line for each C_Login, `C_Login USER_TYPE`, and for each function with a rule;
+   FAULTY/callers gets another for each of them, `C_Login PID`. A delay holds up nobody else.
    The numbers are PKCS#11's: section 5.2's order of functions, appendix B's constants. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -90,6 +91,10 @@ static void note(const char *name, ulong user) {
     fprintf(calls, "%s %lu\n", name, user);
   else
     fprintf(calls, "%s\n", name);
+  fclose(calls);
+  calls = opened("callers", "a");
+  if (calls == NULL) abort();
+  fprintf(calls, "%s %d\n", name, (int)getpid());
   fclose(calls);
 }
 

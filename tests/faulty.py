@@ -44,6 +44,11 @@ class Faulty:
         lines = (self._folder / "calls").read_text().splitlines()
         return [line for line in lines if line.split()[0] == name]
 
+    def callers(self, name: str) -> list[int]:
+        """The processes that called a function, once for each call that was noted."""
+        lines = map(str.split, (self._folder / "callers").read_text().splitlines())
+        return [int(pid) for called, pid in lines if called == name]
+
     @property
     def logins(self) -> int:
         """How many times something logged in, or tried to."""

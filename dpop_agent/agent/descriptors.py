@@ -15,7 +15,7 @@ ADMIN_CONNECTIONS = 64
 """Connections on `admin.sock`, to which those on `agent.sock` leave room."""
 
 _OWN = 20  # the agent's sockets and locks, and some for what is opened for a moment
-_STORE = 4  # a signer's
+_SIGNER = 4
 
 
 class Room(NamedTuple):
@@ -30,18 +30,18 @@ def open_now() -> int:
     return len(os.listdir("/dev/fd"))
 
 
-def make_room(connections: int | None, *, stores: int, others: int) -> Room:
+def make_room(connections: int | None, *, signers: int, others: int) -> Room:
     """Raise the limit of open files as far as is needed, and say what fits in.
 
     Args:
         connections: how many are wanted on `agent.sock`; None for the usual number, or fewer.
-        stores: how many stores there are.
+        signers: how many there are, of all stores.
         others: how many files were open at the start.
 
     Raises:
         ConfigurationError: so many don't fit.
     """
-    own = others + _OWN + _STORE * stores
+    own = others + _OWN + _SIGNER * signers
     wanted = connections or USUAL_CONNECTIONS
     limit = _raise_limit(own + ADMIN_CONNECTIONS + wanted)
     room = limit - own
@@ -54,7 +54,7 @@ def make_room(connections: int | None, *, stores: int, others: int) -> Room:
         )
     if admin < 1:
         raise ConfigurationError(
-            f"this process may open {limit} files, too few for {stores} stores and their clients",
+            f"this process may open {limit} files, too few for {signers} signers and clients",
             hint=f"raise the limit (ulimit -n, LimitNOFILE=) to {own + 64} or more",
         )
     return Room(min(wanted, room - admin), admin)

@@ -65,7 +65,9 @@ class Forker:
         channel.setblocking(False)
         self._loop.add_reader(channel, self._answered)
 
-    async def spawn(self, channel: socket.socket, env: Mapping[str, str]) -> Child:
+    async def spawn(
+        self, channel: socket.socket, env: Mapping[str, str], heir_of: int | None = None
+    ) -> Child:
         """A new signer, as `process.Spawn` has it.
 
         Raises:
@@ -73,7 +75,8 @@ class Forker:
         """
         if self.pid is None:
             raise OSError(errno.ECHILD, "the process that starts signers has ended")
-        forking.send(self._channel, {"env": dict(env)}, channel.fileno())
+        order = {"env": dict(env), "heir_of": heir_of}
+        forking.send(self._channel, order, channel.fileno())
         made: asyncio.Future[Child] = self._loop.create_future()
         self._ordered.append(made)
         try:

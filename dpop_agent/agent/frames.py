@@ -115,6 +115,8 @@ FORMS: Mapping[str, Form] = {
     ),
     "tell": _object(),
     "release": _object(),
+    "hand_on": _object(),
+    "look_anew": _object(),
     "authorize": _object(path=_or_none(_is_text)),
     "reserve": _object(ref=_is_ref, slot=_or_none(_is_like(SLOT))),
     "generate": _is_key,

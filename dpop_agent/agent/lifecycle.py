@@ -12,7 +12,8 @@ from dpop_agent.agent.inventory import Inventory
 from dpop_agent.agent.keys import Generation, Key, Keys, State
 from dpop_agent.agent.making import Making, as_pending, as_staged
 from dpop_agent.agent.records import Records, now_text
-from dpop_agent.agent.signers import START_TIMEOUT_S, Signers
+from dpop_agent.agent.signers import Signers
+from dpop_agent.agent.starting import START_TIMEOUT_S
 from dpop_agent.channel import asked_of
 from dpop_agent.errors import (
     IllegalTransition,

@@ -22,8 +22,9 @@ from dpop_agent.agent.background import Background
 from dpop_agent.agent.inventory import Inventory
 from dpop_agent.agent.keys import MAX_GENERATIONS, Generation, Key, Keys, State
 from dpop_agent.agent.records import Command, Records, now_text
-from dpop_agent.agent.signers import GENERATE_TIMEOUT_S, START_TIMEOUT_S, Signers
+from dpop_agent.agent.signers import GENERATE_TIMEOUT_S, Signers
 from dpop_agent.agent.slots import to_overwrite, ways_to_a_slot
+from dpop_agent.agent.starting import START_TIMEOUT_S
 from dpop_agent.errors import (
     AuthorizationRequired,
     Busy,

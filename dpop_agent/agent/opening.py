@@ -45,9 +45,13 @@ class Unlocking(NamedTuple):
 
 
 class BackOff:
-    """How long it is until the next try."""
+    """How long it is until the next try.
 
-    def __init__(self) -> None:
+    `longest_s` is the longest pause, in seconds; None for what whoever waits can bear.
+    """
+
+    def __init__(self, longest_s: float | None = None) -> None:
+        self._longest_s = longest_s
         self._failures = 0
         self._until = 0.0
 
@@ -56,7 +60,8 @@ class BackOff:
 
     def failed(self, now: float, *, at_least_s: float = 0.0) -> None:
         """One more try came to nothing."""
-        wait_s = max(at_least_s, min(MAX_BACK_OFF_S, MIN_BACK_OFF_S * 2**self._failures))
+        longest_s = MAX_BACK_OFF_S if self._longest_s is None else self._longest_s
+        wait_s = max(at_least_s, min(longest_s, MIN_BACK_OFF_S * 2**self._failures))
         self._failures = min(self._failures + 1, 16)
         self._until = now + wait_s
 
@@ -69,8 +74,17 @@ class BackOff:
         self._failures = 0
 
 
-def open_frame(config: StoreConfig, *, lock_file: str, attended: bool) -> dict[str, Any]:
-    """The frame that has a signer open its store; `attended` where a person asked for it."""
+def open_frame(
+    config: StoreConfig, *, lock_file: str, attended: bool, heir: bool = False
+) -> dict[str, Any]:
+    """The frame that has a signer open its store.
+
+    Args:
+        config: the store.
+        lock_file: keeps it apart from an earlier agent's signers of the store.
+        attended: a person asked for it.
+        heir: another signer of the store hands it what opens that.
+    """
     pin = config.pin_source
     settings = {
         "name": config.name,
@@ -83,12 +97,14 @@ def open_frame(config: StoreConfig, *, lock_file: str, attended: bool) -> dict[s
         "pin_kind": pin and pin.kind,
         "pin_argument": pin and pin.argument,
         "login_retries": config.login_retries,
+        "signers": config.signers,
     }
     return {
         "op": "open",
         "attended": attended,
         "version": __version__,
         "lock": lock_file,
+        "heir": heir,
         "store": settings,
     }
 

@@ -32,12 +32,16 @@ class Child(Protocol):
 class Spawn(Protocol):
     """How signers come into being."""
 
-    async def __call__(self, channel: socket.socket, env: Mapping[str, str]) -> Child:
+    async def __call__(
+        self, channel: socket.socket, env: Mapping[str, str], heir_of: int | None = None
+    ) -> Child:
         """A process that serves this end of its channel.
 
         Args:
             channel: its end, which the caller closes here afterwards.
             env: what it has in its environment beside the agent's.
+            heir_of: the pid of a signer that gets one end of a pair of sockets whose other end the
+                new one has: what it opens the store with comes from there.
 
         Raises:
             OSError: none can be started.
@@ -61,8 +65,11 @@ class _Program:
             self._popen.wait()
 
 
-async def spawn_program(channel: socket.socket, env: Mapping[str, str]) -> Child:
+async def spawn_program(
+    channel: socket.socket, env: Mapping[str, str], heir_of: int | None = None
+) -> Child:
     """A signer by exec: `python -I -m dpop_agent.signer`."""
+    assert heir_of is None  # `config` has one signer for each store where signers aren't forked
     return _Program(
         subprocess.Popen(
             [sys.executable, "-I", "-m", "dpop_agent.signer", str(channel.fileno())],
@@ -174,6 +181,7 @@ async def start(
     *,
     on_frame: Callable[[SignerProcess, dict[str, Any] | Signed], None],
     on_end: Callable[[SignerProcess], None],
+    heir_of: int | None = None,
 ) -> SignerProcess:
     """A new signer process, whose store isn't open yet.
 
@@ -183,7 +191,7 @@ async def start(
     ours, theirs = socket.socketpair()
     with theirs:
         try:
-            child = await spawn(theirs, env)
+            child = await spawn(theirs, env, heir_of)
         except BaseException:
             ours.close()
             raise

@@ -1,4 +1,4 @@
-"""What waits for a signer, fair between clients. Pure: knows no clock and no process."""
+"""What waits for a store, fair between clients. Pure: knows no clock and no process."""
 
 from __future__ import annotations
 
@@ -33,6 +33,9 @@ FAST_S = 0.02
 
 Flow = tuple[Hashable, ...]
 """Whose work something is, from the widest to the narrowest: uid, socket, connection."""
+
+AGENTS_OWN: Flow = ("agent",)
+"""The agent's own work, such as making keys."""
 
 LOOKING: Flow = ("looking",)
 """The agent's own looks at what a store has: they yield to whoever waits for a signature."""
@@ -69,6 +72,7 @@ class Job:
             has.
         form: what a result has to look like; None for what its operation's has.
         again: whether it may be repeated after a signer died with it.
+        only_first: whether it is for the first of a store's processes; a signature is for any.
         on_touch: called when it waits for a touch; None if it can't.
         untouched: whether it waits for one now.
     """
@@ -81,6 +85,7 @@ class Job:
         "limit_s",
         "make",
         "on_touch",
+        "only_first",
         "owner",
         "sent",
         "untouched",
@@ -97,6 +102,7 @@ class Job:
         limit_s: float = SIGN_TIMEOUT_S,
         form: Form | None = None,
         on_touch: Callable[[], None] | None = None,
+        only_first: bool = False,
     ) -> None:
         self.owner = owner
         self.make = make
@@ -105,6 +111,7 @@ class Job:
         self.limit_s = TOUCH_TIMEOUT_S if on_touch else limit_s
         self.form = form
         self.again = again
+        self.only_first = only_first or on_touch is not None  # a person touches once at a time
         self.on_touch = on_touch
         self.untouched = False
         self.sent = 0.0
@@ -255,42 +262,112 @@ class FairQueue(Generic[Item]):
             self._turns.leave(flow, 0)
 
 
-class Work:
-    """What waits for one signer, and what is in its hands.
+class Hands:
+    """What one process has in its hands: frames that it was sent and hasn't answered.
 
-    A signer answers in order, so the deadline of the first frame in its hands tells whether it
-    hangs. Behind a signature that waits for a touch everything waits.
+    It answers in order, so the deadline of the first tells whether it hangs.
+    """
+
+    def __init__(self) -> None:
+        self.jobs: OrderedDict[int, Job] = OrderedDict()
+        self.last_id = 1
+        self.sign_s = 0.0
+
+    @property
+    def first(self) -> Job | None:
+        """What it does now."""
+        return next(iter(self.jobs.values()), None)
+
+    def has_room(self, *, backed_up: bool) -> bool:
+        """Whether it may have another frame.
+
+        Args:
+            backed_up: some have more waiting than they are given.
+        """
+        if not self.jobs:
+            return True
+        # Behind a touch a frame may wait until nobody wants it any more, and ask for another touch.
+        # So nothing is sent after one that may want it.
+        if self.sign_s >= FAST_S or next(reversed(self.jobs.values())).on_touch:
+            return False
+        if len(self.jobs) < MIN_WINDOW:
+            return True
+        window = 0 if backed_up or not self.sign_s else int(AHEAD_S / self.sign_s)
+        return len(self.jobs) < min(MAX_WINDOW, window)
+
+    def succeeded(self, took_s: float) -> None:
+        """It works, at that speed."""
+        self.sign_s += (took_s - self.sign_s) / 8
+
+
+AnyHands = TypeVar("AnyHands", bound=Hands)
+
+
+class Work(Generic[AnyHands]):
+    """What waits for one store, and what is in the hands of the processes that host it.
+
+    Behind a signature that waits for a touch everything waits.
 
     Args:
         store: its name, for people.
+
+    Attributes:
+        hands: of its processes, whether or not they take frames.
+        taking: those that do, in the order in which they began; the first has what isn't a
+            signature.
     """
 
     def __init__(self, store: str) -> None:
+        self.hands: list[AnyHands] = []
+        self.taking: list[AnyHands] = []
         self._store = store
         self._again: deque[Job] = deque()
         self._waiting: FairQueue[Job] = FairQueue()
         self._looking: deque[Job] = deque()
         self._looked_at = self._signed_at = -inf
-        self._in_hand: OrderedDict[int, Job] = OrderedDict()
-        self._next_id = 1
-        self._sign_s = self._look_s = 0.0
+        self._look_s = 0.0
 
     def __bool__(self) -> bool:
-        return bool(self._again or self._waiting or self._looking or self._in_hand)
+        return bool(self._waits or self._looking) or any(hands.jobs for hands in self.hands)
 
     @property
     def is_wanted(self) -> bool:
         """Whether there is anything but looks."""
-        if self._again or self._waiting:
-            return True
-        return any(job.owner != LOOKING for job in self._in_hand.values())
+        return self._waits or any(job.owner != LOOKING for job in self._in_hand())
 
     @property
-    def is_next(self) -> bool:
-        """Whether whoever comes now needn't wait for a turn."""
+    def _waits(self) -> bool:
+        return bool(self._again or self._waiting)
+
+    def _in_hand(self) -> list[Job]:
+        return [job for hands in self.hands for job in hands.jobs.values()]
+
+    def taken_by(self, job: Job) -> AnyHands | None:
+        """Whose hands take it now, if whoever comes needn't wait for a turn."""
         if self._again or self._waiting:
-            return False
-        return len(self._in_hand) < self._window()
+            return None
+        if job.only_first:
+            return self._first_if_free()
+        return self._free()
+
+    def _free(self) -> AnyHands | None:
+        """The emptiest hands that may have another frame; with an operation in them, which may
+        take long, only where there are no others.
+        """
+        if len(self.taking) < 2:
+            return self._first_if_free()
+        found, least, backed_up = None, MAX_WINDOW, self._waiting.is_backed_up
+        for hands in self.taking:
+            count = len(hands.jobs)
+            if count < least and hands.has_room(backed_up=backed_up) and not _has_operation(hands):
+                found, least = hands, count
+        return found
+
+    def _first_if_free(self) -> AnyHands | None:
+        first = self.taking[0] if self.taking else None
+        if first is None or not first.has_room(backed_up=self._waiting.is_backed_up):
+            return None
+        return first
 
     def push(self, job: Job) -> None:
         """It waits for its turn."""
@@ -311,71 +388,109 @@ class Work:
         """Forget what a vanished connection waits for; what is signed for it is nobody's."""
         self._waiting.drop(owner)
         self._again = deque(job for job in self._again if job.owner != owner)
-        for job in self._in_hand.values():
-            if job.owner == owner:
-                job.done = None
+        for hands in self.hands:
+            for job in hands.jobs.values():
+                if job.owner == owner:
+                    job.done = None
 
-    def next_job(self, now: float) -> Job | None:
-        """Whose turn it is, if the signer may have another frame; the late ones are told."""
+    def next_job(self, now: float) -> tuple[Job, AnyHands] | None:
+        """Whose turn it is, and who has it in his hands then; the late ones are told."""
         if self._looking and self._may_look(now):
             self._looked_at = now
-            return self._looking.popleft()
-        while (self._again or self._waiting) and len(self._in_hand) < self._window():
-            job = self._again.popleft() if self._again else self._waiting.pop()
+            return self._looking.popleft(), self.taking[0]
+        while self._again or self._waiting:
+            found = self._next()
+            if found is None:
+                return None
+            job, _ = found
             if job.deadline > now:
-                return job
+                return found
             job.finish(self._late(job))
         return None
 
+    def _next(self) -> tuple[Job, AnyHands] | None:
+        free = self._free()
+        first = free if len(self.taking) < 2 else self._first_if_free()
+        if free is None and first is None:
+            return None
+        for at, job in enumerate(self._again):
+            hands = first if job.only_first else free
+            if hands is not None:
+                del self._again[at]
+                return job, hands
+        while self._waiting and free is not None:
+            job = self._waiting.pop()
+            hands = first if job.only_first else free
+            if hands is not None:
+                return job, hands
+            self._again.append(job)  # its turn is over, and comes first once the first is free
+        return None
+
     def _may_look(self, now: float) -> bool:
-        idle = not (self._again or self._waiting or self._in_hand)
+        first = self._first_if_free()
+        if first is None:
+            return False
+        idle = not (self._again or self._waiting or first.jobs)
         if idle and now - self._signed_at >= LOOKING_S:
             return True
-        apart_s = max(LOOKING_S, LOOKS_APART * self._look_s)
-        return now - self._looked_at >= apart_s and len(self._in_hand) < self._window()
+        return now - self._looked_at >= max(LOOKING_S, LOOKS_APART * self._look_s)
 
-    def sent(self, job: Job, now: float) -> int:
-        """It is in the signer's hands, under the id that is returned."""
-        self._next_id = self._next_id % MAX_ID + 1
-        self._in_hand[self._next_id] = job
+    def sent(self, job: Job, hands: AnyHands, now: float) -> int:
+        """It is in somebody's hands, under the id that is returned."""
+        hands.last_id = hands.last_id % MAX_ID + 1
+        hands.jobs[hands.last_id] = job
         if job.owner != LOOKING:
             self._signed_at = now
         job.sent, job.untouched = now, False
-        return self._next_id
+        return hands.last_id
 
-    def answered(self, frame_id: int, now: float) -> tuple[Job, float] | None:
+    def answered(self, frame_id: int, hands: AnyHands, now: float) -> tuple[Job, float] | None:
         """The job that a frame answers, and the seconds that it took; None if there is none."""
-        job = self._in_hand.pop(frame_id, None)
+        job = hands.jobs.pop(frame_id, None)
         if job is None:
             return None
         took_s = now - job.sent
         if job.owner == LOOKING:
             self._looked_at, self._look_s = now, took_s
-        if self._in_hand:
-            next(iter(self._in_hand.values())).sent = now  # its turn begins now
+        if hands.jobs:
+            next(iter(hands.jobs.values())).sent = now  # its turn begins now
         return job, took_s
 
-    def succeeded(self, took_s: float) -> None:
-        """The signer works, at that speed."""
-        self._sign_s += (took_s - self._sign_s) / 8
+    def begin(self, hands: AnyHands) -> None:
+        """Another process is there, which takes no frames before it is open."""
+        self.hands.append(hands)
 
-    def take_in_hand(self) -> list[Job]:
-        """What the signer had when it ended."""
-        jobs = list(self._in_hand.values())
-        self._in_hand.clear()
+    def take(self, hands: AnyHands) -> None:
+        """It takes frames from now on."""
+        self.taking.append(hands)
+
+    def take_no_more(self, hands: AnyHands) -> None:
+        """It has what it has."""
+        if hands in self.taking:
+            self.taking.remove(hands)
+
+    def end(self, hands: AnyHands) -> list[Job]:
+        """It has ended; what it had."""
+        self.take_no_more(hands)
+        if hands in self.hands:
+            self.hands.remove(hands)
+        jobs = list(hands.jobs.values())
+        hands.jobs.clear()
         return jobs
 
     def hand_over(self) -> list[Job]:
         """What another signer can do as well, first what was sent already."""
-        jobs = [job for job in self._in_hand.values() if job.again and job.done is not None]
-        self._in_hand = OrderedDict(
-            (number, job) for number, job in self._in_hand.items() if job not in jobs
-        )
-        return jobs + self._take_waiting(lambda _: True)
+        handed = []
+        for hands in self.hands:
+            for number, job in list(hands.jobs.items()):
+                if job.again and job.done is not None:
+                    handed.append(job)
+                    del hands.jobs[number]
+        return handed + self._take_waiting(lambda _: True)
 
     def fail_all(self, error: DPoPAgentError) -> None:
-        """Nobody waits any more, neither for what is in the signer's hands."""
-        for job in self._in_hand.values():
+        """Nobody waits any more, neither for what is in anybody's hands."""
+        for job in self._in_hand():
             job.again = False
             job.finish(error)
         self.fail_waiting(error)
@@ -385,25 +500,28 @@ class Work:
         for job in self._take_waiting(lambda _: True):
             job.finish(error)
 
-    def look(self, now: float) -> Job | None:
-        """Announce what waits for a touch, tell the late ones; the job that the signer hangs in."""
-        first = next(iter(self._in_hand.values()), None)
-        if first is not None:
-            _look_for_a_touch(first, now)
+    def look(self, now: float) -> list[tuple[AnyHands, Job]]:
+        """Announce what waits for a touch, tell the late ones; who hangs, and in which job."""
+        for hands in self.hands:
+            if hands.first is not None:
+                _look_for_a_touch(hands.first, now)
         for job in self._take_waiting(lambda job: job.deadline <= now):
             job.finish(self._late(job))
-        for job in self._in_hand.values():
-            if job.deadline <= now:
-                job.finish(self._late(job))  # its answer, when it comes, is nobody's
-        if first is None or now - first.sent <= first.limit_s:
-            return None
-        first.again = False
-        first.finish(self._late(first))
-        return first
+        hanging = []
+        for hands in self.hands:
+            first = hands.first
+            for job in list(hands.jobs.values()):
+                if job.deadline <= now:
+                    job.finish(self._late(job))  # its answer, when it comes, is nobody's
+            if first is not None and now - first.sent > first.limit_s:
+                first.again = False
+                first.finish(self._late(first))
+                hanging.append((hands, first))
+        return hanging
 
     def blocked(self, seconds: float, now: float) -> None:
-        """So long the agent heard nobody: that isn't counted against what the signer has."""
-        for job in self._in_hand.values():
+        """So long the agent heard nobody: that isn't counted against what is in anybody's hands."""
+        for job in self._in_hand():
             job.sent = min(now, job.sent + seconds)
             job.deadline += seconds
 
@@ -416,20 +534,10 @@ class Work:
             self._looking = deque(job for job in self._looking if not chosen(job))
         return taken + self._waiting.take(chosen) + looking
 
-    def _window(self) -> int:
-        if self._sign_s >= FAST_S:
-            return 1
-        # Behind a touch a frame may wait until nobody wants it any more, and ask for another touch.
-        # So nothing is sent after one that may want it.
-        if self._in_hand and next(reversed(self._in_hand.values())).on_touch:
-            return 1
-        if self._waiting.is_backed_up or self._sign_s * MIN_WINDOW >= AHEAD_S:
-            return MIN_WINDOW
-        return min(MAX_WINDOW, int(AHEAD_S / self._sign_s)) if self._sign_s else MIN_WINDOW
-
     def _late(self, job: Job) -> Timeout:
-        first = next(iter(self._in_hand.values()), None)
-        if first is None or not first.untouched:
+        doing = [hands.first for hands in self.hands]
+        first = next((one for one in doing if one is not None and one.untouched), None)
+        if first is None:
             return Timeout(
                 f"the store {self._store} didn't answer in time",
                 hint="see: dpop-agent status; timeout_ms is how long you wait",
@@ -445,6 +553,10 @@ class Work:
             hint="touch the card, and try again",
             retry="later",
         )
+
+
+def _has_operation(hands: Hands) -> bool:
+    return any(job.only_first for job in hands.jobs.values())
 
 
 def _look_for_a_touch(job: Job, now: float) -> None:

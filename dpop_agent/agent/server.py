@@ -344,7 +344,9 @@ class Agent:
 
     def _make_room(self, config: Config) -> descriptors.Room:
         return descriptors.make_room(
-            config.max_connections, stores=len(config.stores), others=self._open_at_start
+            config.max_connections,
+            signers=sum(store.signers for store in config.stores.values()),
+            others=self._open_at_start,
         )
 
     def _hang_up(self) -> None:

@@ -8,27 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable
-from contextlib import suppress
 from math import inf
 from time import monotonic
 from typing import Any
 
-from dpop_agent.agent import process
-from dpop_agent.agent.frames import Outcome, outcome, result_form
+from dpop_agent.agent.frames import Outcome
+from dpop_agent.agent.hosts import Host
 from dpop_agent.agent.opening import (
     MAX_BACK_OFF_S,
     BackOff,
     PinEntry,
     Unlocking,
-    at_most,
-    open_frame,
 )
-from dpop_agent.agent.process import END_TIMEOUT_S, SignerProcess, Spawn
-from dpop_agent.agent.queue import LOOKING, SIGN_TIMEOUT_S, Flow, Job, Work
+from dpop_agent.agent.process import END_TIMEOUT_S, Spawn
+from dpop_agent.agent.queue import AGENTS_OWN, LOOKING, SIGN_TIMEOUT_S, Flow, Job, Work
+from dpop_agent.agent.siblings import Siblings
+from dpop_agent.agent.starting import START_TIMEOUT_S, Starting
 from dpop_agent.agent.states import OPEN, REFUSING, Event, State, after
-from dpop_agent.channel import Malformed, Signed, require_secret_socket
 from dpop_agent.config import StoreConfig
 from dpop_agent.errors import (
     Busy,
@@ -43,18 +40,8 @@ from dpop_agent.errors import (
 
 log = logging.getLogger("dpop_agent.signers")
 
-START_TIMEOUT_S = 15.0
-"""Seconds for loading a module, finding its token and logging in; slow cards take 4."""
-
-APART_S = 5.0
-"""Seconds in which no other store of the same module is started, and that a store waits for others
-at the most: half of what a signature may take, so that what waits behind stuck ones is served."""
-
 GENERATE_TIMEOUT_S = 60.0
 """Seconds for one key pair: RSA on a card or TPM takes up to half a minute."""
-
-UNLOCK_TIMEOUT_S = 150.0
-"""Seconds for opening while a person types the PIN: the signer waits 60, twice at the most."""
 
 LOGIN_END_S = 8.0
 """Seconds that a signer has to end whose store is being opened: slow cards log in for 4."""
@@ -62,12 +49,12 @@ LOGIN_END_S = 8.0
 TICK_S = 0.1
 """Seconds between looks at deadlines."""
 
-
-_AGENTS_OWN: Flow = ("agent",)
+_CHANGING = frozenset({"generate", "destroy"})
+"""Operations after which a store's other processes look anew for what they have found there."""
 
 
 class Signer:
-    """A store as the agent has it: the process that hosts it, and the work for it."""
+    """A store as the agent has it: the processes that host it, and the work for it."""
 
     def __init__(
         self,
@@ -87,26 +74,30 @@ class Signer:
             starting: shared by the stores of one module: initialised by two processes at once,
                 it can miss tokens.
             on_ready: called whenever the store was opened.
-            on_end: called whenever its process ended.
+            on_end: called whenever a process of it ended.
             spawn: how its processes come into being.
         """
         self.config = config
         self.place: dict[str, Any] = {}
         self.error: DPoPAgentError | None = None
-        self._lock_file = lock_file
-        self._starting = starting
         self._on_ready = on_ready
         self._on_end = on_end
-        self._spawn = spawn
         self._loop = asyncio.get_running_loop()
         self._state = State.DOWN
-        self._process: SignerProcess | None = None
         self._opening: asyncio.Task[None] | None = None
-        self._work = Work(config.name)
+        self._work: Work[Host] = Work(config.name)
+        self._siblings = Siblings(
+            config.name, self._work, wanted=config.signers, join=self._open_beside
+        )
+        self._starting = Starting(
+            config,
+            lock_file=lock_file,
+            starting=starting,
+            spawn=spawn,
+            on_sent=self._watch_deadlines,
+        )
         self._back_off = BackOff()
-        self._opened_at = 0.0
         self._idle_since = self._loop.time()
-        self._pin_path: str | None = None
         self._tick: asyncio.TimerHandle | None = None
         self._locking: asyncio.Task[None] | None = None
         self._locks = 0
@@ -134,13 +125,27 @@ class Signer:
 
     @property
     def pid(self) -> int | None:
-        """The process that hosts the open store, if one does."""
-        return self.place["pid"] if self._state in OPEN else None
+        """The process that hosts the open store, if one does; of several the first."""
+        return next(iter(self.pids), None)
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that host the open store, the first before those beside it."""
+        if self._state not in OPEN:
+            return []
+        return [host.pid for host in self._work.taking if host.pid is not None]
+
+    @property
+    def fewer(self) -> DPoPAgentError | None:
+        """Why the open store has fewer processes than its configuration wants, if that is known."""
+        if self._state not in OPEN or len(self._work.taking) >= self.config.signers:
+            return None
+        return self._siblings.error
 
     @property
     def has_process(self) -> bool:
         """Whether a process of it runs, its store open or not."""
-        return self._process is not None
+        return bool(self._work.hands)
 
     @property
     def may_be_looked_at(self) -> bool:
@@ -165,9 +170,11 @@ class Signer:
                 job.finish(refusal)
                 return
             self.start()
-        if self._state in OPEN and self._work.is_next and job.owner != LOOKING:
-            self._give(job)
-            return
+        if self._state in OPEN and job.owner != LOOKING:
+            host = self._work.taken_by(job)
+            if host is not None:
+                self._give(job, host)
+                return
         self._work.push(job)
         self._pump()
 
@@ -191,7 +198,11 @@ class Signer:
         """
         future: asyncio.Future[dict[str, Any]] = self._loop.create_future()
 
+        changes = op in _CHANGING or members.get("anew", False)
+
         def done(what: Outcome) -> None:
+            if changes:
+                self._tell_of_a_change()
             if future.done():
                 return
             if isinstance(what, DPoPAgentError):
@@ -201,16 +212,24 @@ class Signer:
 
         self.submit(
             Job(
-                LOOKING if looking else _AGENTS_OWN,
+                LOOKING if looking else AGENTS_OWN,
                 lambda: op if isinstance(op, bytes) else {"op": op, **members},
                 done,
                 deadline=inf if looking else self._loop.time() + START_TIMEOUT_S + limit_s,
                 again=again,
                 limit_s=limit_s,
                 on_touch=on_touch,
+                only_first=not isinstance(op, bytes),
             )
         )
         return await future
+
+    def _tell_of_a_change(self) -> None:
+        """Have each process look anew for its keys where another may have changed them."""
+        if self.config.signers > 1 and self._state in OPEN:
+            for host in self._work.hands:
+                host.pass_on("look_anew")
+            self._watch_deadlines()
 
     def drop(self, owner: Flow) -> None:
         """Forget what a vanished connection waits for; what the store signs for it is nobody's."""
@@ -222,7 +241,7 @@ class Signer:
             self._start(attended=False)
 
     def _start(self, *, attended: bool) -> None:
-        if self._state is State.DOWN and self._process is None:
+        if self._state is State.DOWN and not self.has_process:
             self._become(Event.START)
             self._opening = self._loop.create_task(self._open(None, attended=attended))
 
@@ -237,7 +256,7 @@ class Signer:
             Busy: somebody types its PIN already.
         """
         async with self._unlocking:
-            if self._pin_path is not None:
+            if self._starting.types_pin:
                 raise Busy(
                     f"the PIN of the store {self.config.name} is being typed already",
                     hint=f"finish that, or end it: dpop-agent lock {self.config.name}",
@@ -300,8 +319,10 @@ class Signer:
             and idle_s >= release_after_s
             and self._state is not State.RELEASED
         ):
-            self._in_passing("release")
+            for host in self._work.taking:
+                host.pass_on("release")
             self._become(Event.RELEASE)
+            self._watch_deadlines()
             log.info("store %s was idle for %d s and is released", self.config.name, idle_s)
 
     async def started(self) -> None:
@@ -312,7 +333,7 @@ class Signer:
     async def close(
         self, why: DPoPAgentError | None = None, *, successor: Signer | None = None
     ) -> None:
-        """End the process after what it is doing; the rest is the successor's, or fails.
+        """End the processes after what they are doing; the rest is the successor's, or fails.
 
         `why` is the error of what fails, if the store isn't closed by itself.
         """
@@ -366,12 +387,13 @@ class Signer:
             details=error.details,
         )
 
-    # Start and end of the process
+    # Start and end of the processes
 
     async def _open(self, unlocking: Unlocking | None, *, attended: bool) -> None:
+        host = self._new_host()
         try:
-            place = await self._opened(unlocking, attended=attended)
-            self._require_process()
+            place = await self._starting.first(host, unlocking, attended=attended)
+            host.require_there()
         except OSError as e:
             error: DPoPAgentError = SignerFailed(
                 f"no signer process could be started ({e.strerror})"
@@ -382,12 +404,13 @@ class Signer:
             log.exception("unexpected error while opening the store %s", self.config.name)
             error = SignerFailed("the agent met an unexpected error", hint="see its log")
         else:
-            self._is_open(place)
+            self._is_open(host, place)
             if unlocking is not None:
                 # Now, so that whoever typed finds the store open.
-                self._in_passing("tell")
+                host.pass_on("tell")
             self._on_ready(self)
             self._pump()
+            self._siblings.begin()
             return
         if unlocking is not None and not unlocking.entry.done():
             unlocking.entry.set_exception(error)
@@ -395,72 +418,52 @@ class Signer:
         self._become(Event.WANT_PIN if still_locked else Event.FAILED)
         self._failed(error)
 
-    def _is_open(self, place: dict[str, Any]) -> None:
+    def _is_open(self, host: Host, place: dict[str, Any]) -> None:
         self._become(Event.OPENED)
         self._opening, self.error, self.place = None, None, place
-        self._opened_at = self._idle_since = self._loop.time()
+        self._idle_since = self._loop.time()
+        self._take_from(host, place)
         named = [repr(place[name]) for name in ("label", "serial") if place.get(name)]
         log.info("store %s is open: %s", self.config.name, ", serial ".join(named))
 
-    async def _opened(self, unlocking: Unlocking | None, *, attended: bool) -> dict[str, Any]:
-        opens = open_frame(self.config, lock_file=self._lock_file, attended=attended)
-        listen = {} if unlocking is None else {"op": "listen", "folder": unlocking.folder}
-        async with at_most(APART_S, self._starting):
-            self._process = await process.start(
-                self._spawn,
-                self.config.name,
-                self.config.env,
-                on_frame=self._answered,
-                on_end=self._died,
-            )
-            first = self._begin(START_TIMEOUT_S, opens | listen)
-            await asyncio.wait([first], timeout=APART_S)
-        found = _result(await first)
-        if unlocking is None:
-            return found
-        if found["path"] is not None:
-            require_secret_socket(found["path"], folder=unlocking.folder)
-        self._pin_path = found["path"]
-        unlocking.entry.set_result(PinEntry(found["path"], found["pad"]))
-        if self._pin_path is None:
-            return _result(await self._begin(START_TIMEOUT_S, opens))
+    def _new_host(self) -> Host:
+        return Host(self.config.name, self._work, self)
+
+    def _take_from(self, host: Host, place: dict[str, Any]) -> None:
+        """Give it frames from now on: its store is open."""
+        host.pid, host.opened_at = place["pid"], self._loop.time()
+        self._work.take(host)
+
+    async def _open_beside(self) -> None:
+        """Have one more process host the open store, which another hands its PIN.
+
+        Raises:
+            DPoPAgentError, OSError: there is none.
+        """
+        giver = min(self._work.taking, key=lambda host: len(host.jobs))
+        host = self._new_host()
         try:
-            return _result(await self._begin(UNLOCK_TIMEOUT_S, opens))
-        finally:
-            self._unlink_pin_socket()
+            place = await self._starting.beside(host, giver)
+            host.require_there()
+        except Exception:
+            self._fell_over(self._give_up(host))
+            raise
+        self._take_from(host, place)
+        if self._state is State.RELEASED:
+            host.pass_on("release")
+        self._pump()
 
-    def _unlink_pin_socket(self) -> None:
-        """The signer does so itself, if it lives to."""
-        path, self._pin_path = self._pin_path, None
-        if path is not None:
-            with suppress(OSError):
-                os.unlink(path)
-
-    def _require_process(self) -> None:
-        """Let pass whose process didn't end meanwhile."""
-        if self._process is None:
-            raise SignerFailed(f"the signer of the store {self.config.name} ended at its start")
-
-    def _begin(self, limit_s: float, members: dict[str, Any]) -> asyncio.Future[Outcome]:
-        """One of the operations that make a signer ready; nothing else is under way."""
-        self._require_process()
-        answered: asyncio.Future[Outcome] = self._loop.create_future()
-        job = Job(
-            _AGENTS_OWN,
-            dict,
-            lambda what: None if answered.done() else answered.set_result(what),
-            deadline=self._loop.time() + limit_s,
-            limit_s=limit_s,
-            again=False,
-        )
-        self._send(job, members)
-        return answered
+    def _give_up(self, host: Host) -> list[Job]:
+        """Let it end, whenever that is; what it had in its hands."""
+        host.close()
+        self._loop.run_in_executor(None, host.reap)
+        return self._work.end(host)
 
     def _failed(self, error: DPoPAgentError) -> None:
         """No store for now: whoever waits is told, and the next try waits."""
         self._opening = None
-        if self._process is not None:
-            self._process.close()
+        for host in self._work.hands:
+            host.close()
         if self.error is None or self.error.message != error.message:
             log.warning("store %s can't be used: %s", self.config.name, error)
         self.error = error
@@ -474,52 +477,75 @@ class Signer:
 
     async def _end_process(self) -> None:
         # A login that is cut short costs a PIN its next try.
-        within_s = END_TIMEOUT_S if self._opening is None else LOGIN_END_S
+        logs_in = self._opening is not None or self._siblings.is_joining
+        within_s = LOGIN_END_S if logs_in else END_TIMEOUT_S
+        await self._siblings.end()
         if self._opening is not None:
             self._opening.cancel()
             await asyncio.wait([self._opening])
             self._opening = None
-        ending, self._process = self._process, None
-        for job in self._work.take_in_hand():
-            job.finish(self.error or SignerFailed(f"the store {self.config.name} was closed"))
-        self._unlink_pin_socket()
-        if ending is not None:
-            ending.close()
-            await asyncio.to_thread(ending.reap, within_s)
+        ending = list(self._work.hands)
+        error = self.error or SignerFailed(f"the store {self.config.name} was closed")
+        for host in ending:
+            for job in self._work.end(host):
+                job.finish(error)
+        self._starting.unlink_pin_socket()
+        for host in ending:
+            host.close()
+        await asyncio.gather(*(asyncio.to_thread(host.reap, within_s) for host in ending))
 
-    def _died(self, ended: SignerProcess) -> None:
-        """A process is gone: repeat what can be repeated, with a new one."""
-        self._loop.run_in_executor(None, ended.reap)
-        if ended is not self._process:
+    def died(self, host: Host) -> None:
+        """A process is gone: repeat what can be repeated, with another."""
+        self._loop.run_in_executor(None, host.reap)
+        if not host.is_there:
             self._on_end()
             return
-        self._process = None
-        lost = self._work.take_in_hand()
-        if self._state in OPEN or self._state is State.FAILING:
-            self._lost(lost)
-        else:
+        lost = self._work.end(host)
+        is_open = self._state in OPEN or self._state is State.FAILING
+        if host.pid is None or not is_open:
             self._fell_over(lost)
+        elif self._work.taking:
+            self._lost_one(host, lost)
+        else:
+            self._lost(lost)
         self._on_end()
 
     def _fell_over(self, jobs: list[Job]) -> None:
         """What a process had in its hands that ended before its store was open."""
         for job in jobs:
             job.finish(
-                SignerFailed(
-                    f"the signer of the store {self.config.name} ended in the middle of its work",
-                    hint="its module may have crashed: see the store's module, module_args and env",
-                    retry="now",
+                self._ended_at_work(
+                    "its module may have crashed: see the store's module, module_args and env"
                 )
             )
 
-    def _lost(self, jobs: list[Job]) -> None:
-        """What an open store's process had in its hands when it ended."""
-        error = SignerFailed(
+    def _ended_at_work(
+        self, hint: str = "see the agent's log, and: dpop-agent status"
+    ) -> SignerFailed:
+        return SignerFailed(
             f"the signer of the store {self.config.name} ended in the middle of its work",
-            hint="see the agent's log, and: dpop-agent status",
+            hint=hint,
             retry="now",
         )
+
+    def _lost_one(self, host: Host, jobs: list[Job]) -> None:
+        """What one of several processes had in its hands when it ended: others have it now."""
+        log.warning("one signer of store %s ended, others go on", self.config.name)
+        self._repeat(jobs)
+        self._siblings.lost(host)
+        self._pump()
+
+    def _repeat(self, jobs: list[Job]) -> None:
+        """Have done again what can be, before all else."""
+        for job in reversed(jobs):
+            if not self._work.again(job):
+                job.finish(self._ended_at_work())
+
+    def _lost(self, jobs: list[Job]) -> None:
+        """What the last of an open store's processes had in its hands when it ended."""
         log.warning("signer of store %s ended", self.config.name)
+        for host in list(self._work.hands):  # they end too, or wait for the PIN in vain
+            jobs += self._give_up(host)
         if self._prompts:  # the PIN went with the process
             locked = self._wants_pin()
             self._lock(Event.WANT_PIN, locked)
@@ -527,11 +553,9 @@ class Signer:
                 job.finish(locked)
             return
         self._become(Event.DIED)
-        for job in reversed(jobs):
-            if not self._work.again(job):
-                job.finish(error)
+        self._repeat(jobs)
         if self._back_off and self._back_off.left_s(self._loop.time()) > 0:
-            self._failed(error)
+            self._failed(self._ended_at_work())
         else:
             self._back_off.failed(self._loop.time())
             self.start()
@@ -540,13 +564,13 @@ class Signer:
 
     def _pump(self) -> None:
         while self._state in OPEN:
-            job = self._work.next_job(monotonic())
-            if job is None:
+            found = self._work.next_job(monotonic())
+            if found is None:
                 break
-            self._give(job)
+            self._give(*found)
         self._watch_deadlines()
 
-    def _give(self, job: Job) -> None:
+    def _give(self, job: Job, host: Host) -> None:
         try:
             what = job.make()
         except DPoPAgentError as e:
@@ -555,58 +579,37 @@ class Signer:
             log.exception("unexpected error while making a frame for %s", self.config.name)
             job.finish(SignerFailed("the agent met an unexpected error", hint="see its log"))
         else:
-            self._send(job, what)
+            if self._state is State.RELEASED:
+                self._become(Event.USE)
+            host.send(job, what)
+            self._watch_deadlines()
 
-    def _in_passing(self, op: str) -> None:
-        """An operation whose outcome nobody waits for."""
-        deadline = self._loop.time() + SIGN_TIMEOUT_S
-        job = Job(_AGENTS_OWN, dict, lambda _: None, deadline=deadline, again=False)
-        self._send(job, {"op": op})
-
-    def _send(self, job: Job, what: dict[str, Any] | bytes) -> None:
-        assert self._process is not None
-        if self._state is State.RELEASED:
-            self._become(Event.USE)
-        if job.form is None:
-            job.form = result_form(what)
-        self._process.send(self._work.sent(job, monotonic()), what)
-        self._watch_deadlines()
-
-    def _answered(self, sender: SignerProcess, answer: dict[str, Any] | Signed) -> None:
-        """A frame from the signer.
-
-        Raises:
-            Malformed: it answers nothing that was asked.
-        """
-        if sender is not self._process:
-            return
-        now = monotonic()
-        number = answer.id if isinstance(answer, Signed) else answer.get("id")
-        found = self._work.answered(number, now) if type(number) is int else None
-        if found is None:
-            raise Malformed("a frame answers nothing")
-        job, took_s = found
-        assert job.form is not None
-        try:
-            what = outcome(answer, job.form)
-        except Malformed:
-            job.finish(
-                SignerFailed(
-                    f"the signer of the store {self.config.name} gave an answer that makes no sense"
-                )
-            )
-            raise
+    def answered(
+        self,
+        host: Host,
+        job: Job,
+        what: Outcome,
+        *,
+        took_s: float,
+        now: float,
+        broken: bool,
+    ) -> None:
+        """A job has its outcome; `broken` says that its process ends now."""
         if self._state is not State.RELEASED and job.owner != LOOKING:
             self._idle_since = now
-        if not isinstance(answer, Signed) and answer.get("broken") and self._state in OPEN:
-            self._become(Event.BREAK)
+        if broken and host in self._work.taking:
+            host.is_failing = True
+            self._work.take_no_more(host)
+            if not self._work.taking:
+                self._become(Event.BREAK)
         if not isinstance(what, DPoPAgentError):
             if job.owner != LOOKING:
-                self._work.succeeded(took_s)
-            if now - self._opened_at > MAX_BACK_OFF_S:
+                host.succeeded(took_s)
+            if now - host.opened_at > MAX_BACK_OFF_S:
                 self._back_off.over()  # it lives; opening alone proves nothing
-        elif self._state is State.FAILING and self._work.again(job):
-            return  # the process ends now; a new one looks whether it is as bad
+        elif host.is_failing and self._work.again(job):
+            self._pump()
+            return  # its process ends now; another looks whether it is as bad
         job.finish(what)
         self._pump()
 
@@ -625,14 +628,13 @@ class Signer:
 
     def _judge(self, now: float) -> None:
         self._tick = None
-        hangs = self._work.look(now)
-        if hangs is not None and self._process is not None:
+        for host, hangs in self._work.look(now):
             log.warning(
                 "signer of store %s didn't answer for %g s and is replaced",
                 self.config.name,
                 hangs.limit_s,
             )
-            self._process.kill()
+            host.kill()
         self._pump()
 
 
@@ -649,10 +651,3 @@ class Signers(dict[str, Signer]):
         if signer is None:
             raise StoreUnknown(f"there is no store {store} in the configuration")
         return signer
-
-
-def _result(what: Outcome) -> dict[str, Any]:
-    if isinstance(what, DPoPAgentError):
-        raise what
-    assert isinstance(what, dict)
-    return what

@@ -87,7 +87,7 @@ def _settings(store: config.StoreConfig) -> dict[str, str]:
             "backend",
         )
         if (value := getattr(store, name))
-    }
+    } | ({"signers": str(store.signers)} if store.signers > 1 else {})
 
 
 def _check(args: Namespace) -> int:

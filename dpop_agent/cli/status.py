@@ -128,15 +128,25 @@ def _store(store: dict[str, Any]) -> tuple[object, ...]:
     slots = store.get("slots")
     # What is at the end is cut where the terminal is narrow.
     free = slots and f"{slots['free']} of {slots['total']} slots free"
-    known = [store.get("label"), free, serial and f"serial {serial}", store.get("model")]
+    signers = store.get("signers", 1) > 1 and f"{_signing(store)} signers"
+    known = [store.get("label"), signers, free, serial and f"serial {serial}", store.get("model")]
     return store["store"], store["state"], ", ".join(filter(None, known)) or store.get("module")
 
 
+def _signing(store: dict[str, Any]) -> str:
+    there, wanted = len(store.get("signer_pids", [])), store["signers"]
+    return str(wanted) if there == wanted else f"{there} of {wanted}"
+
+
 def _trouble(store: dict[str, Any]) -> list[str]:
-    if not store.get("reason"):
+    """Why a store isn't open, or has fewer signers than it is to have."""
+    reason, hint = store.get("reason"), store.get("hint")
+    if not reason and store.get("signers_reason"):
+        reason = f"{_signing(store)} signers: {store['signers_reason']}"
+        hint = store.get("signers_hint")
+    if not reason:
         return []
-    hint = f"; {store['hint']}" if store.get("hint") else ""
-    return [f"{store['store']}: {store['reason']}{hint}"]
+    return [f"{store['store']}: {reason}" + (f"; {hint}" if hint else "")]
 
 
 def _unknown(store: dict[str, Any]) -> list[str]:

@@ -22,13 +22,16 @@ from dpop_agent.errors import (
     Locked,
     SignerFailed,
 )
+from dpop_agent.signer import heritage
 from dpop_agent.signer.authority import Authority
+from dpop_agent.signer.heritage import Accepted
 from dpop_agent.signer.lock import take_lock
 from dpop_agent.signer.pin import NoPin, PinCredential, PinFile, PinKeychain, PinPrompt, UserPin
 from dpop_agent.signer.store import (
     Attests,
     ListsKeys,
     PinStore,
+    SharedStore,
     Slot,
     SlotStore,
     Store,
@@ -64,7 +67,8 @@ def _make_store(settings: dict[str, Any], user_pin: UserPin | None, lock: str) -
     slots = vendors.slots(*discovery.manufacturers(module, token.uri))
     if slots is not None:
         return CardStore(token, slots)
-    return Pkcs11Store(token, checks_each=settings["verify"] == "always")
+    checks_each = settings["verify"] == "always"
+    return Pkcs11Store(token, checks_each=checks_each, shared=settings["signers"] > 1)
 
 
 def _user_pin(settings: dict[str, Any]) -> UserPin | None:
@@ -107,8 +111,30 @@ def _place(error: BaseException) -> str:
     return f" at {os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"
 
 
+def _require_shareable(store: Store, settings: dict[str, Any]) -> None:
+    """Let pass a store that so many processes can host.
+
+    Raises:
+        SignerFailed
+    """
+    if settings["signers"] == 1:
+        return
+    if not isinstance(store, SharedStore):
+        why = "is on a card, which makes one signature after the other"
+    elif store.has_pad():
+        why = "takes its PIN at its own pad, once for each signer"
+    else:
+        return
+    raise SignerFailed(
+        f"the store {settings['name']} {why}: it can't have {settings['signers']} signers",
+        hint="leave signers out of its configuration, then: dpop-agent reload",
+        retry="no",
+    )
+
+
 class _Signer:
-    def __init__(self) -> None:
+    def __init__(self, line: socket.socket | None) -> None:
+        self._line = line
         self._store: Store | None = None
         self._is_open = False
         self._pin: UserPin | None = None
@@ -150,6 +176,14 @@ class _Signer:
             self._tell(None)
             return {}
         store = self._opened()
+        if op == "hand_on":
+            if isinstance(store, SharedStore) and self._line is not None:
+                heritage.hand_on(self._line, store.accepted, self._lock_descriptor)
+            return {}
+        if op == "look_anew":
+            if isinstance(store, SharedStore):
+                store.look_anew_next_time()
+            return {}
         if op == "release":
             if not self._released:  # another program may have it since, and nothing is held here
                 store.release()
@@ -251,9 +285,17 @@ class _Signer:
                     f"the agent runs version {request['version']}, its signers {__version__}",
                     hint="restart the agent",
                 )
-            self._lock_descriptor = _lock(request["lock"])
+            accepted = Accepted()
+            if request["heir"] and self._line is not None:
+                accepted, self._lock_descriptor = heritage.inherit(self._line)
+            else:
+                self._lock_descriptor = _lock(request["lock"])
             self._pin = _user_pin(request["store"])
-            self._store = _make_store(request["store"], self._pin, request["lock"])
+            store = _make_store(request["store"], self._pin, request["lock"])
+            _require_shareable(store, request["store"])
+            if isinstance(store, SharedStore):
+                store.accepted = accepted
+            self._store = store
         return self._store
 
     def _listen(self, store: Store, folder: str) -> dict[str, Any]:
@@ -312,9 +354,12 @@ def _answer_frames(channel: socket.socket, signer: _Signer) -> None:
                 return
 
 
-def serve(channel: socket.socket) -> NoReturn:
-    """Serve a store until the agent closes the channel, and end this process."""
-    signer = _Signer()
+def serve(channel: socket.socket, line: socket.socket | None = None) -> NoReturn:
+    """Serve a store until the agent closes the channel, and end this process.
+
+    `line` is the one to the forking process, over which ends of pairs come for `heritage`.
+    """
+    signer = _Signer(line)
     try:
         _answer_frames(channel, signer)
     except (ConnectionError, Malformed):

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from dpop_agent.signer.authority import Authority
+from dpop_agent.signer.heritage import Accepted
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +164,20 @@ class PinStore(Store):
     @abstractmethod
     def is_braked(self) -> bool:
         """Whether, at the place that `has_pad` found, only a person may have a login tried."""
+
+
+class SharedStore(PinStore):
+    """A store that several processes can host at once.
+
+    Attributes:
+        accepted: what it was opened with; before it is open, what it is to be opened with.
+    """
+
+    accepted: Accepted
+
+    @abstractmethod
+    def look_anew_next_time(self) -> None:
+        """Another process may have made or destroyed keys: what was found holds no longer."""
 
 
 class TellsHalfMade(ABC):

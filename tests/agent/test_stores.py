@@ -158,7 +158,7 @@ def test_three_stores_that_hang_hold_up_another_no_longer_than_one_does(
             os.mkfifo(stuck.softhsm_conf, 0o600)
         stores["work"] = make_token("work")
         config = configure(tmp_path / f"behind{hanging}.toml", stores)
-        agent = make_agent(config, preexec=hurried("signers.APART_S=2"))
+        agent = make_agent(config, preexec=hurried("starting.APART_S=2"))
         return lambda: agent.start().create_key("shop", store="work")
 
     assert ratio(behind(3), behind(1), rounds=1) < 2

@@ -185,7 +185,7 @@ def test_a_hang_in_a_login_that_is_killed_is_the_last_one(
     faulty_token: Faulty, make_agent: MakeAgent
 ) -> None:
     faulty_token.rules("C_Login hang")
-    preexec = hurried("signers.START_TIMEOUT_S=1")
+    preexec = hurried("starting.START_TIMEOUT_S=1")
     agent = make_agent(faulty_token.config(), preexec=preexec).start()
     until_logged(agent, "didn't answer")
     faulty_token.rules()

@@ -139,7 +139,7 @@ def test_a_person_at_the_pad_has_longer_than_a_signer_and_requests_meanwhile_are
     measured: Measured,
 ) -> None:
     agent.stop()
-    preexec = hurried("signers.START_TIMEOUT_S=5")
+    preexec = hurried("starting.START_TIMEOUT_S=5")
     slow = make_agent(agent.config, state=agent.state, preexec=preexec).start()
     with Terminal(slow, "unlock") as terminal, Wire(slow.socket) as wire:
         terminal.until("on its own pad")
@@ -173,7 +173,7 @@ def test_a_pad_at_which_nobody_types_is_given_up_by_the_agent(
     make_agent: Callable[..., Agent], token: Token, pad: Pad, module: Path, measured: Measured
 ) -> None:
     config = configured(token, module)
-    agent = make_agent(config, preexec=hurried("signers.UNLOCK_TIMEOUT_S=4")).start()
+    agent = make_agent(config, preexec=hurried("starting.UNLOCK_TIMEOUT_S=4")).start()
     with (
         measured("a pad at which nobody types is given up after its 4 s"),
         Terminal(agent, "unlock") as terminal,

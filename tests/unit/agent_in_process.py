@@ -55,9 +55,11 @@ class Store(DictStore):
 
     def __init__(self) -> None:
         super().__init__(Fate())
-        self.config = SimpleNamespace(name="dict", type="pkcs11", module="/none.so", backend=None)
+        self.config = SimpleNamespace(
+            name="dict", type="pkcs11", module="/none.so", backend=None, signers=1
+        )
         self.place: dict[str, Any] = {}
-        self.error, self.pid = None, 1
+        self.error, self.fewer, self.pid, self.pids = None, None, 1, [1]
         self.has_slot = False
         self.may_be_looked_at = True
 

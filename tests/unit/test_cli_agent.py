@@ -1062,6 +1062,43 @@ class TestStatus:
         assert "\x1b" not in out
 
     @pytest.mark.parametrize(
+        ("pids", "reason", "place", "said"),
+        [
+            ([7], None, "work?[2J, serial 0123, SoftHSM v2", None),
+            ([7, 8, 9], None, "work?[2J, 3 signers, serial 0123, SoftHSM v2", None),
+            ([7, 8], None, "work?[2J, 2 of 3 signers, serial 0123, SoftHSM v2", None),
+            (
+                [7],
+                "no session is left",
+                "work?[2J, 1 of 3 signers, serial 0123, SoftHSM v2",
+                "soft: 1 of 3 signers: no session is left; look there",
+            ),
+        ],
+    )
+    def test_a_store_with_several_signers_says_how_many_and_why_they_are_fewer(
+        self,
+        agent: Agent,
+        capsys: Capture,
+        pids: list[int],
+        reason: str | None,
+        place: str,
+        said: str | None,
+    ) -> None:
+        several = {
+            "signers": 3 if "signers" in place else 1,
+            "signer_pids": pids,
+            "signers_reason": reason,
+            "signers_hint": reason and "look there",
+        }
+        agent.answers["status"] = {**STATUS, "stores": [{**STATUS["stores"][0], **several}]}
+        assert main(["status"]) == 0
+        out = capsys.readouterr().out
+        assert f"soft   ready  {place}\n" in out
+        assert [line for line in out.splitlines() if line.startswith("soft: ")] == [said] * bool(
+            said
+        )
+
+    @pytest.mark.parametrize(
         ("offset_s", "refused_s", "said"),
         [
             (90, None, "clock is 90 s behind the server's, and proofs are never dated ahead"),

@@ -683,6 +683,15 @@ class TestConfig:
             }
         ]
 
+    def test_show_tells_of_several_signers(self, machine: Machine, capsys: Capture) -> None:
+        machine.softhsm()
+        assert init(machine) == 0
+        machine.config.write_text(f"{machine.config.read_text()}signers = 4\n")
+        capsys.readouterr()
+        assert main(["config", "show", "--json"]) == 0
+        (shown,) = json.loads(capsys.readouterr().out)["stores"]
+        assert shown["signers"] == "4"
+
     def test_show_tells_after_how_long_stores_are_locked_or_released(
         self, machine: Machine, capsys: Capture
     ) -> None:

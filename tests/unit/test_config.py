@@ -505,3 +505,42 @@ def test_what_is_not_a_file_is_refused_at_once(tmp_path: Path) -> None:
     for path in (tmp_path, fifo):
         with pytest.raises(ConfigurationError, match=r"isn't a file|can't be read"):
             config.load(str(path))
+
+
+def test_a_pkcs11_token_has_one_signer_unless_the_configuration_says_more(tmp_path: Path) -> None:
+    assert config.load(write(tmp_path, STORE)).stores["work"].signers == 1
+    for many in (1, 4, 16):
+        found = config.load(write(tmp_path, f"{STORE}signers = {many}\n"))
+        assert found.stores["work"].signers == many
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("0", "stores.work.signers is 0; use a number from 1 to 16"),
+        ("-1", "use a number from 1 to 16"),
+        ("17", "use a number from 1 to 16"),
+        ("1000", "use a number from 1 to 16"),
+        ("1.5", "has to be a number"),
+        ('"4"', "has to be a number, not text"),
+        ("true", "has to be a number, not true or false"),
+        ("[4]", "has to be a number, not a list"),
+    ],
+)
+def test_signers_that_are_no_number_of_them_are_refused(
+    tmp_path: Path, value: str, said: str
+) -> None:
+    assert said in str(refusal(tmp_path, f"{STORE}signers = {value}\n"))
+
+
+def test_a_keychain_with_signers_is_refused_with_the_reason(tmp_path: Path) -> None:
+    error = refusal(tmp_path, '[stores.k]\ntype = "keychain"\nsigners = 4\n')
+    assert "stores.k.signers is for a PKCS#11 token that makes several signatures" in str(error)
+
+
+def test_several_signers_are_refused_where_none_can_hand_on_a_pin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dpop_agent.forking.is_possible", lambda: False)
+    assert "which only Linux has" in str(refusal(tmp_path, f"{STORE}signers = 2\n"))
+    assert config.load(write(tmp_path, f"{STORE}signers = 1\n")).stores["work"].signers == 1

@@ -28,20 +28,20 @@ def limit(monkeypatch: pytest.MonkeyPatch) -> Limit:
 
 
 def test_a_soft_limit_that_is_enough_stays(limit: Limit) -> None:
-    assert make_room(None, stores=3, others=8) == Room(USUAL_CONNECTIONS, ADMIN_CONNECTIONS)
+    assert make_room(None, signers=3, others=8) == Room(USUAL_CONNECTIONS, ADMIN_CONNECTIONS)
     assert limit.soft == 1024
 
 
 @pytest.mark.parametrize("hard", [4096, resource.RLIM_INFINITY])
 def test_a_soft_limit_is_raised_as_far_as_is_needed(limit: Limit, hard: int) -> None:
     limit.soft, limit.hard = 256, hard
-    assert make_room(2000, stores=3, others=8) == Room(2000, ADMIN_CONNECTIONS)
+    assert make_room(2000, signers=3, others=8) == Room(2000, ADMIN_CONNECTIONS)
     assert 2000 + ADMIN_CONNECTIONS + 8 < limit.soft < 2200
 
 
 def test_no_limit_is_enough_for_any_number(limit: Limit) -> None:
     limit.soft = limit.hard = resource.RLIM_INFINITY
-    assert make_room(50_000, stores=3, others=8).agent == 50_000
+    assert make_room(50_000, signers=3, others=8).agent == 50_000
     assert limit.soft == resource.RLIM_INFINITY
 
 
@@ -51,7 +51,7 @@ def test_whatever_the_limit_both_sockets_and_the_agent_itself_have_their_part(
     limit: Limit, hard: int, stores: int
 ) -> None:
     limit.soft, limit.hard = 32, hard
-    room = make_room(None, stores=stores, others=8)
+    room = make_room(None, signers=stores, others=8)
     assert limit.soft == hard
     assert room.admin >= 1
     assert room.agent >= 4 * room.admin
@@ -61,16 +61,16 @@ def test_whatever_the_limit_both_sockets_and_the_agent_itself_have_their_part(
 def test_a_number_that_doesnt_fit_is_refused_with_what_does(limit: Limit) -> None:
     limit.hard = 1024
     with pytest.raises(ConfigurationError, match=r"room for (9[0-9]{2}) connections") as refused:
-        make_room(6000, stores=1, others=8)
+        make_room(6000, signers=1, others=8)
     assert "LimitNOFILE" in refused.value.hint
     fits = int(refused.value.message.split()[-2])
-    assert make_room(fits, stores=1, others=8).agent == fits
+    assert make_room(fits, signers=1, others=8).agent == fits
     with pytest.raises(ConfigurationError):
-        make_room(fits + 1, stores=1, others=8)
+        make_room(fits + 1, signers=1, others=8)
 
 
 @pytest.mark.parametrize("wanted", [None, 1])
 def test_a_limit_that_leaves_no_room_at_all_is_refused(limit: Limit, wanted: int | None) -> None:
     limit.soft = limit.hard = 32
     with pytest.raises(ConfigurationError, match="may open 32 files"):
-        make_room(wanted, stores=1, others=8)
+        make_room(wanted, signers=1, others=8)

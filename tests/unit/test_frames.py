@@ -20,6 +20,7 @@ from dpop_agent.agent.frames import (
     result_form,
     signature_form,
 )
+from dpop_agent.agent.hosts import Host
 from dpop_agent.agent.keys import Generation, Key
 from dpop_agent.agent.making import as_staged
 from dpop_agent.agent.process import SignerProcess, spawn_program
@@ -57,6 +58,8 @@ GOOD: dict[str, list[dict[str, Any]]] = {
     "open": [{"label": "work", "serial": None, "model": "", "pid": 7}],
     "tell": [{}],
     "release": [{}],
+    "hand_on": [{}],
+    "look_anew": [{}],
     "authorize": [{"path": None}],
     "reserve": [{"ref": "00ff", "slot": None}],
     "generate": [KEY, {**KEY, "local": None, "slot": None, "touch": None}],
@@ -213,6 +216,12 @@ class Mad:
 
     def __init__(self, signer: Signer, chance: random.Random) -> None:
         self._signer = signer
+        self._host = Host("work", signer._work, signer)
+        self._host.pid = 1
+        self._host._process = cast("SignerProcess", self)
+        signer._work.begin(self._host)
+        signer._work.take(self._host)
+        signer._state = State.READY
         self._chance = chance
         self._frames = Frames()
         self._good = b"s" * 64
@@ -248,13 +257,13 @@ class Mad:
             return
         try:
             for answer in self._frames.feed(data):
-                self._signer._answered(cast("SignerProcess", self), answer)
+                self._host._heard(cast("SignerProcess", self), answer)
         except Malformed:
             self.kill()
 
     def kill(self) -> None:
         self.alive = False
-        asyncio.get_running_loop().call_soon(self._signer._died, cast("SignerProcess", self))
+        asyncio.get_running_loop().call_soon(self._signer.died, self._host)
 
     def close(self) -> None:
         self.kill()
@@ -287,8 +296,7 @@ async def mad_signers(folder: Path, *, count: int) -> tuple[int, int]:
             on_end=lambda: None,
             spawn=spawn_program,
         )
-        mad = Mad(signer, chance)
-        signer._state, signer._process = State.READY, cast("SignerProcess", mad)
+        Mad(signer, chance)
         signer.start = lambda: None  # type: ignore[method-assign]
         told: list[list[Outcome]] = [[] for _ in range(8)]
         for one in told:

@@ -189,15 +189,25 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "states": set(),
         "opening": set(),
         "forker": {"process"},
-        "signers": {"frames", "opening", "process", "queue", "states"},
+        "hosts": {"frames", "process", "queue"},
+        "siblings": {"hosts", "opening", "queue"},
+        "starting": {"frames", "hosts", "opening", "process"},
+        "signers": {
+            *("frames", "hosts", "opening", "process", "queue", "siblings", "starting", "states"),
+        },
         "background": set(),
         # What becomes of keys.
         "inventory": {"keys", "labels", "records", "signers", "background"},
         "labels": set(),
         "recovery": {"keys", "labels", "background", "inventory", "making", "records", "signers"},
-        "making": {"keys", "labels", "slots", "records", "signers", "background", "inventory"},
+        "making": {
+            *("keys", "labels", "slots", "records", "signers", "starting", "background"),
+            "inventory",
+        },
         "upkeep": {"keys", "drains", "records", "background", "inventory", "making"},
-        "lifecycle": {"keys", "records", "signers", "background", "inventory", "making"},
+        "lifecycle": {
+            *("keys", "records", "signers", "starting", "background", "inventory", "making"),
+        },
         # What the wire asks for.
         "call": {"keys", "queue"},
         "views": {"keys", "uses", "drains", "nonces", "records", "signers", "inventory"},
@@ -235,7 +245,8 @@ ROOMS: dict[str, dict[str, set[str]]] = {
     "signer": {
         "secret_socket": set(),
         "authority": {"secret_socket"},
-        "store": {"authority"},
+        "heritage": set(),
+        "store": {"authority", "heritage"},
         "jwk": set(),
         "keychain.access": set(),
         "keychain.store": {"store", "jwk", "keychain.access"},
@@ -250,14 +261,14 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "pkcs11.discovery": {"brake", "pkcs11.module", "pkcs11.pcsc", "pkcs11.vendors"},
         "pkcs11.token": {
             *("pin", "brake", "pkcs11.module", "pkcs11.pcsc", "pkcs11.vendors"),
-            "pkcs11.discovery",
+            *("heritage", "pkcs11.discovery"),
         },
         "pkcs11.signing": {"pkcs11.module"},
         "pkcs11.keys": {
             *("store", "pkcs11.module", "pkcs11.attributes", "pkcs11.signing", "pkcs11.token"),
         },
         "pkcs11.store": {
-            "store",
+            *("store", "heritage"),
             "pkcs11.module",
             "pkcs11.attributes",
             "pkcs11.token",
@@ -269,7 +280,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         },
         # Which store it is, and where its PIN comes from, it alone knows.
         "serving": {
-            *("store", "authority", "pin", "lock", "brake", "keychain.store"),
+            *("store", "authority", "heritage", "pin", "lock", "brake", "keychain.store"),
             *("pkcs11.module", "pkcs11.vendors", "pkcs11.discovery", "pkcs11.token"),
             *("pkcs11.store", "pkcs11.slots"),
         },

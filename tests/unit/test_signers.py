@@ -18,6 +18,7 @@ from dpop_agent import forking
 from dpop_agent.agent import queue, signers
 from dpop_agent.agent.forker import Forker
 from dpop_agent.agent.frames import Outcome
+from dpop_agent.agent.hosts import Host
 from dpop_agent.agent.process import SignerProcess, spawn_program
 from dpop_agent.agent.queue import Job
 from dpop_agent.agent.signers import Signer
@@ -27,7 +28,7 @@ from dpop_agent.config import PinSource, StoreConfig, TokenUri
 from dpop_agent.errors import Cancelled, Locked, SignerFailed, Timeout
 
 
-def signer(folder: Path, pin_source: str) -> Signer:
+def signer(folder: Path, pin_source: str, *, signers: int = 1) -> Signer:
     config = StoreConfig(
         name="work",
         type="pkcs11",
@@ -35,6 +36,7 @@ def signer(folder: Path, pin_source: str) -> Signer:
         module=str(folder / "none.so"),
         uri=TokenUri(token="work"),
         pin_source=PinSource(pin_source),
+        signers=signers,
     )
     return Signer(
         config,
@@ -67,6 +69,16 @@ def test_a_store_whose_pin_is_typed_starts_no_process_before_unlock(tmp_path: Pa
     asyncio.run(story())
 
 
+def hosted(store: Signer, process: object) -> Host:
+    """A store that is open in a process."""
+    host = Host("work", store._work, store)
+    host.pid, host._process = 1, cast("SignerProcess", process)
+    store._work.begin(host)
+    store._work.take(host)
+    store._state = State.READY
+    return host
+
+
 class Card:
     """A signer's process that takes every frame, and answers when it is told to."""
 
@@ -74,8 +86,7 @@ class Card:
         self.signer = signer(folder, "keychain")
         self.frames: list[dict[str, Any]] = []
         self.killed = False
-        self._process = cast("SignerProcess", self)
-        self.signer._process, self.signer._state = self._process, State.READY
+        self._host = hosted(self.signer, self)
 
     def send(self, frame_id: int, members: Mapping[str, Any]) -> None:
         self.frames.append({"id": frame_id, **members})
@@ -86,7 +97,8 @@ class Card:
     def touch(self) -> None:
         """Sign what was sent first."""
         frame = self.frames.pop(0)
-        self.signer._answered(self._process, {"id": frame["id"], "ok": {"signed": frame["n"]}})
+        answer = {"id": frame["id"], "ok": {"signed": frame["n"]}}
+        self._host._heard(cast("SignerProcess", self), answer)
 
     def submit(
         self, n: int, *, within_s: float, touch: bool = True, owner: str = "one"
@@ -207,9 +219,12 @@ def test_what_a_signer_said_while_the_agent_was_busy_is_heard_before_it_is_judge
     async def story() -> None:
         loop, store, child = asyncio.get_running_loop(), signer(tmp_path, "keychain"), Child()
         ours, theirs = socket.socketpair()
-        process = SignerProcess("work", child, on_frame=store._answered, on_end=store._died)
+        host = hosted(store, None)
+        process = SignerProcess(
+            "work", child, on_frame=host._heard, on_end=lambda _: store.died(host)
+        )
         await loop.create_unix_connection(lambda: process, sock=ours)
-        store._process, store._state = process, State.READY
+        host._process = process
         told: list[Outcome] = []
         deadline = loop.time() + 10 * signers.TICK_S
         limit_s = 5 * signers.TICK_S
@@ -343,7 +358,9 @@ def test_a_store_whose_process_ends_as_it_says_that_it_is_open_isnt_open(tmp_pat
         def wait(self, within_s: float) -> None:
             pass
 
-    async def spawn(channel: socket.socket, env: Mapping[str, str]) -> Child:
+    async def spawn(
+        channel: socket.socket, env: Mapping[str, str], heir_of: int | None = None
+    ) -> Child:
         theirs = channel.dup()
         theirs.setblocking(True)
 
@@ -359,7 +376,7 @@ def test_a_store_whose_process_ends_as_it_says_that_it_is_open_isnt_open(tmp_pat
 
     async def story() -> None:
         store = signer(tmp_path, "keychain")
-        store._spawn = spawn
+        store._starting._spawn = spawn
         store.start()
         await store.started()
         assert (store.state, store.has_process) == ("failed", False)
@@ -411,5 +428,44 @@ def test_a_signer_that_cant_be_forked_for_want_of_descriptors_is_an_error_at_onc
             with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
                 await spawning
             forker._forget()
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("op", "members", "changes"),
+    [
+        ("generate", {"ref": "00", "alg": "ES256", "label": ""}, True),
+        ("destroy", {"ref": "00", "jkt": ""}, True),
+        ("find", {"ref": "00", "alg": "ES256", "self_test": False, "anew": True}, True),
+        ("find", {"ref": "00", "alg": "ES256", "self_test": False, "anew": False}, False),
+        ("reserve", {"alg": "ES256"}, False),
+    ],
+)
+def test_what_changes_keys_is_the_firsts_and_has_each_process_look_anew_whatever_came_of_it(
+    tmp_path: Path, op: str, members: dict[str, Any], changes: bool
+) -> None:
+    class Process:
+        def __init__(self) -> None:
+            self.ops: list[str] = []
+
+        def send(self, _: int, members: Mapping[str, Any]) -> None:
+            self.ops.append(members["op"])
+
+    async def story() -> None:
+        store = signer(tmp_path, "keychain", signers=2)
+        processes = Process(), Process()
+        first, _ = (hosted(store, process) for process in processes)
+        asked = asyncio.ensure_future(store.ask(op, **members))
+        await asyncio.sleep(0)
+        assert [process.ops for process in processes] == [[op], []]
+        error = SignerFailed("it went wrong").to_wire()
+        first._heard(cast("SignerProcess", None), {"id": first.last_id, "error": error})
+        with pytest.raises(SignerFailed, match="went wrong"):
+            await asked
+        anew = ["look_anew"] * changes
+        assert [process.ops for process in processes] == [[op, *anew], anew]
+        assert store._tick is not None
+        store._tick.cancel()
 
     asyncio.run(story())

@@ -27,12 +27,20 @@ from dpop_agent.errors import (
     SignerFailed,
 )
 from dpop_agent.jose import ALGORITHMS, RSA_BITS_TAKEN, Algorithm, alg_of, rsa_bits, thumbprint
+from dpop_agent.signer.heritage import Accepted
 from dpop_agent.signer.pkcs11 import attributes, keys
 from dpop_agent.signer.pkcs11.attributes import UnexpectedObject
 from dpop_agent.signer.pkcs11.keys import Key, WrongSignature
 from dpop_agent.signer.pkcs11.module import error_name
 from dpop_agent.signer.pkcs11.token import Token
-from dpop_agent.signer.store import KeyInfo, Listed, ListsKeys, PinStore, TellsHalfMade
+from dpop_agent.signer.store import (
+    KeyInfo,
+    Listed,
+    ListsKeys,
+    PinStore,
+    SharedStore,
+    TellsHalfMade,
+)
 
 LISTING_S = 0.001
 """Seconds for a part of a listing: about what a fast token takes for a few signatures."""
@@ -68,6 +76,7 @@ class TokenStore(PinStore, ListsKeys):
     def __init__(self, token: Token, *, checks_each: bool = False) -> None:
         self._token = token
         self._checks_each = checks_each
+        self._is_shared = False
         self._keys: dict[str, Key] = {}
         self._listing: Iterator[dict[str, Any] | None] | None = None
 
@@ -115,6 +124,12 @@ class TokenStore(PinStore, ListsKeys):
 
     def _signature(self, key: Key, alg: Algorithm, data: bytes) -> bytes:
         """A signature; a key that can't make one keeps no other from it."""
+        if key.asks_pin and self._is_shared:
+            raise KeyRefused(
+                f"the key {key.info.ref} wants its PIN for each signature, which several signers "
+                "can't give at once",
+                hint="leave signers out of its store's configuration, then: dpop-agent reload",
+            )
         try:
             return key.sign(alg, data)
         except PKCS11Error as e:
@@ -336,8 +351,30 @@ class _Guard:
             self._store.failed(self._doing, error)
 
 
-class Pkcs11Store(TokenStore, TellsHalfMade):
-    """A PKCS#11 token whose keys have the ids that they are given."""
+class Pkcs11Store(TokenStore, SharedStore, TellsHalfMade):
+    """A PKCS#11 token whose keys have the ids that they are given.
+
+    Args:
+        token: it, which `open` logs in to.
+        checks_each: check each signature before it leaves, not only the first by each key.
+        shared: other processes host it too.
+    """
+
+    def __init__(self, token: Token, *, checks_each: bool = False, shared: bool = False) -> None:
+        super().__init__(token, checks_each=checks_each)
+        self._is_shared = shared
+
+    @property
+    def accepted(self) -> Accepted:
+        return self._token.accepted
+
+    @accepted.setter
+    def accepted(self, accepted: Accepted) -> None:
+        self._token.accepted = accepted
+
+    def look_anew_next_time(self) -> None:
+        self._keys.clear()
+        self._token.outdate_view()
 
     def reserve(self, alg: str) -> str:
         keys.require_algorithm(self._token, alg)

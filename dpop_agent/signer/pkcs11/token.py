@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ from dpop_agent.errors import (
     StoreAbsent,
 )
 from dpop_agent.signer.brake import LOCKED, REFUSED, Brake, TokenName
+from dpop_agent.signer.heritage import Accepted
 from dpop_agent.signer.pin import UserPin
 from dpop_agent.signer.pkcs11 import discovery, pcsc, vendors
 from dpop_agent.signer.pkcs11.module import Module, error_name
@@ -162,6 +164,19 @@ class Token:
             "serial": self.serial,
             "model": discovery.unpadded(self._found.model),
         }
+
+    @property
+    def accepted(self) -> Accepted:
+        """The PIN that it took last, and from which PKCS#11 token."""
+        return Accepted(self.accepted_pin, self._accepted_by)
+
+    @accepted.setter
+    def accepted(self, accepted: Accepted) -> None:
+        self.accepted_pin, self._accepted_by = accepted
+
+    def outdate_view(self) -> None:
+        """What its module shows may not be what is there."""
+        self._opened = -math.inf
 
     def is_view_old(self) -> bool:
         """Whether it may look otherwise by now than its module shows it."""
