@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import tempfile
@@ -13,11 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests import emulators, faulty
+from tests import emulators, faulty, places
 from tests.processes import Agent, Token, adopt_orphans, end_leftovers, new_token
 from tests.timing import Measured
-
-USERS_OWN = ("DBUS_", "DPOP_", "NODE_", "PYTHON_KEYRING_", "SOFTHSM2_", "XDG_")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -54,28 +51,8 @@ def _no_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def private_places() -> Iterator[Path]:
-    """HOME and all that is found from there: nothing of the user's own is read or touched."""
-    with (
-        tempfile.TemporaryDirectory(prefix="dpop-home-") as name,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        home = Path(name).resolve()
-        for variable in list(os.environ):
-            if variable.startswith(USERS_OWN) or variable.upper().endswith("_PROXY"):
-                patch.delenv(variable)
-        patch.setenv("HOME", str(home))
-        for variable, folder in {
-            "XDG_CONFIG_HOME": ".config",
-            "XDG_STATE_HOME": ".local/state",
-            "XDG_DATA_HOME": ".local/share",
-            "XDG_CACHE_HOME": ".cache",
-            "XDG_RUNTIME_DIR": "run",
-        }.items():
-            (home / folder).mkdir(mode=0o700, parents=True)
-            patch.setenv(variable, str(home / folder))
-        patch.setenv("DPOP_AGENT_SOCK", str(home / "run" / "none.sock"))
-        patch.setenv("DPOP_AGENT_CONFIG", str(home / ".config" / "none.toml"))
-        patch.setenv("DPOP_AGENT_STATE_DIR", str(home / ".local" / "state" / "none"))
+    """Nothing of the user's own is read or touched."""
+    with places.private_places() as home:
         yield home
 
 
