@@ -47,9 +47,13 @@ _FILES: dict[str, str] = dict(
 
 def need(*packages: str) -> None:
     """Skip the test where one of Debian's packages, as in `tests/packages`, isn't there."""
-    missing = [package for package in packages if not glob.glob(_FILES[package])]
-    if missing:
-        pytest.skip(f"not here: {' '.join(missing)}")
+    if lacking := missing(*packages):
+        pytest.skip(f"not here: {' '.join(lacking)}")
+
+
+def missing(*packages: str) -> list[str]:
+    """Those of Debian's packages, as in `tests/packages`, that aren't there."""
+    return [package for package in packages if not glob.glob(_FILES[package])]
 
 
 def file_of(package: str) -> str:

@@ -90,6 +90,7 @@ class Agent:
         state: the folder of its ledger.
         env: variables for it and for its signers.
         preexec: words before the command, as in `["prlimit", "--nofile=64"]`.
+        python: the interpreter, whose libraries it uses.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Agent:
         *,
         env: Mapping[str, str] | None = None,
         preexec: Iterable[str] = (),
+        python: str = sys.executable,
     ) -> None:
         self.config = config
         self.state = state
@@ -114,7 +116,7 @@ class Agent:
             "DPOP_AGENT_STATE_DIR": str(state),
             "DPOP_AGENT_SOCK": self.socket,
         }
-        self._preexec = list(preexec)
+        self._command = [*preexec, python, "-m", "dpop_agent", "serve"]
         self._clients: list[AgentClient] = []
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -123,7 +125,7 @@ class Agent:
         assert self._process is None
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*self._preexec, sys.executable, "-m", "dpop_agent", "serve"],
+                self._command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -1,0 +1,38 @@
+"""What the suite's own tests measure on the way, by their fixture `measured`."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import pytest
+
+from tests.bench.setting import Setting
+
+
+class Tests:
+    """Of all tests those that measure; a plugin of pytest.
+
+    Attributes:
+        measured: seconds by bar.
+    """
+
+    def __init__(self) -> None:
+        self.measured: dict[str, list[float]] = {}
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = [item for item in items if "measured" in getattr(item, "fixturenames", ())]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" and report.passed:
+            for _, value in report.user_properties:
+                bar, seconds = cast("tuple[str, float]", value)
+                self.measured.setdefault(bar, []).append(seconds)
+
+
+def measure(setting: Setting) -> None:
+    """Each once, as the suite runs them."""
+    tests = Tests()
+    ran = pytest.main(["-q", "-m", "not long", "-p", "no:cacheprovider"], plugins=[tests])
+    if ran != pytest.ExitCode.OK:
+        raise SystemExit("a test failed: what is measured means nothing then")
+    setting.figures.derived.update(tests.measured)
