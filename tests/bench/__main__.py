@@ -18,14 +18,18 @@ from pathlib import Path
 
 from tests.bench import report
 from tests.bench.figures import Figures
-from tests.bench.parts import proofs, seconds, starts
+from tests.bench.parts import clients, keys, proofs, rest, seconds, slow, starts
 from tests.bench.revisions import checked_out, here
 from tests.bench.setting import Setting
 from tests.places import private_places
 
 PARTS: dict[str, Callable[[Setting], None]] = {
     "proofs": proofs.measure,
+    "clients": clients.measure,
+    "slow": slow.measure,
+    "keys": keys.measure,
     "starts": starts.measure,
+    "rest": rest.measure,
     "seconds": seconds.measure,
 }
 
@@ -58,6 +62,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = arguments()
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     figures, before = Figures(), report.machine()
     with ExitStack() as stack:
         stack.enter_context(private_places())

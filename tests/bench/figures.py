@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-P50, P99, RATE = "p50, µs", "p99, µs", "a second"
+P50, P99, SLOWEST, RATE = "p50, µs", "p99, µs", "slowest, µs", "a second"
 AGENT_CPU, SIGNER_CPU, CPU = "CPU, agent, µs", "CPU, signer, µs", "CPU, µs"
 AGENT_CALLS, SIGNER_CALLS = "system calls, agent", "system calls, signer"
 
@@ -72,7 +72,9 @@ def in_rounds(steps: Iterable[Step], rounds: int, figures: Figures) -> None:
 
 
 def shown(values: list[float]) -> str:
-    """The median, and the least and the most."""
+    """The median, and the least and the most if there are several."""
     median = statistics.median(values)
     digits = 0 if median >= 100 else 1 if median >= 10 else 2
+    if len(values) == 1:
+        return f"{median:.{digits}f}"
     return f"{median:.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"

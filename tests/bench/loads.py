@@ -12,9 +12,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from tests.bench.figures import P50, P99, RATE, Measures
+from tests.bench.figures import P50, P99, RATE, SLOWEST, Measures
 
-ENOUGH_FOR_P99 = 200
+ENOUGH_FOR_P99, ENOUGH_FOR_SLOWEST = 200, 10_000
+"""Of fewer there is no such figure: it would be another in each round."""
 
 
 class Asked(NamedTuple):
@@ -44,6 +45,8 @@ def measures(times: list[float], wall: float) -> Measures:
     found = {P50: times[len(times) // 2] * 1e6, RATE: len(times) / wall}
     if len(times) >= ENOUGH_FOR_P99:
         found[P99] = times[len(times) * 99 // 100] * 1e6
+    if len(times) >= ENOUGH_FOR_SLOWEST:
+        found[SLOWEST] = times[-1] * 1e6
     return found
 
 

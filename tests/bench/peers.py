@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import socket
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.bench.figures import AGENT_CPU, CPU, SIGNER_CPU, Measures
+from tests.bench.figures import CPU, Measures
 from tests.bench.loads import Asked, connected, measures
 from tests.bench.usage import with_cpu
 from tests.processes import ROOT, START_S, Token, end
@@ -137,7 +138,7 @@ class SshAgent:
 
     Attributes:
         asked: a signature by the first of them.
-        pids: it and its helper, by what their CPU time is called.
+        pids: it and its helper.
     """
 
     def __init__(self, token: Token, folder: Path) -> None:
@@ -174,7 +175,7 @@ class SshAgent:
             raise
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
         (helper,) = children.read_text().split()
-        self.pids = {AGENT_CPU: self._process.pid, SIGNER_CPU: int(helper)}
+        self.pids = (self._process.pid, int(helper))
 
     def _sign_request(self) -> Asked:
         with connected(self.path) as sock:
@@ -196,9 +197,14 @@ class SshAgent:
         end(self._process)
 
 
+def p11_kit_client() -> str:
+    """The module through which programs use a PKCS#11 token that p11-kit serves."""
+    return glob.glob("/usr/lib/*/pkcs11/p11-kit-client.so")[0]
+
+
 @contextmanager
-def p11_kit_server(token: Token, folder: Path) -> Iterator[str]:
-    """A PKCS#11 token as p11-kit gives it to other processes: the address for p11-kit-client.so."""
+def p11_kit_server(token: Token, folder: Path) -> Iterator[dict[str, str]]:
+    """A PKCS#11 token, served to other processes: the variables for `p11_kit_client`."""
     folder.mkdir()
     path = folder / "pkcs11.sock"
     process = subprocess.Popen(
@@ -212,7 +218,7 @@ def p11_kit_server(token: Token, folder: Path) -> Iterator[str]:
     )
     try:
         _wait_for(str(path))
-        yield f"unix:path={path}"
+        yield {"P11_KIT_SERVER_ADDRESS": f"unix:path={path}"}
     finally:
         end(process)
 

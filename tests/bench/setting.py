@@ -57,9 +57,11 @@ class Setting:
         """A PKCS#11 token of its own."""
         return new_token(self.new_folder() / "token", label)
 
-    def serving(self, stack: ExitStack, revision: Revision, token: Token) -> Agent:
+    def serving(
+        self, stack: ExitStack, revision: Revision, token: Token, config: Path | None = None
+    ) -> Agent:
         """An agent with one key, `default`, until the stack is left; its log is shown on errors."""
-        agent = revision.agent(token, self.new_folder() / "state")
+        agent = revision.agent(token, self.new_folder() / "state", config)
 
         def close(kind: type[BaseException] | None, *_: object) -> None:
             with redirect_stdout(sys.stderr if kind else io.StringIO()):

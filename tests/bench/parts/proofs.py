@@ -2,38 +2,52 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from functools import partial
 from operator import truediv
+from pathlib import Path
+from typing import NamedTuple
 
 from tests.bench import bars
+from tests.bench.asked import PROOF
 from tests.bench.figures import (
+    AGENT_CALLS,
     AGENT_CPU,
     CPU,
     P50,
     RATE,
+    SIGNER_CALLS,
     SIGNER_CPU,
     Column,
     Measures,
     Step,
     in_rounds,
 )
-from tests.bench.loads import Asked, concurrent, connected, pipelined, sequential, timed
-from tests.bench.peers import SshAgent, TokenLoop, built, echo, echoed, python_pkcs11
+from tests.bench.loads import concurrent, connected, pipelined, sequential, timed
+from tests.bench.peers import (
+    SshAgent,
+    TokenLoop,
+    built,
+    echo,
+    echoed,
+    p11_kit_client,
+    p11_kit_server,
+    python_pkcs11,
+)
 from tests.bench.revisions import Revision
 from tests.bench.setting import Setting
-from tests.bench.usage import with_cpu
-from tests.processes import Agent
+from tests.bench.software import with_cryptography, with_pyjwt
+from tests.bench.usage import with_calls, with_cpu
+from tests.processes import Agent, Token
 
 ROUNDS = 15
 TOKEN, PYTHON_PKCS11 = "PKCS#11 token alone, C loop", "PKCS#11 token alone, python-pkcs11"
 TOKEN_PAUSED = f"{TOKEN}, 2 ms apart"
-ECHO = "echo between two processes"
 ONE, PAUSED, LONG_PAUSED, PIPELINED = "1 connection", "2 ms apart", "20 ms apart", "pipelined"
 CONNECTIONS = (4, 16, 64)
 SSH_AGENT = "ssh-agent"
+TRACED = 300
 
 
 def many(connections: int) -> str:
@@ -41,97 +55,116 @@ def many(connections: int) -> str:
     return f"{connections} connections"
 
 
-def request(method: str = "proof", **params: str) -> bytes:
-    """One line for the agent."""
-    return (
-        json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).encode() + b"\n"
-    )
+class Load(NamedTuple):
+    """So many proofs or signatures, asked of an agent.
 
+    Attributes:
+        pids: the agent, and the process that signs for it.
+        ask: asks for so many.
+    """
 
-def _answers(data: bytes) -> int:
-    answers = data.count(b'"proof"')
-    if answers != data.count(b"\n"):
-        raise SystemExit(f"the agent refused: {data[:300]!r}")
-    return answers
+    subject: str
+    pids: tuple[int, int]
+    proofs: int
+    ask: Callable[[int], Measures]
 
+    @property
+    def step(self) -> Step:
+        """How fast it is, and the CPU time that it takes."""
+        pids = dict(zip((AGENT_CPU, SIGNER_CPU), self.pids, strict=True))
+        measure = partial(with_cpu, partial(self.ask, self.proofs), pids, self.proofs)
+        return Step(self.subject, measure)
 
-def proof_by(**key: str) -> Asked:
-    """A proof by the default key, or by `key=NAME`."""
-    asked = request(htm="GET", htu="https://api.example.com/v1/me", **key)
-    return Asked(asked, _answers, lambda data: data.endswith(b"\n"))
-
-
-PROOF = proof_by()
+    def calls(self, folder: Path) -> Measures:
+        """Its system calls."""
+        pids = dict(zip((AGENT_CALLS, SIGNER_CALLS), self.pids, strict=True))
+        return with_calls(partial(self.ask, TRACED), pids, TRACED, folder)
 
 
 def measure(setting: Setting) -> None:
-    """In rounds."""
+    """In rounds; the system calls afterwards, for counting them slows everything down."""
     with ExitStack() as stack:
-        steps: list[Step] = []
         token = setting.new_token()
+        loads = []
         for revision in setting.revisions:
             own = token if revision is setting.this else setting.new_token()
-            agent = setting.serving(stack, revision, own)
-            steps += _of_agent(stack, revision, agent)
-        if not setting.lacks("the PKCS#11 token alone, in C", "gcc", "libc6-dev"):
-            steps += _of_token(stack, TokenLoop(built("token_loop.c", setting.folder), token))
-        echoes = stack.enter_context(echo())
-        steps += [
-            Step(PYTHON_PKCS11, partial(timed, python_pkcs11(token), 2000)),
-            Step(ECHO, partial(sequential, echoed(PROOF.request), echoes, 4000)),
-        ]
-        if not setting.lacks("ssh-agent", "openssh-client"):
-            steps += _of_ssh_agent(stack, SshAgent(token, setting.new_folder() / "ssh"))
+            loads += _of_agent(stack, revision, setting.serving(stack, revision, own))
+        if not setting.lacks(SSH_AGENT, "openssh-client"):
+            loads += _of_ssh_agent(stack, SshAgent(token, setting.new_folder() / "ssh"))
+        others = _of_token(stack, setting, token) + _without_token(stack)
+        steps = [*others, *(load.step for load in loads)]
         in_rounds(steps, setting.rounds(ROUNDS), setting.figures)
+        if not setting.lacks("system calls", "strace"):
+            for load in loads:
+                setting.figures.add(load.subject, load.calls(setting.new_folder()))
     _derive(setting)
 
 
-def _of_agent(stack: ExitStack, revision: Revision, agent: Agent) -> list[Step]:
+def _of_agent(stack: ExitStack, revision: Revision, agent: Agent) -> list[Load]:
     status = agent.client().status()
-    pids = {AGENT_CPU: status["pid"], SIGNER_CPU: status["stores"][0]["signer_pid"]}
+    pids = (status["pid"], status["stores"][0]["signer_pid"])
     one = stack.enter_context(connected(agent.socket))
 
-    def step(name: str, count: int, load: Callable[[int], Measures]) -> Step:
-        subject = f"{revision.name}, {name}"
-        return Step(subject, partial(with_cpu, partial(load, count), pids, count))
+    def load(name: str, count: int, ask: Callable[[int], Measures]) -> Load:
+        return Load(f"{revision.name}, {name}", pids, count, ask)
 
-    def on_one(load: Callable[..., Measures], **settings: float) -> Callable[[int], Measures]:
-        return lambda count: load(PROOF, one, count, **settings)
+    def on_one(ask: Callable[..., Measures], **settings: float) -> Callable[[int], Measures]:
+        return lambda count: ask(PROOF, one, count, **settings)
 
     def on_many(connections: int) -> Callable[[int], Measures]:
         socks = [stack.enter_context(connected(agent.socket)) for _ in range(connections)]
         return lambda count: concurrent(PROOF, socks, count)
 
     return [
-        step(ONE, 1000, on_one(sequential)),
-        step(PAUSED, 150, on_one(sequential, pause=0.002)),
-        step(LONG_PAUSED, 30, on_one(sequential, pause=0.02)),
-        step(PIPELINED, 4000, on_one(pipelined)),
-        *(step(many(count), 4000, on_many(count)) for count in CONNECTIONS),
+        load(ONE, 1000, on_one(sequential)),
+        load(PAUSED, 150, on_one(sequential, pause=0.002)),
+        load(LONG_PAUSED, 30, on_one(sequential, pause=0.02)),
+        load(PIPELINED, 4000, on_one(pipelined)),
+        *(load(many(count), 4000, on_many(count)) for count in CONNECTIONS),
     ]
 
 
-def _of_token(stack: ExitStack, loop: TokenLoop) -> list[Step]:
-    stack.enter_context(closing(loop))
-    return [
-        Step(TOKEN, lambda: loop.sign(2000)),
-        Step(TOKEN_PAUSED, lambda: loop.sign(150, pause=0.002)),
-    ]
-
-
-def _of_ssh_agent(stack: ExitStack, ssh: SshAgent) -> list[Step]:
+def _of_ssh_agent(stack: ExitStack, ssh: SshAgent) -> list[Load]:
     stack.enter_context(closing(ssh))
     one = stack.enter_context(connected(ssh.path))
     socks = [stack.enter_context(connected(ssh.path)) for _ in range(16)]
-
-    def step(name: str, load: Callable[[int], Measures], count: int) -> Step:
-        return Step(
-            f"{SSH_AGENT}, {name}", partial(with_cpu, partial(load, count), ssh.pids, count)
-        )
-
+    on_one, on_many = partial(sequential, ssh.asked, one), partial(concurrent, ssh.asked, socks)
     return [
-        step(ONE, partial(sequential, ssh.asked, one), 500),
-        step(many(16), partial(concurrent, ssh.asked, socks), 2000),
+        Load(f"{SSH_AGENT}, {ONE}", ssh.pids, 500, on_one),
+        Load(f"{SSH_AGENT}, {many(16)}", ssh.pids, 2000, on_many),
+    ]
+
+
+def _of_token(stack: ExitStack, setting: Setting, token: Token) -> list[Step]:
+    python = Step(PYTHON_PKCS11, partial(timed, python_pkcs11(token), 2000))
+    if setting.lacks("the PKCS#11 token alone, in C, and p11-kit", "gcc", "libc6-dev"):
+        return [python]
+    program = built("token_loop.c", setting.folder)
+    loop = stack.enter_context(closing(TokenLoop(program, token)))
+    steps = [
+        Step(TOKEN, partial(loop.sign, 2000)),
+        Step(TOKEN_PAUSED, partial(loop.sign, 150, pause=0.002)),
+        python,
+    ]
+    if not setting.lacks("p11-kit", "p11-kit", "p11-kit-modules"):
+        env = stack.enter_context(p11_kit_server(token, setting.new_folder() / "p11-kit"))
+        remote = TokenLoop(program, token, module=p11_kit_client(), env=env)
+        stack.enter_context(closing(remote))
+        steps.append(Step("p11-kit remoting, C loop", partial(remote.sign, 1000)))
+    return steps
+
+
+def _without_token(stack: ExitStack) -> list[Step]:
+    echoes = stack.enter_context(echo())
+    asked = ("GET", "https://api.example.com/v1/me")
+    pyjwt, by_hand = partial(with_pyjwt(), *asked), partial(with_cryptography(), *asked)
+    return [
+        Step("PyJWT, a key in memory", partial(timed, pyjwt, 1000)),
+        Step("cryptography, a key in memory", partial(timed, by_hand, 1000)),
+        Step(
+            "an echo between two processes",
+            partial(sequential, echoed(PROOF.request), echoes, 4000),
+        ),
     ]
 
 

@@ -1,26 +1,86 @@
-"""How long what starts takes: the command line, the client's import."""
+"""How long what starts takes: the agent, a signer, the command line, the client's import."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from contextlib import ExitStack
 from functools import partial
 from operator import truediv
+from pathlib import Path
 
 from tests.bench import bars
+from tests.bench.asked import PROOF
 from tests.bench.figures import Column, Measures, Step, in_rounds
+from tests.bench.loads import connected, sequential, take
 from tests.bench.revisions import Revision
 from tests.bench.setting import Setting
+from tests.processes import START_S, Agent
 
-ROUNDS = 25
-MS = "ms"
+ROUNDS, AGENT_ROUNDS = 25, 10
+MS, S = "ms", "s"
 BARE = "python -c pass"
 
 
 def measure(setting: Setting) -> None:
     """In rounds."""
+    _measure_agents(setting)
+    _measure_programs(setting)
+
+
+def _measure_agents(setting: Setting) -> None:
+    with ExitStack() as stack:
+        steps = []
+        for revision in setting.revisions:
+            agent = setting.serving(stack, revision, setting.new_token())
+            steps += [
+                Step(_started(revision), partial(_start, agent)),
+                Step(_respawned(revision), partial(_respawn, agent)),
+            ]
+        in_rounds(steps, setting.rounds(AGENT_ROUNDS), setting.figures)
+    values, this = setting.figures.values, setting.this
+    setting.figures.derived[bars.STARTED] = values[_started(this)][S]
+    setting.figures.derived[bars.RESPAWNED] = values[_respawned(this)][S]
+
+
+def _started(revision: Revision) -> str:
+    return f"{revision.name}, start to first proof"
+
+
+def _respawned(revision: Revision) -> str:
+    return f"{revision.name}, a killed signer to the next proof"
+
+
+def _start(agent: Agent) -> Measures:
+    agent.stop()
+    start = time.perf_counter()
+    agent.start(wait=False)
+    while not Path(agent.socket).exists():
+        if time.perf_counter() - start > START_S:
+            raise SystemExit(f"no agent: {agent.log.read_text()}")
+        time.sleep(0.001)
+    with connected(agent.socket) as one:
+        sequential(PROOF, one, 1)
+        seconds = time.perf_counter() - start
+    return {S: seconds}
+
+
+def _respawn(agent: Agent) -> Measures:
+    """Whoever asks while the agent doesn't know of its death yet is refused, and asks again."""
+    with connected(agent.socket) as one:
+        sequential(PROOF, one, 1)  # a start of its own, after the one before, is over
+        (store,) = agent.client().status()["stores"]
+        start = time.perf_counter()
+        os.kill(store["signer_pid"], signal.SIGKILL)
+        while True:
+            one.sendall(PROOF.request)
+            if b'"proof"' in take(PROOF, one):
+                return {S: time.perf_counter() - start}
+
+
+def _measure_programs(setting: Setting) -> None:
     with ExitStack() as stack:
         steps = []
         for revision in setting.revisions:
@@ -38,12 +98,11 @@ def measure(setting: Setting) -> None:
 
 
 def _commands(revision: Revision) -> dict[str, list[str]]:
+    imported = [revision.python, "-c", "import dpop_agent.client"]
     return {
         f"{revision.name} proof": revision.command("proof", "GET", "https://as.example.com/me"),
         f"{revision.name} --help": revision.command("--help"),
-        f"{revision.name}, import dpop_agent.client": [
-            *(revision.python, "-c", "import dpop_agent.client"),
-        ],
+        f"{revision.name}, import dpop_agent.client": imported,
         **({} if revision.beside else {BARE: [revision.python, "-c", "pass"]}),
     }
 
