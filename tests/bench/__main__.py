@@ -53,7 +53,15 @@ def arguments() -> argparse.Namespace:
         "--against", metavar="REV", help="measure that revision too, in the same rounds"
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all values there")
+    parser.add_argument(
+        "--plot",
+        metavar="FILE",
+        type=Path,
+        help="draw the figures of proofs as an SVG; needs matplotlib",
+    )
     args = parser.parse_args()
+    if args.plot and args.parts and "proofs" not in args.parts:
+        parser.error("--plot draws the figures of the part proofs")
     for part in args.parts:
         if part not in PARTS:
             parser.error(f"no part {part}: {', '.join(PARTS)}")
@@ -83,6 +91,10 @@ def main() -> int:
     if args.json:
         found = report.as_json(figures, revisions, before)
         args.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    if args.plot:
+        from tests.bench.plot import plot  # loads matplotlib, which is there for this alone
+
+        plot(figures, setting.this.name, args.plot)
     return 0 if kept else 1
 
 

@@ -57,8 +57,7 @@ class TokenLoop:
         assert answer
 
         def run() -> Measures:
-            asked.write(f"{count} {int(pause * 1e6)}\n".encode())
-            asked.flush()
+            os.write(asked.fileno(), f"{count} {int(pause * 1e6)}\n".encode())
             took = array("Q", answer.read(8 * (count + 1)))
             if len(took) != count + 1:
                 raise SystemExit("token_loop ended")
@@ -225,10 +224,15 @@ def p11_kit_server(token: Token, folder: Path) -> Iterator[dict[str, str]]:
 
 def _wait_for(path: str) -> None:
     deadline = time.monotonic() + START_S
-    while not os.path.exists(path):
-        if time.monotonic() > deadline:
-            raise SystemExit(f"{path} didn't come")
-        time.sleep(0.01)
+    while True:
+        try:
+            connected(path).close()
+        except (FileNotFoundError, ConnectionRefusedError):
+            if time.monotonic() > deadline:
+                raise SystemExit(f"nothing listens on {path}") from None
+            time.sleep(0.01)
+        else:
+            return
 
 
 def built(source: str, folder: Path) -> Path:

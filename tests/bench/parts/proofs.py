@@ -46,7 +46,8 @@ TOKEN, PYTHON_PKCS11 = "PKCS#11 token alone, C loop", "PKCS#11 token alone, pyth
 TOKEN_PAUSED = f"{TOKEN}, 2 ms apart"
 ONE, PAUSED, LONG_PAUSED, PIPELINED = "1 connection", "2 ms apart", "20 ms apart", "pipelined"
 CONNECTIONS = (4, 16, 64)
-SSH_AGENT = "ssh-agent"
+SSH_AGENT, P11_KIT = "ssh-agent", "p11-kit remoting, C loop"
+PYJWT, ECHO = "PyJWT, a key in memory", "an echo between two processes"
 TRACED = 300
 
 
@@ -150,7 +151,7 @@ def _of_token(stack: ExitStack, setting: Setting, token: Token) -> list[Step]:
         env = stack.enter_context(p11_kit_server(token, setting.new_folder() / "p11-kit"))
         remote = TokenLoop(program, token, module=p11_kit_client(), env=env)
         stack.enter_context(closing(remote))
-        steps.append(Step("p11-kit remoting, C loop", partial(remote.sign, 1000)))
+        steps.append(Step(P11_KIT, partial(remote.sign, 1000)))
     return steps
 
 
@@ -159,12 +160,9 @@ def _without_token(stack: ExitStack) -> list[Step]:
     asked = ("GET", "https://api.example.com/v1/me")
     pyjwt, by_hand = partial(with_pyjwt(), *asked), partial(with_cryptography(), *asked)
     return [
-        Step("PyJWT, a key in memory", partial(timed, pyjwt, 1000)),
+        Step(PYJWT, partial(timed, pyjwt, 1000)),
         Step("cryptography, a key in memory", partial(timed, by_hand, 1000)),
-        Step(
-            "an echo between two processes",
-            partial(sequential, echoed(PROOF.request), echoes, 4000),
-        ),
+        Step(ECHO, partial(sequential, echoed(PROOF.request), echoes, 4000)),
     ]
 
 
