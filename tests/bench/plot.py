@@ -1,4 +1,4 @@
-"""The figures of `proofs` as a picture, for the README: light behind dark text, wherever it stands.
+"""The figures of `proofs` as a picture, for the README: dark on a light ground, wherever it stands.
 
 matplotlib draws it; only `--plot` needs it.
 """
@@ -61,7 +61,8 @@ def _one_by_one(axes: Axes, figures: Figures, name: str) -> None:
     }
     rows = {label: row for label, row in rows.items() if figures.of(Column(row[0], P50))}
     times = [_median(figures, subject, P50) for subject, _ in rows.values()]
-    bars = axes.barh(list(rows), times, color=[color for _, color in rows.values()], height=0.65)
+    colors = [color for _, color in rows.values()]
+    bars = axes.barh(list(rows), times, color=colors, height=0.65)
     axes.bar_label(bars, [f"{time:.0f} µs" for time in times], padding=4)
     axes.invert_yaxis()
     axes.set_xlim(0, max(times) * 1.18)
@@ -81,10 +82,13 @@ def _at_once(axes: Axes, figures: Figures, name: str) -> None:
             if figures.of(Column(subject, RATE))
         }
         if rates:
-            axes.plot(list(rates), list(rates.values()), "o-", color=color, label=label)
+            axes.plot(list(rates), list(rates.values()), "o-", color=color)
+            _label(axes, label, 16, rates[16], -18, color)
     if figures.of(Column(TOKEN, RATE)):
         alone = _median(figures, TOKEN, RATE)
-        axes.axhline(alone, color=OTHERS, linestyle="--", label="PKCS#11 token alone")
+        axes.axhline(alone, color=OTHERS, linestyle="--")
+        axes.set_ylim(top=alone * 1.15)
+        _label(axes, "PKCS#11 token alone", 4, alone, 6, INK)
     axes.set_xscale("log", base=2)
     counts = [1, *CONNECTIONS]
     axes.set_xticks(counts, [str(count) for count in counts])
@@ -92,4 +96,8 @@ def _at_once(axes: Axes, figures: Figures, name: str) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_xlabel("connections that ask at the same time")
     axes.set_title("Many at once: signatures a second", loc="left", fontsize=10)
-    axes.legend(frameon=False, loc="center right")
+
+
+def _label(axes: Axes, text: str, x: float, y: float, above: float, color: str) -> None:
+    place = (0, above)
+    axes.annotate(text, (x, y), place, textcoords="offset points", ha="center", color=color)
