@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -50,7 +51,9 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="three rounds of each")
     parser.add_argument(
-        "--against", metavar="REV", help="measure that revision too, in the same rounds"
+        "--against",
+        metavar="REV",
+        help="measure that revision's proofs, starts and rest too, in the same rounds",
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all values there")
     parser.add_argument(
@@ -70,6 +73,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and clean up
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     figures, before = Figures(), report.machine()
     with ExitStack() as stack:
