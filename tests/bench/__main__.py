@@ -49,7 +49,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "parts", nargs="*", metavar="PART", help="only these, of those below; without it all"
     )
-    parser.add_argument("--quick", action="store_true", help="three rounds of each")
+    parser.add_argument("--quick", action="store_true", help="a fifth of the rounds")
     parser.add_argument(
         "--against",
         metavar="REV",

@@ -40,7 +40,7 @@ class Setting:
 
     def rounds(self, usual: int) -> int:
         """How many rounds a part makes."""
-        return min(usual, QUICK_ROUNDS) if self.quick else usual
+        return max(usual // 5, QUICK_ROUNDS) if self.quick else usual
 
     def lacks(self, what: str, *packages: str) -> bool:
         """Whether packages are missing, and that something is left out for it."""

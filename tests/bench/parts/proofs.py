@@ -41,7 +41,9 @@ from tests.bench.software import with_cryptography, with_pyjwt
 from tests.bench.usage import with_calls, with_cpu
 from tests.processes import Agent, Token
 
-ROUNDS = 15
+ROUNDS = 40
+"""Many and short: a machine's speed itself changes from one second to the next."""
+
 TOKEN, PYTHON_PKCS11 = "PKCS#11 token alone, C loop", "PKCS#11 token alone, python-pkcs11"
 TOKEN_PAUSED = f"{TOKEN}, 2 ms apart"
 ONE, PAUSED, LONG_PAUSED, PIPELINED = "1 connection", "2 ms apart", "20 ms apart", "pipelined"
@@ -117,11 +119,11 @@ def _of_agent(stack: ExitStack, revision: Revision, agent: Agent) -> list[Load]:
         return lambda count: concurrent(PROOF, socks, count)
 
     return [
-        load(ONE, 1000, on_one(sequential)),
-        load(PAUSED, 150, on_one(sequential, pause=0.002)),
-        load(LONG_PAUSED, 30, on_one(sequential, pause=0.02)),
-        load(PIPELINED, 4000, on_one(pipelined)),
-        *(load(many(count), 4000, on_many(count)) for count in CONNECTIONS),
+        load(ONE, 400, on_one(sequential)),
+        load(PAUSED, 60, on_one(sequential, pause=0.002)),
+        load(LONG_PAUSED, 12, on_one(sequential, pause=0.02)),
+        load(PIPELINED, 1500, on_one(pipelined)),
+        *(load(many(count), 1500, on_many(count)) for count in CONNECTIONS),
     ]
 
 
@@ -131,27 +133,27 @@ def _of_ssh_agent(stack: ExitStack, ssh: SshAgent) -> list[Load]:
     socks = [stack.enter_context(connected(ssh.path)) for _ in range(16)]
     on_one, on_many = partial(sequential, ssh.asked, one), partial(concurrent, ssh.asked, socks)
     return [
-        Load(f"{SSH_AGENT}, {ONE}", ssh.pids, 500, on_one),
-        Load(f"{SSH_AGENT}, {many(16)}", ssh.pids, 2000, on_many),
+        Load(f"{SSH_AGENT}, {ONE}", ssh.pids, 250, on_one),
+        Load(f"{SSH_AGENT}, {many(16)}", ssh.pids, 500, on_many),
     ]
 
 
 def _of_token(stack: ExitStack, setting: Setting, token: Token) -> list[Step]:
-    python = Step(PYTHON_PKCS11, partial(timed, python_pkcs11(token), 2000))
+    python = Step(PYTHON_PKCS11, partial(timed, python_pkcs11(token), 800))
     if setting.lacks("the PKCS#11 token alone, in C, and p11-kit", "gcc", "libc6-dev"):
         return [python]
     program = built("token_loop.c", setting.folder)
     loop = stack.enter_context(closing(TokenLoop(program, token)))
     steps = [
-        Step(TOKEN, partial(loop.sign, 2000)),
-        Step(TOKEN_PAUSED, partial(loop.sign, 150, pause=0.002)),
+        Step(TOKEN, partial(loop.sign, 800)),
+        Step(TOKEN_PAUSED, partial(loop.sign, 60, pause=0.002)),
         python,
     ]
     if not setting.lacks("p11-kit", "p11-kit", "p11-kit-modules"):
         env = stack.enter_context(p11_kit_server(token, setting.new_folder() / "p11-kit"))
         remote = TokenLoop(program, token, module=p11_kit_client(), env=env)
         stack.enter_context(closing(remote))
-        steps.append(Step(P11_KIT, partial(remote.sign, 1000)))
+        steps.append(Step(P11_KIT, partial(remote.sign, 400)))
     return steps
 
 
@@ -160,9 +162,9 @@ def _without_token(stack: ExitStack) -> list[Step]:
     asked = ("GET", "https://api.example.com/v1/me")
     pyjwt, by_hand = partial(with_pyjwt(), *asked), partial(with_cryptography(), *asked)
     return [
-        Step(PYJWT, partial(timed, pyjwt, 1000)),
-        Step("cryptography, a key in memory", partial(timed, by_hand, 1000)),
-        Step(ECHO, partial(sequential, echoed(PROOF.request), echoes, 4000)),
+        Step(PYJWT, partial(timed, pyjwt, 400)),
+        Step("cryptography, a key in memory", partial(timed, by_hand, 400)),
+        Step(ECHO, partial(sequential, echoed(PROOF.request), echoes, 1000)),
     ]
 
 
