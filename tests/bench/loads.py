@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from tests.bench.figures import P50, P99, RATE, SLOWEST, Measures
+from tests.processes import START_S
 
 ENOUGH_FOR_P99, ENOUGH_FOR_SLOWEST = 200, 10_000
 """Of fewer there is no such figure: it would be another in each round."""
@@ -37,6 +38,18 @@ def connected(path: str) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX)
     sock.connect(path)
     return sock
+
+
+def connected_soon(path: str) -> socket.socket:
+    """A connection to what is just being started."""
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            return connected(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            if time.monotonic() > deadline:
+                raise SystemExit(f"nothing listens on {path}") from None
+            time.sleep(0.001)
 
 
 def measures(times: list[float], wall: float) -> Measures:

@@ -9,7 +9,6 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.figures import CPU, Measures
-from tests.bench.loads import Asked, connected, measures
+from tests.bench.loads import Asked, connected, connected_soon, measures
 from tests.bench.usage import with_cpu
 from tests.processes import ROOT, START_S, Token, end
 
@@ -160,7 +159,7 @@ class SshAgent:
             stdout=subprocess.DEVNULL,
         )
         try:
-            _wait_for(self.path)
+            connected_soon(self.path).close()
             subprocess.run(
                 ["ssh-add", "-q", "-s", token.module],
                 env=env,
@@ -216,23 +215,10 @@ def p11_kit_server(token: Token, folder: Path) -> Iterator[dict[str, str]]:
         stdout=subprocess.DEVNULL,
     )
     try:
-        _wait_for(str(path))
+        connected_soon(str(path)).close()
         yield {"P11_KIT_SERVER_ADDRESS": f"unix:path={path}"}
     finally:
         end(process)
-
-
-def _wait_for(path: str) -> None:
-    deadline = time.monotonic() + START_S
-    while True:
-        try:
-            connected(path).close()
-        except (FileNotFoundError, ConnectionRefusedError):
-            if time.monotonic() > deadline:
-                raise SystemExit(f"nothing listens on {path}") from None
-            time.sleep(0.01)
-        else:
-            return
 
 
 def built(source: str, folder: Path) -> Path:

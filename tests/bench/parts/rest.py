@@ -32,7 +32,7 @@ def _measure(setting: Setting, revision: Revision) -> None:
         with connected(agent.socket) as one:
             sequential(PROOF, one, PROOFS)
         status = agent.client().status()
-        names = {status["pid"]: "agent", status["forking_pid"]: "forking process"}
+        names = {status["pid"]: "agent", status.get("forking_pid"): "forking process"}
         names |= {store["signer_pid"]: "signer" for store in status["stores"]}
         pids = sorted({agent.pid} | descendants(agent.pid))
         time.sleep(SETTLED_S)

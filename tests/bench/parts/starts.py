@@ -9,17 +9,19 @@ import time
 from contextlib import ExitStack
 from functools import partial
 from operator import truediv
-from pathlib import Path
 
 from tests.bench import bars
 from tests.bench.asked import PROOF
 from tests.bench.figures import Column, Measures, Step, in_rounds
-from tests.bench.loads import connected, sequential, take
+from tests.bench.loads import connected, connected_soon, sequential, take
 from tests.bench.revisions import Revision
 from tests.bench.setting import Setting
-from tests.processes import START_S, Agent
+from tests.processes import Agent
 
 ROUNDS, AGENT_ROUNDS = 25, 10
+LIVED_S = 1.2
+"""One that dies sooner isn't replaced at once, lest it does nothing but die."""
+
 MS, S = "ms", "s"
 BARE = "python -c pass"
 
@@ -57,11 +59,7 @@ def _start(agent: Agent) -> Measures:
     agent.stop()
     start = time.perf_counter()
     agent.start(wait=False)
-    while not Path(agent.socket).exists():
-        if time.perf_counter() - start > START_S:
-            raise SystemExit(f"no agent: {agent.log.read_text()}")
-        time.sleep(0.001)
-    with connected(agent.socket) as one:
+    with connected_soon(agent.socket) as one:
         sequential(PROOF, one, 1)
         seconds = time.perf_counter() - start
     return {S: seconds}
@@ -70,7 +68,8 @@ def _start(agent: Agent) -> Measures:
 def _respawn(agent: Agent) -> Measures:
     """Whoever asks while the agent doesn't know of its death yet is refused, and asks again."""
     with connected(agent.socket) as one:
-        sequential(PROOF, one, 1)  # a start of its own, after the one before, is over
+        time.sleep(LIVED_S)
+        sequential(PROOF, one, 1)
         (store,) = agent.client().status()["stores"]
         start = time.perf_counter()
         os.kill(store["signer_pid"], signal.SIGKILL)
