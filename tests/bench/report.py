@@ -19,7 +19,6 @@ LIBRARIES = ("python-pkcs11", "cryptography", "pyjwt", "httpx", "msgspec", "uvlo
 PROGRAMS = {
     "softhsm2": ["softhsm2-util", "--version"],
     "openssh": ["ssh", "-V"],
-    "p11-kit": ["p11-kit", "--version"],
 }
 
 
