@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tests.bench import report
-from tests.bench.figures import Figures
+from tests.bench.figures import CannotMeasure, Figures
 from tests.bench.parts import clients, keys, proofs, rest, seconds, slow, starts
 from tests.bench.revisions import checked_out, here
 from tests.bench.setting import Setting
@@ -75,7 +75,7 @@ def main() -> int:
     args = arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and clean up
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    figures, before = Figures(), report.machine()
+    figures, before, failed = Figures(), report.machine(), False
     with ExitStack() as stack:
         stack.enter_context(private_places())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dpop-bench-")))
@@ -85,7 +85,12 @@ def main() -> int:
         setting = Setting(folder, revisions, args.quick, figures)
         for name in args.parts or PARTS:
             began, known = time.monotonic(), {*figures.values, *figures.derived}
-            PARTS[name](setting)
+            try:
+                PARTS[name](setting)
+            except CannotMeasure as e:
+                print(f"\n{name}: {e}")
+                failed = True
+                continue
             print(
                 f"\n{name}, {time.monotonic() - began:.0f} s: median of the rounds (least to most)"
             )
@@ -95,11 +100,11 @@ def main() -> int:
     if args.json:
         found = report.as_json(figures, revisions, before)
         args.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    if args.plot:
+    if args.plot and not failed:
         from tests.bench.plot import plot  # loads matplotlib, which is there for this alone
 
         plot(figures, setting.this.name, args.plot)
-    return 0 if kept else 1
+    return 0 if kept and not failed else 1
 
 
 if __name__ == "__main__":

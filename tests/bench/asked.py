@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 
+from tests.bench.figures import CannotMeasure
 from tests.bench.loads import Asked
 
 
 def _answers(data: bytes) -> int:
     answers = data.count(b'"proof"')
     if answers != data.count(b"\n"):
-        raise SystemExit(f"the agent refused: {data[:300]!r}")
+        raise CannotMeasure(f"the agent refused: {data[:300]!r}")
     return answers
 
 

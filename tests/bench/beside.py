@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from tests.bench.asked import proof_by
-from tests.bench.figures import Measures
+from tests.bench.figures import CannotMeasure, Measures
 from tests.bench.loads import concurrent, connected
 from tests.processes import ROOT, end
 
@@ -29,7 +29,7 @@ def beside(path: str, key: str, connections: int, measure: Callable[[], Measures
         return measure()
     finally:
         if process.poll() is not None:
-            raise SystemExit("what was to be beside ended")
+            raise CannotMeasure("what was to be beside ended")
         end(process)
 
 

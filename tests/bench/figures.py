@@ -14,6 +14,10 @@ Measures = Mapping[str, float]
 """What one measurement gave, by measure."""
 
 
+class CannotMeasure(Exception):
+    """Something that was to be measured failed; figures of it would mean nothing."""
+
+
 class Step(NamedTuple):
     """One measurement, which is repeated in each round."""
 

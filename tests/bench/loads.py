@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from tests.bench.figures import P50, P99, RATE, SLOWEST, Measures
+from tests.bench.figures import P50, P99, RATE, SLOWEST, CannotMeasure, Measures
 from tests.processes import START_S
 
 ENOUGH_FOR_P99, ENOUGH_FOR_SLOWEST = 200, 10_000
@@ -48,7 +48,7 @@ def connected_soon(path: str) -> socket.socket:
             return connected(path)
         except (FileNotFoundError, ConnectionRefusedError):
             if time.monotonic() > deadline:
-                raise SystemExit(f"nothing listens on {path}") from None
+                raise CannotMeasure(f"nothing listens on {path}") from None
             time.sleep(0.001)
 
 
@@ -80,7 +80,7 @@ def take(asked: Asked, sock: socket.socket) -> bytes:
     while not asked.complete(data):
         more = sock.recv(65536)
         if not more:
-            raise SystemExit(f"the connection ended after {data[:300]!r}")
+            raise CannotMeasure(f"the connection ended after {data[:300]!r}")
         data += more
     return data
 

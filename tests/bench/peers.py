@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.bench.figures import CPU, Measures
+from tests.bench.figures import CPU, CannotMeasure, Measures
 from tests.bench.loads import Asked, connected, connected_soon, measures
 from tests.bench.usage import with_cpu
 from tests.processes import ROOT, START_S, Token, end
@@ -59,7 +59,7 @@ class TokenLoop:
             os.write(asked.fileno(), f"{count} {int(pause * 1e6)}\n".encode())
             took = array("Q", answer.read(8 * (count + 1)))
             if len(took) != count + 1:
-                raise SystemExit("token_loop ended")
+                raise CannotMeasure("token_loop ended")
             return measures([each / 1e9 for each in took[:-1]], took[-1] / 1e9)
 
         return with_cpu(run, {CPU: self._process.pid}, count)
@@ -127,7 +127,7 @@ def _is_complete(data: bytes) -> bool:
 
 def _signed(data: bytes) -> int:
     if data[4] != SIGN_RESPONSE:
-        raise SystemExit(f"ssh-agent refused: {data[:64]!r}")
+        raise CannotMeasure(f"ssh-agent refused: {data[:64]!r}")
     return 1
 
 
@@ -183,7 +183,7 @@ class SshAgent:
                 data += sock.recv(65536)
         (count,) = struct.unpack_from(">I", data, 5)
         if data[4] != IDENTITIES_ANSWER or not count:
-            raise SystemExit("ssh-agent found no key in the PKCS#11 token")
+            raise CannotMeasure("ssh-agent found no key in the PKCS#11 token")
         (size,) = struct.unpack_from(">I", data, 9)
         key = data[13 : 13 + size]
         flags = struct.pack(">I", 0)

@@ -9,7 +9,7 @@ from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench.figures import Figures
+from tests.bench.figures import CannotMeasure, Figures
 from tests.bench.revisions import Revision
 from tests.emulators import missing
 from tests.processes import Agent, Token, new_token
@@ -68,5 +68,9 @@ class Setting:
                 agent.close()
 
         stack.push(close)
-        agent.start().create_key("default")
+        try:
+            agent.start()
+        except AssertionError as e:
+            raise CannotMeasure(e) from e
+        agent.create_key("default")
         return agent

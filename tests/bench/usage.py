@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tests.bench.figures import Measures
+from tests.bench.figures import CannotMeasure, Measures
 
 
 def cpu_seconds(pid: int) -> float:
@@ -50,7 +50,7 @@ class Traced:
         )
         assert self._strace.stderr is not None
         if "attached" not in self._strace.stderr.readline():
-            raise SystemExit(f"strace: {self._strace.stderr.read()}")
+            raise CannotMeasure(f"strace: {self._strace.stderr.read()}")
 
     def end(self) -> int:
         """How many there were."""

@@ -6,6 +6,7 @@ from typing import cast
 
 import pytest
 
+from tests.bench.figures import CannotMeasure
 from tests.bench.setting import Setting
 
 
@@ -34,5 +35,5 @@ def measure(setting: Setting) -> None:
     tests = Tests()
     ran = pytest.main(["-q", "-m", "not long", "-p", "no:cacheprovider"], plugins=[tests])
     if ran != pytest.ExitCode.OK:
-        raise SystemExit("a test failed: what is measured means nothing then")
+        raise CannotMeasure("a test failed")
     setting.figures.derived.update(tests.measured)
