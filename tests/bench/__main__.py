@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tests.bench import report
 from tests.bench.figures import CannotMeasure, Figures
-from tests.bench.parts import clients, keys, proofs, rest, seconds, slow, starts
+from tests.bench.parts import clients, keys, proofs, rest, seconds, signers, slow, starts
 from tests.bench.revisions import checked_out, here
 from tests.bench.setting import Setting
 from tests.places import private_places
@@ -28,6 +28,7 @@ PARTS: dict[str, Callable[[Setting], None]] = {
     "proofs": proofs.measure,
     "clients": clients.measure,
     "slow": slow.measure,
+    "signers": signers.measure,
     "keys": keys.measure,
     "starts": starts.measure,
     "rest": rest.measure,
