@@ -14,6 +14,13 @@ from dpop_agent.errors import HtuRefused
 MAX_URI = 8 * 1024
 """Characters of a target URI; more than real servers take in a request line."""
 
+MAX_PREFIX = 256
+"""Characters of a path that stands for all below it."""
+
+DECODED = 2
+"""Times that servers and the proxies before them decode a path between them; more often is none's
+honest doing."""
+
 _DEFAULT_PORTS = {"https": 443, "http": 80}
 
 # RFC 3986: what may stand in a path, `pchar` and "/"; percent signs only before two hex digits.
@@ -40,6 +47,11 @@ class Target:
         self.htu = htu
         self.origin = origin
         self.cleartext = cleartext
+
+    @property
+    def path(self) -> str:
+        """The path, as it goes on the wire."""
+        return self.htu[len(self.origin) :]
 
 
 def target(uri: str) -> Target:
@@ -118,6 +130,100 @@ def origin_of(uri: str) -> str:
             hint=f"give it as {found.origin}",
         )
     return found.origin
+
+
+def reads_one_way(path: str) -> bool:
+    """Whether a path keeps its segments, however a server reads it on.
+
+    Servers and the proxies before them decode a path once or twice, cut parameters (`;…`) off its
+    segments, merge slashes, take a backslash for one, and drop blanks, control characters or what
+    isn't UTF-8. A path of which any of that would make another one doesn't. A slash at the end is
+    fine: no segment follows it.
+    """
+    if not _keeps_segments(path):
+        return False
+    slashes = path.count("/")
+    for _ in range(DECODED):
+        decoded = _decoded(path)
+        if decoded == path:
+            return True
+        if decoded is None or decoded.count("/") != slashes or not _keeps_segments(decoded):
+            return False
+        path = decoded
+    return _decoded(path) == path
+
+
+def _keeps_segments(path: str) -> bool:
+    """Whether none of them is empty or made of dots alone, and nothing stands in for a slash."""
+    if "\\" in path or not path.isprintable():
+        return False
+    segments = path.removesuffix("/").split("/")[1:]
+    return all(segment.partition(";")[0].strip(". ") for segment in segments)
+
+
+def _decoded(path: str) -> str | None:
+    """A path with its escapes decoded once; None if that isn't UTF-8.
+
+    Letters that look like others count as those (NFKC): some file systems take them so.
+    """
+    if "%" not in path:
+        return path
+    from unicodedata import normalize
+    from urllib.parse import unquote_to_bytes
+
+    try:
+        return normalize("NFKC", unquote_to_bytes(path).decode("utf-8"))
+    except UnicodeDecodeError:
+        return None
+
+
+def path_prefix(text: str) -> str:
+    """A path that stands for itself and all below it, as it goes on the wire.
+
+    Raises:
+        HtuRefused: no path begins so that has one reading alone.
+    """
+    if not text.startswith("/"):
+        raise HtuRefused(
+            "a path begins with a slash",
+            hint="write it as in /api/v1; host and port are the origin's"
+            if "://" in text
+            else f"write it as in /{text if _PATH.fullmatch(text) else 'api/v1'}",
+        )
+    if len(text) > MAX_PREFIX:
+        raise HtuRefused(
+            f"the path has {len(text)} characters, at most {MAX_PREFIX} are accepted",
+            hint="write the beginning of it: all below it is meant too",
+        )
+    if "?" in text or "#" in text:
+        raise HtuRefused(
+            "a path has no query and no fragment: servers don't compare them",
+            hint="leave out what comes from ? or # on",
+        )
+    if "*" in text and (text.endswith("/*") or "/*/" in text or "**" in text):
+        raise HtuRefused(
+            "a path has no wildcards: all below it is meant anyway",
+            hint="leave out what comes from * on",
+        )
+    if not _PATH.fullmatch(text):
+        raise _not_a_path(text)
+    if text != "/" and text.endswith("/"):
+        raise HtuRefused(
+            "a path ends with no slash: it stands for itself and all below it",
+            hint=f"write it as {text.rstrip('/') or '/'}",
+        )
+    if not reads_one_way(text):
+        raise HtuRefused(
+            "the path could be read in another way, so that it would match nothing: it has an "
+            "empty segment, . or .., or an encoded slash",
+            hint="write it as in /api/v1",
+        )
+    return text
+
+
+def is_below(path: str, prefix: str) -> bool:
+    """Whether a path is the prefix, or below it by whole segments."""
+    return path == prefix or path.startswith(prefix if prefix == "/" else f"{prefix}/")
 
 
 def _host(authority: str) -> tuple[str, bool]:

@@ -49,6 +49,12 @@ MAX_REQUESTS = 64
 MAX_SECONDS = 10 * 366 * 24 * 3600
 """Ten years: the longest time that a key's setting can have; beyond it, somebody erred."""
 
+MAX_RATE = 1_000_000
+"""Proofs a minute, and at once: more than any store signs."""
+
+MAX_METHODS = 32
+MAX_PATHS = 32
+
 EVENTS = ("touch",)
 """What a connection can subscribe to."""
 
@@ -116,6 +122,18 @@ def _is_origins(value: Any) -> bool:
     )
 
 
+def _is_list(most: int, check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and len(value) <= most and all(map(check, value))
+
+
+def _is_rate(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, dict)
+        and {"per_minute"} <= value.keys() <= {"per_minute", "burst"}
+        and all(map(_is_count(1, MAX_RATE), value.values()))
+    )
+
+
 _BOOL = Param("true or false", lambda v: isinstance(v, bool))
 _KEY = Param(
     "a key's name: a-z, 0-9, dot, dash, underscore, 64 characters at most",
@@ -171,6 +189,27 @@ _EVENTS = Param(
     f"a list of {', '.join(EVENTS)}",
     lambda v: isinstance(v, list) and len(v) <= len(EVENTS) and all(e in EVENTS for e in v),
 )
+
+RULES = {
+    "origins": _ORIGINS,
+    "methods": Param(
+        f"a list of at most {MAX_METHODS} HTTP methods, such as GET", _is_list(MAX_METHODS, is_htm)
+    ),
+    "paths": Param(
+        f"a list of at most {MAX_PATHS} paths, such as /api/v1",
+        _is_list(MAX_PATHS, lambda v: isinstance(v, str) and len(v) <= MAX_URI),
+    ),
+    "require_ath": _BOOL,
+    "rate": Param(
+        f"null, or an object with per_minute and, if need be, burst: numbers from 1 to {MAX_RATE}",
+        _is_rate,
+    ),
+    "confirm_s": Param(
+        "seconds, 0 to ten years, or null for never",
+        lambda v: v is None or _is_count(0, MAX_SECONDS)(v),
+    ),
+}
+"""What a key, or a socket of its own, gives proofs for."""
 
 KEY_SETTINGS = {
     "origins": _ORIGINS,
