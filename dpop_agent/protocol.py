@@ -212,7 +212,7 @@ RULES = {
 """What a key, or a socket of its own, gives proofs for."""
 
 KEY_SETTINGS = {
-    "origins": _ORIGINS,
+    **RULES,
     "allow_sign_proof": _BOOL,
     "rotate_every_s": _EVERY,
     "drain_s": _SECONDS,

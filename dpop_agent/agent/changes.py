@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from dpop_agent import durations
 from dpop_agent.agent.keys import Generation, Key, Keys, State
-from dpop_agent.protocol import KEY_SETTINGS
+from dpop_agent.agent.rules import ANYTHING, Rate
+from dpop_agent.protocol import KEY_SETTINGS, RULES
 
 
 def changes(before: Keys, after: Keys) -> Iterator[str]:
@@ -22,7 +23,9 @@ def changes(before: Keys, after: Keys) -> Iterator[str]:
 
 def _changed(old: Key | None, new: Key) -> Iterator[str]:
     if old is None:
-        settings = ", ".join(f"{name} {_said(new, name)}" for name in KEY_SETTINGS)
+        settings = ", ".join(
+            f"{name} {_said(new, name)}" for name in KEY_SETTINGS if name not in _unset(new)
+        )
         yield f"{new.name} is a new key: {new.alg} in the store {new.store}, {settings}"
     else:
         yield from _undone(old, new)
@@ -68,8 +71,20 @@ def _more(key: Key, now: Generation) -> str:
     return ""
 
 
+def _unset(key: Key) -> set[str]:
+    """The rules that it doesn't have, of those that a key needn't have."""
+    none = ANYTHING.members()
+    return {name for name, value in key.rules.members().items() if value == none[name]} - {
+        "origins"
+    }
+
+
 def _said(key: Key, setting: str) -> str:
-    value = getattr(key, setting)
-    if setting == "origins":
-        return "lost with the ledger" if key.policy_lost else " ".join(value) or "any"
+    value = getattr(key.rules if setting in RULES else key, setting)
+    if setting == "origins" and key.policy_lost:
+        return "lost with the ledger"
+    if isinstance(value, Rate):
+        return f"{value.per_minute} a minute, {value.burst} at once"
+    if isinstance(value, tuple):
+        return " ".join(value) or "any"
     return "null" if value is None else str(value).lower()

@@ -22,6 +22,7 @@ from dpop_agent.agent.keys import (
     Key,
     State,
 )
+from dpop_agent.agent.rules import ANYTHING, Rules
 from dpop_agent.agent.uses import MAX_FIRST, MAX_LAST, Use
 from dpop_agent.config import STORE_NAME
 from dpop_agent.errors import DPoPAgentError, HtuRefused
@@ -39,6 +40,7 @@ from dpop_agent.protocol import (
     MAX_SECONDS,
     REF,
     REQUEST_ID,
+    RULES,
     SLOT,
     Param,
 )
@@ -109,13 +111,16 @@ def _is_origin(value: Any) -> bool:
         return False
 
 
-def _are_origins(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) <= 64
-        and all(map(_is_origin, value))
-        and len(set(value)) == len(value)
-    )
+def _is_rule(name: str) -> Callable[[Any], bool]:
+    """As the wire has it, and as it is kept."""
+
+    def is_rule(value: Any) -> bool:
+        try:
+            return RULES[name].check(value) and rules_from({name: value}).members()[name] == value
+        except DPoPAgentError:
+            return False
+
+    return is_rule
 
 
 def _are_used(at_most: int) -> Callable[[Any], bool]:
@@ -153,7 +158,8 @@ KEY = {
     "store": Param("a store's name", _is_text(STORE_NAME)).must(),
     "alg": Param("an algorithm that dpop-agent knows", lambda v: v in tuple(ALGORITHMS)).must(),
     "created": _DATE_FORM.must(),
-    "origins": Param("a list of origins", _are_origins).must(),
+    **{name: Param(form.says, _is_rule(name)) for name, form in RULES.items()},
+    "origins": Param("a list of origins", _is_rule("origins")).must(),
     "allow_sign_proof": _BOOL.must(),
     "rotate_every_s": Param(
         "seconds, 1 to ten years, or null", _or_null(_is_count(1, MAX_SECONDS))
@@ -257,9 +263,16 @@ def digest_of(params: Mapping[str, Any]) -> str:
     return b64url(sha256(json.dumps(params, sort_keys=True).encode("ascii")).digest())
 
 
+def rules_from(members: Mapping[str, Any]) -> Rules:
+    """The rules among members that were checked; those that aren't there let everything pass."""
+    return ANYTHING.given(members)
+
+
 def key_members(name: str, key: Key) -> dict[str, Any]:
     """A key as the ledger has it."""
-    return {f.name: getattr(key, f.name) for f in fields(key)} | {
+    members = {f.name: getattr(key, f.name) for f in fields(key) if f.name != "rules"}
+    return members | {
+        **key.rules.members(),
         "name": name,
         "generations": [{f.name: getattr(g, f.name) for f in fields(g)} for g in key.generations],
     }
@@ -310,11 +323,8 @@ def _key(
         generations.append(generation)
     try:
         return Key(
-            **{
-                **members,
-                "origins": tuple(members["origins"]),
-                "generations": tuple(generations),
-            }
+            **{name: value for name, value in members.items() if name not in RULES}
+            | {"rules": rules_from(members), "generations": tuple(generations)}
         )
     except DPoPAgentError as e:
         raise ValueError(e.message) from e

@@ -22,6 +22,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
+from dpop_agent.agent.rules import ANYTHING, Rules
 from dpop_agent.errors import (
     IllegalTransition,
     JktRequired,
@@ -218,7 +219,7 @@ class Key:
     store: str
     alg: str
     created: str
-    origins: tuple[str, ...] = ()
+    rules: Rules = ANYTHING
     allow_sign_proof: bool = False
     rotate_every_s: int | None = None
     drain_s: int = DRAIN_S

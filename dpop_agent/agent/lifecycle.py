@@ -25,14 +25,15 @@ from dpop_agent.errors import (
     NotDurable,
     ObjectLeft,
 )
-from dpop_agent.htu import origin_of
 from dpop_agent.jose import ALGORITHMS
-from dpop_agent.protocol import KEY_SETTINGS
+from dpop_agent.protocol import KEY_SETTINGS, RULES
 
 GIVE_ORIGINS = (
     "give --origin https://api.example.com, or --any-origin (on the wire origins, [] for any)"
 )
 """The hint where nothing says which servers a key is for."""
+
+_OWN_SETTINGS = KEY_SETTINGS.keys() - RULES.keys()
 
 
 class Lifecycle:
@@ -340,8 +341,7 @@ class Lifecycle:
                 f"nothing says which servers the new key {params['key']} is for",
                 hint=GIVE_ORIGINS,
             )
-        new = Key(name=params["key"], store=store, alg=alg, created=now_text())
-        return replace(new, **_settings(params))
+        return _settled(Key(name=params["key"], store=store, alg=alg, created=now_text()), params)
 
     async def _not_in_the_ledger(self, name: str, error: NotDurable) -> NotDurable:
         """What is said of a block that the ledger couldn't take."""
@@ -363,9 +363,14 @@ class Lifecycle:
 
 
 def _settled(key: Key, params: Mapping[str, Any]) -> Key:
-    """The key with what is given; its policy isn't lost any more once its origins are."""
+    """The key with what is given; its policy isn't lost any more once its origins are.
+
+    Raises:
+        HtuRefused, InvalidParams: as `Rules.given` does.
+    """
     lost = key.policy_lost and "origins" not in params
-    return replace(key, **_settings(params), policy_lost=lost)
+    given = {name: params[name] for name in _OWN_SETTINGS if name in params}
+    return replace(key, rules=key.rules.given(params), policy_lost=lost, **given)
 
 
 def _require_nobodys(keys: Keys, store: str, adopted: Generation) -> None:
@@ -437,15 +442,3 @@ def _drained(before: Key, after: Key) -> Generation | None:
 def _last_draining(key: Key) -> Generation | None:
     draining = [g for g in key.generations if g.state is State.DRAINING]
     return max(draining, key=lambda g: (g.changed, g.generation), default=None)
-
-
-def _settings(params: Mapping[str, Any]) -> dict[str, Any]:
-    """What a key may be used for, and for how long, as far as it is given.
-
-    Raises:
-        HtuRefused: one of the origins isn't one.
-    """
-    given = {name: params[name] for name in KEY_SETTINGS if name in params}
-    if "origins" in given:
-        given["origins"] = tuple(dict.fromkeys(origin_of(uri) for uri in given["origins"]))
-    return given

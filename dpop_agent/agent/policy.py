@@ -3,48 +3,64 @@
 from __future__ import annotations
 
 from dpop_agent.agent.keys import Key
+from dpop_agent.agent.rules import MAX_NAMED, Rule
 from dpop_agent.errors import HtuRefused, PolicyRefused
 from dpop_agent.htu import Target
 
-MAX_NAMED = 8
-"""Origins that an error names."""
 
-
-def require_allowed(key: Key, target: Target) -> None:
-    """Let a target pass that the key was given, or any https or loopback one if it was given none.
+def require_allowed(key: Key, target: Target, htm: str, *, presents_access_token: bool) -> None:
+    """Let a request pass that the key's rules let pass, whenever it comes.
 
     Raises:
         HtuRefused: cleartext http, and the key wasn't given that very origin.
-        PolicyRefused: an origin that isn't the key's, or nobody knows which are.
+        PolicyRefused: one of its rules, which `details` names, or nobody knows what they are.
     """
     if key.policy_lost:
         raise PolicyRefused(
             f"what the key {key.name} may be used for was lost with its ledger",
             hint=f"set it anew: dpop-agent key set {key.name} --origin ORIGIN, or --any-origin",
         )
-    if target.origin in key.origins:
+    rule = key.rules.refusing(target, htm, presents_access_token=presents_access_token)
+    if rule is None:
         return
-    if target.cleartext:
+    message = key.rules.why(rule, f"the key {key.name}", target, htm)
+    details = {"rule": rule.value}
+    if rule is Rule.ORIGINS and target.cleartext:
         raise HtuRefused(
-            f"{target.origin} is cleartext http, where a proof can be read and the answer forged",
-            hint=f"use https, or {_allowing(key, target.origin)}",
+            message, hint=f"use https, or {_allowing_origin(key, target.origin)}", details=details
         )
-    if key.origins:
-        named = ", ".join(key.origins[:MAX_NAMED])
-        raise PolicyRefused(
-            f"the key {key.name} isn't for {target.origin}, only for {named}",
-            hint=f"use the key that is, or {_allowing(key, target.origin)}",
-        )
+    raise PolicyRefused(message, hint=_way_on(rule, key, target, htm), details=details)
 
 
-def _allowing(key: Key, origin: str) -> str:
+def _way_on(rule: Rule, key: Key, target: Target, htm: str) -> str:
+    """What people can do about a rule's refusal, as a hint."""
+    if rule is Rule.ORIGINS:
+        return f"use the key that is, or {_allowing_origin(key, target.origin)}"
+    if rule is Rule.METHODS:
+        return f"use a key that is, or {_allowing(key, '--method', key.rules.methods, htm)}"
+    if rule is Rule.PATHS:
+        if key.rules.has_path(target):
+            return "give the path without these"
+        return f"use a key that is, or {_allowing(key, '--path', key.rules.paths, 'PATH')}"
+    return (
+        "send ath with the request that presents the access token; for requests without one, such "
+        "as those for access tokens, use a key without that rule"
+    )
+
+
+def _allowing_origin(key: Key, origin: str) -> str:
     """How to have proofs for one origin more, and none less."""
-    if not key.origins:  # --origin would take all others from it
+    if not key.rules.origins:  # --origin would take all others from it
         return f"make a key for it: dpop-agent key create NAME --origin {origin}"
-    if len(key.origins) > MAX_NAMED:
+    return _allowing(key, "--origin", key.rules.origins, origin)
+
+
+def _allowing(key: Key, option: str, has: tuple[str, ...], more: str) -> str:
+    """How to add one to those that it has."""
+    if len(has) > MAX_NAMED:
         return (
-            f"allow it too, with every --origin that it has: dpop-agent key set {key.name} (and "
+            f"allow it too, with every {option} that it has: dpop-agent key set {key.name} (and "
             f"see: dpop-agent key show {key.name})"
         )
-    options = " ".join(f"--origin {one}" for one in (*key.origins, origin))
+    options = " ".join(f"{option} {one}" for one in (*has, more))
     return f"allow it too: dpop-agent key set {key.name} {options}"

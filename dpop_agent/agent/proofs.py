@@ -75,7 +75,8 @@ class Proofs:
         params = call.params
         if "seen" in params:
             self._observe(params["seen"])
-        asked = (params.get("key"), params.get("jkt"), "ath" in params, params["htu"])
+        has_ath = "ath" in params
+        asked = (params.get("key"), params.get("jkt"), has_ath, params["htu"], params["htm"])
         _OwnProof(self, call, self._choice(asked)).submit()
 
     def sign_proof(self, call: Call) -> None:
@@ -83,9 +84,14 @@ class Proofs:
         jkt, text = call.params["jkt"], call.params["signing_input"]
         key, generation = self._records.keys.signer(None, jkt, presents_access_token=False)
         _require_signing_allowed(key)
-        where = _require_proof(text, key, generation)
-        require_allowed(key, where)
-        choice = Choice(self._records.keys, key, generation, where, built_by_client=True)
+        where, claims = _require_proof(text, key, generation)
+        htm, presents = claims["htm"], "ath" in claims
+        require_allowed(key, where, htm, presents_access_token=presents)
+        choice = Choice(
+            *(self._records.keys, key, generation, where, htm),
+            presents_access_token=presents,
+            built_by_client=True,
+        )
         _ClientsProof(self, call, choice).submit()
 
     def _choice(self, asked: _Asked) -> Choice:
@@ -100,11 +106,13 @@ class Proofs:
             self._keys = keys
         choice = self._choices.get(asked)
         if choice is None:
-            name, jkt, presents_access_token, htu = asked
+            name, jkt, presents, htu, htm = asked
             where = target(htu)
-            key, generation = keys.signer(name, jkt, presents_access_token=presents_access_token)
-            require_allowed(key, where)
-            choice = self._choices[asked] = Choice(keys, key, generation, where)
+            key, generation = keys.signer(name, jkt, presents_access_token=presents)
+            require_allowed(key, where, htm, presents_access_token=presents)
+            choice = self._choices[asked] = Choice(
+                keys, key, generation, where, htm, presents_access_token=presents
+            )
         return choice
 
     def signer(self, key: Key) -> Signer:
@@ -143,7 +151,9 @@ class Proofs:
         key, current = keys.signer(
             choice.key.name, choice.generation.jkt, presents_access_token=False
         )
-        require_allowed(key, choice.where)
+        require_allowed(
+            key, choice.where, choice.htm, presents_access_token=choice.presents_access_token
+        )
         if choice.built_by_client:
             _require_signing_allowed(key)
         return current.state
@@ -203,6 +213,8 @@ class Choice:
         key: the key.
         generation: the one that signs.
         where: what it is for.
+        htm: with which method.
+        presents_access_token: whether it has an `ath`.
         header: the proof's, encoded.
         form: of a signature by that generation.
         built_by_client: it is for `proof.sign`.
@@ -215,9 +227,11 @@ class Choice:
         "form",
         "generation",
         "header",
+        "htm",
         "key",
         "keys",
         "may_want_touch",
+        "presents_access_token",
         "where",
     )
 
@@ -227,10 +241,14 @@ class Choice:
         key: Key,
         generation: Generation,
         where: Target,
+        htm: str,
         *,
+        presents_access_token: bool,
         built_by_client: bool = False,
     ) -> None:
         self.keys = keys
+        self.htm = htm
+        self.presents_access_token = presents_access_token
         self.built_by_client = built_by_client
         self.key = key
         self.generation = generation
@@ -245,8 +263,8 @@ class Choice:
         return self._asked + signing_input.encode("ascii")
 
 
-_Asked = tuple[str | None, str | None, bool, str]
-"""A key's name, a generation's jkt, whether an access token is presented, and htu."""
+_Asked = tuple[str | None, str | None, bool, str, str]
+"""A key's name, a generation's jkt, whether an access token is presented, htu and htm."""
 
 
 class _Signing(ABC):
@@ -384,10 +402,10 @@ def _require_signing_allowed(key: Key) -> None:
         )
 
 
-def _require_proof(text: str, key: Key, generation: Generation) -> Target:
+def _require_proof(text: str, key: Key, generation: Generation) -> tuple[Target, Mapping[str, Any]]:
     """Let pass what is a proof of this very key, as the agent could have made it.
 
-    Returns where it is for.
+    Returns where it is for, and its claims.
 
     Raises:
         InvalidParams, HtuRefused
@@ -432,7 +450,7 @@ def _require_proof(text: str, key: Key, generation: Generation) -> Target:
             "proof.sign: htu isn't in the form that servers compare",
             hint="no query, no fragment, host in lower case, no default port",
         )
-    return where
+    return where, claims
 
 
 def _seconds(date: str) -> float:

@@ -93,14 +93,16 @@ class Rules:
             return Rule.ORIGINS
         if self.methods and htm not in self.methods:
             return Rule.METHODS
-        if self.paths and not self._has_path(where.path):
+        if self.paths and not (self.has_path(where) and reads_one_way(where.path)):
             return Rule.PATHS
         if self.require_ath and not presents_access_token:
             return Rule.REQUIRE_ATH
         return None
 
-    def _has_path(self, path: str) -> bool:
-        return any(is_below(path, prefix) for prefix in self.paths) and reads_one_way(path)
+    def has_path(self, where: Target) -> bool:
+        """Whether a path is below one of `paths`, as it is written."""
+        path = where.path
+        return any(is_below(path, prefix) for prefix in self.paths)
 
     def why(self, rule: Rule, whose: str, where: Target, htm: str) -> str:
         """What is said of a refusal by one of these; a path is nobody's to see in a log.
@@ -121,7 +123,7 @@ class Rules:
                 return f"{whose} isn't for {where.origin}, only for {named(self.origins)}"
             case Rule.METHODS:
                 return f"{whose} isn't for the method {htm}, only for {named(self.methods)}"
-            case Rule.PATHS if any(is_below(where.path, prefix) for prefix in self.paths):
+            case Rule.PATHS if self.has_path(where):
                 return (
                     f"{whose} is for some paths alone, and this one could be read as another: it "
                     "has an empty segment, . or .., or an encoded slash or backslash"
@@ -133,10 +135,13 @@ class Rules:
         raise AssertionError(rule)  # the others refuse no request for what it is
 
 
+ANYTHING = Rules()
+"""None of them: every https server, and http on this machine, however asked for."""
+
+
 def named(values: tuple[str, ...]) -> str:
     """Some of them, for people."""
-    more = ", …" if len(values) > MAX_NAMED else ""
-    return ", ".join(values[:MAX_NAMED]) + more
+    return ", ".join(values[:MAX_NAMED])
 
 
 def _origins(value: list[str]) -> tuple[str, ...]:

@@ -74,14 +74,15 @@ class Views:
     def key(self, key: Key) -> dict[str, Any]:
         """The key with as many of its newest generations as fit."""
         newest: list[dict[str, Any]] = []
-        size = 0
+        own = self._key_members(key)
+        size = len(json.dumps(own))
         for generation in reversed(key.generations):
             members = self._generation_members(key, generation)
             size += len(json.dumps(members))
-            if size > PAGE // 2:
+            if newest and size > PAGE // 2:
                 break
             newest.insert(0, members)
-        return {"keys": [self._key_members(key) | {"generations": newest}]}
+        return {"keys": [own | {"generations": newest}]}
 
     def page(self, params: dict[str, Any]) -> dict[str, Any]:
         """One page; the cursor names a moment, and the generation that the next one begins with."""
@@ -136,7 +137,7 @@ class Views:
             "store": key.store,
             "store_state": None if signer is None else signer.state,
             "alg": key.alg,
-            "origins": list(key.origins),
+            **key.rules.members(),
             "allow_sign_proof": key.allow_sign_proof,
             "rotate_every_s": key.rotate_every_s,
             "drain_s": key.drain_s,

@@ -205,6 +205,16 @@ def origin(text: str) -> str:
         raise argparse.ArgumentTypeError(str(e)) from e
 
 
+def path(text: str) -> str:
+    """A path that stands for itself and all below it."""
+    from dpop_agent.htu import path_prefix
+
+    try:
+        return path_prefix(text)
+    except HtuRefused as e:
+        raise argparse.ArgumentTypeError(str(e)) from e
+
+
 def add_drain(parser: Any, whose: str, default: Any = None) -> None:
     """`--drain TIME`."""
     parser.add_argument(

@@ -14,6 +14,7 @@ from dpop_agent.cli import (
     origins,
     recovering,
     rotating,
+    rules,
 )
 
 TYPE_CHECKING = False
@@ -56,6 +57,7 @@ def add_create(verbs: arguments.Verbs) -> None:
     _add_store_and_alg(sub)
     authorizing.add_slot(sub)
     origins.add_origins(sub.add_mutually_exclusive_group(required=True))
+    rules.add_rules(sub)
     sub.add_argument(
         "--allow-sign-proof",
         action="store_true",
@@ -65,7 +67,8 @@ def add_create(verbs: arguments.Verbs) -> None:
 
 
 def _create(args: Namespace) -> int:
-    params = {"key": args.key} | _times(args) | authorizing.slot_params(args) | origins.given(args)
+    params = {"key": args.key} | origins.given(args) | rules.given(args) | _times(args)
+    params |= authorizing.slot_params(args)
     for name in ("store", "alg"):
         if getattr(args, name) is not None:
             params[name] = getattr(args, name)
@@ -149,6 +152,7 @@ def add_set(verbs: arguments.Verbs) -> None:
     )
     sub.add_argument("key", metavar="NAME", type=arguments.key_name)
     origins.add_origins(sub.add_mutually_exclusive_group())
+    rules.add_rules(sub, others=True)
     allow = sub.add_mutually_exclusive_group()
     allow.add_argument("--allow-sign-proof", action="store_true", default=None)
     allow.add_argument("--no-allow-sign-proof", dest="allow_sign_proof", action="store_false")
@@ -159,19 +163,19 @@ def add_set(verbs: arguments.Verbs) -> None:
         help="whether its signatures wait for a touch; auto: as the card says; by default "
         f"{_STAYS}",
     )
-    sub.set_defaults(usage=sub.error)
 
 
 def _set(args: Namespace) -> int:
-    params = {"key": args.key} | _times(args) | origins.given(args)
+    params = {"key": args.key} | origins.given(args) | rules.given(args) | _times(args)
     if args.allow_sign_proof is not None:
         params["allow_sign_proof"] = args.allow_sign_proof
     if args.touch is not None:
         params["touch"] = {"yes": True, "no": False, "auto": None}[args.touch]
     if len(params) == 1:
         args.usage(
-            "nothing to set: give --origin, --any-origin, --[no-]allow-sign-proof, "
-            "--rotate-every, --drain, --max-drain or --touch"
+            "nothing to set: give --origin, --any-origin, --method, --any-method, --path, "
+            "--any-path, --[no-]require-ath, --rate, --any-rate, --confirm, "
+            "--[no-]allow-sign-proof, --rotate-every, --drain, --max-drain or --touch"
         )
     result = calls.admin("key.set", params)
     lines = [line for key in result["keys"] for line in listing.policy(key)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dpop_agent.cli import output
+from dpop_agent.cli import output, rules
 from dpop_agent.jose import THUMBPRINT_LENGTH
 
 TYPE_CHECKING = False
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 _HEAD = ("KEY", "STATE", "NOTES", "LAST USED", "PROTECTION", "ALG", "STORE", "CREATED", "JKT")
 _BELOW = "  jkt "
 _DROP = ("CREATED", "STORE", "ALG", "PROTECTION", "LAST USED", "NOTES", "STATE")
-
-_ANY = "any: every https server, and http on this machine"
 
 _DATE_FROM_S = 2 * 24 * 3600
 """A drain that ends sooner is shown with the minute."""
@@ -116,7 +114,7 @@ def policy(key: Key) -> list[str]:
         for line in (
             f"{key['key']}: {key['alg']} in the store {key['store']}"
             + (f", which is {trouble}" if trouble else ""),
-            f"  origins     {_origins(key)}",
+            f"  signs       {_signs(key)}",
             f"  sign-proof  {'allowed' if key['allow_sign_proof'] else 'not allowed'}",
             f"  rotation    {rotation}{', due now' if key.get('rotation_due') else ''}",
             f"  drain       {drain} without use, {at_most} at most",
@@ -125,14 +123,15 @@ def policy(key: Key) -> list[str]:
     ]
 
 
-def _origins(key: Key) -> str:
+def _signs(key: Key) -> str:
     if key.get("policy_lost"):
         resumes = active_generation(key) is None and any(
             g["state"] == "suspended" for g in key["generations"]
         )
         verb = "resume" if resumes else "set"
-        return f"none: lost with the ledger; dpop-agent key {verb} {key['key']} --origin ORIGIN"
-    return ", ".join(key["origins"]) or _ANY
+        again = f"dpop-agent key {verb} {key['key']} --origin ORIGIN"
+        return f"nothing: what it is for was lost with the ledger; {again}"
+    return rules.sentence(key).removeprefix("signs ")
 
 
 def is_destroyed(key: Key) -> bool:

@@ -220,7 +220,7 @@ def test_a_key_from_a_lost_ledger_is_resumed_with_its_policy_set_anew(
     assert "what the key default may be used for was lost with its ledger" in line
     assert "--any-origin" in line
     shown = agent.run("key", "show", "default", check=True).stdout
-    assert "origins     none: lost with the ledger" in shown
+    assert "signs       nothing: what it is for was lost with the ledger" in shown
     resumed = agent.run("key", "resume", "default", "--origin", "https://a.example", check=True)
     assert resumed.stdout.startswith("default@3 is active")
     assert "still suspended: default@1, default@2" in resumed.stdout

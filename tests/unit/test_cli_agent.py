@@ -360,6 +360,8 @@ class TestKeys:
         words = ["key", "create", "a", "--store", "s", "--alg", "EdDSA", "--allow-sign-proof"]
         words += ["--origin", "https://A.example:443", "--origin", "http://localhost:8080/"]
         words += ["--rotate-every", "30d", "--drain", "15m", "--max-drain", "90s"]
+        words += ["--method", "GET", "--method", "POST", "--path", "/v1", "--path", "/v2/me"]
+        words += ["--require-ath", "--rate", "60/min", "--burst", "20", "--confirm", "15m"]
         assert main([*words, "--json"]) == 0
         assert json.loads(capsys.readouterr().out) == {"keys": [key()]}
         params = agent.seen[0][2]
@@ -370,6 +372,11 @@ class TestKeys:
             "alg": "EdDSA",
             "allow_sign_proof": True,
             "origins": ["https://a.example", "http://localhost:8080"],
+            "methods": ["GET", "POST"],
+            "paths": ["/v1", "/v2/me"],
+            "require_ath": True,
+            "rate": {"per_minute": 60, "burst": 20},
+            "confirm_s": 900,
             "rotate_every_s": 2_592_000,
             "drain_s": 900,
             "max_drain_s": 90,
@@ -415,7 +422,7 @@ class TestKeys:
     def test_a_key_for_any_origin_is_shown_as_one(self, agent: Agent, capsys: Capture) -> None:
         agent.answers["key.list"] = {"keys": [key()]}
         assert main(["key", "show", "default"]) == 0
-        assert "  origins     any: every https server, and http on" in capsys.readouterr().out
+        assert "  signs       for every https server, and http on" in capsys.readouterr().out
 
     def test_each_request_has_an_id_of_its_own(self, agent: Agent) -> None:
         agent.answers["key.create"] = {"keys": [key()]}
@@ -494,7 +501,7 @@ class TestKeys:
         assert main(["key", "show", "default"]) == 0
         out = capsys.readouterr().out
         for part in (
-            "https://a.example, https://b.example",
+            "  signs       for https://a.example and https://b.example\n",
             "not allowed",
             JKT,
             json.dumps(vectors.RFC9449_JWK, separators=(",", ":")),
@@ -503,6 +510,41 @@ class TestKeys:
             "never",
         ):
             assert part in out
+
+    @pytest.mark.parametrize(
+        ("rules", "sentence"),
+        [
+            ({}, "for every https server, and http on this machine"),
+            (
+                {"paths": ["/v1"], "confirm_s": 900},
+                "for every https server, and http on this machine, below /v1, and asks first (a "
+                "yes holds for 15m)",
+            ),
+            (
+                {
+                    "origins": ["https://api.example.com"],
+                    "methods": ["GET", "POST"],
+                    "paths": ["/v1"],
+                    "require_ath": True,
+                    "rate": {"per_minute": 60, "burst": 10},
+                    "confirm_s": 0,
+                },
+                "GET and POST for https://api.example.com below /v1, with an access token, at "
+                "most 60 a minute and 10 at once, and asks first",
+            ),
+            (
+                {"origins": ["https://a.example"], "methods": ["GET"], "paths": ["/a", "/b", "/c"]},
+                "GET for https://a.example below /a, /b or /c",
+            ),
+        ],
+    )
+    def test_what_a_key_signs_reads_like_a_sentence(
+        self, agent: Agent, capsys: Capture, rules: dict[str, Any], sentence: str
+    ) -> None:
+        agent.answers |= {f"key.{verb}": {"keys": [key(**rules)]} for verb in ("list", "set")}
+        for words in (["show", "default"], ["set", "default", "--drain", "1d"]):
+            assert main(["key", *words]) == 0
+            assert f"  signs       {sentence}\n" in capsys.readouterr().out
 
     def test_list_tells_what_drains_until_when_and_what_is_exportable_or_shared(
         self, agent: Agent, capsys: Capture
@@ -586,6 +628,16 @@ class TestKeys:
         [
             (["--any-origin"], {"origins": []}),
             (["--origin", "https://a.example"], {"origins": ["https://a.example"]}),
+            (["--method", "BREW"], {"methods": ["BREW"]}),
+            (["--any-method"], {"methods": []}),
+            (["--path", "/"], {"paths": ["/"]}),
+            (["--any-path"], {"paths": []}),
+            (["--require-ath"], {"require_ath": True}),
+            (["--no-require-ath"], {"require_ath": False}),
+            (["--rate", "5/min"], {"rate": {"per_minute": 5}}),
+            (["--any-rate"], {"rate": None}),
+            (["--confirm", "each"], {"confirm_s": 0}),
+            (["--confirm", "never"], {"confirm_s": None}),
             (["--allow-sign-proof"], {"allow_sign_proof": True}),
             (["--no-allow-sign-proof"], {"allow_sign_proof": False}),
             (["--rotate-every", "30d"], {"rotate_every_s": 2_592_000}),

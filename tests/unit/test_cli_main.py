@@ -525,6 +525,40 @@ def test_what_is_no_duration_is_a_usage_error_that_says_what_one_is(
         assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--path", "api"], "argument --path: a path begins with a slash; write it as in /api"),
+        (["--path", "/api/"], "argument --path: a path ends with no slash"),
+        (["--path", "/a/../b"], "argument --path: the path could be read in another way"),
+        (["--path", "/a/*"], "argument --path: a path has no wildcards"),
+        (["--path", "/a?b"], "argument --path: a path has no query"),
+        (["--path", "/a", "--any-path"], "not allowed with"),
+        (["--method", "GET POST"], "argument --method: it has to be an HTTP method"),
+        (["--method", ""], "argument --method: it has to be an HTTP method"),
+        (["--method", "GET", "--any-method"], "not allowed with"),
+        (["--require-ath", "--no-require-ath"], "not allowed with"),
+        *((["--rate", text], "a rate is a number of proofs a minute") for text in ("60", "0/min")),
+        *(([f"--rate={text}"], "60/min") for text in ("-1/min", "1/h", "\u0663/min", "1.5/min")),
+        (["--rate", "60/min", "--any-rate"], "not allowed with"),
+        (["--rate", "60/min", "--burst", "0"], "argument --burst: it has to be a number from 1"),
+        (["--burst", "5"], "--burst goes with --rate"),
+        (["--any-rate", "--burst", "5"], "--burst goes with --rate"),
+        *((["--confirm", text], "it has to be never, each, or the time") for text in ("0s", "yes")),
+        (["--any-orgin"], "did you mean --any-origin?"),
+        (["--metod", "GET"], "did you mean --method?"),
+        ([], "nothing to set: give --origin, --any-origin, --method"),
+    ],
+)
+def test_a_rule_that_is_none_is_one_line_that_says_what_to_write(
+    capsys: pytest.CaptureFixture[str], words: list[str], says: str
+) -> None:
+    assert cli.main(["key", "set", "default", *words]) == 2
+    err = capsys.readouterr().err
+    assert says in err
+    assert "Traceback" not in err
+
+
 @pytest.mark.parametrize("text", ["", "0", "0g", "0x00", "00 00", "ab:cd", "é0", "00" * 65])
 def test_what_is_no_object_s_id_is_a_usage_error(
     capsys: pytest.CaptureFixture[str], text: str

@@ -25,6 +25,7 @@ from dpop_agent.agent.blocks import RECORD, ROOM
 from dpop_agent.agent.forms import Block, Remembered, digest_of
 from dpop_agent.agent.keys import Generation, Key, Keys, State
 from dpop_agent.agent.ledger import BLOCKS, FILE, USES, Contents, Copy, Ledger, Reading, Times
+from dpop_agent.agent.rules import Rate, Rules
 from dpop_agent.agent.uses import Seen, Use
 from dpop_agent.errors import ConfigurationError, LedgerUnreadable, NotDurable
 from dpop_agent.jose import ALGORITHMS, ec_jwk, okp_jwk, rsa_jwk, thumbprint
@@ -375,6 +376,14 @@ DATES = ["2026-02-30T00:00:00Z", "2026-11-20", "2026-11-20T19:05:00+00:00", 5, "
         (_set("keys", 0, "origins", to=["https://A.example"]), "origins of the key a isn't"),
         (_set("keys", 0, "origins", to=["https://a.example"] * 2), "origins of the key a isn't"),
         (_set("keys", 0, "origins", to="https://a.example"), "origins of the key a isn't"),
+        (_set("keys", 0, "methods", to=["get"]), "methods of the key a isn't a list of at most"),
+        (_set("keys", 0, "methods", to=["GET", "GET"]), "methods of the key a isn't"),
+        (_set("keys", 0, "paths", to=["/a/"]), "paths of the key a isn't a list of at most"),
+        (_set("keys", 0, "paths", to=["/a/..;/b"]), "paths of the key a isn't"),
+        (_set("keys", 0, "require_ath", to=None), "require_ath of the key a isn't true or false"),
+        (_set("keys", 0, "rate", to={"per_minute": 60}), "rate of the key a isn't null, or an"),
+        (_set("keys", 0, "rate", to={"per_minute": 0, "burst": 1}), "rate of the key a isn't"),
+        (_set("keys", 0, "confirm_s", to="each"), "confirm_s of the key a isn't seconds"),
         (_set("keys", 0, "allow_sign_proof", to=1), "allow_sign_proof of the key a isn't"),
         (_set("keys", 0, "rotate_every_s", to=0), "rotate_every_s of the key a isn't"),
         (_set("keys", 0, "drain_s", to=True), "drain_s of the key a isn't"),
@@ -484,7 +493,8 @@ def test_a_generation_in_any_state_is_the_same_afterwards(
     if state is State.DESTROYED:
         flags |= {"object_left": True, "compromised": True}
     generation = made(7, state, slot="82", touch="cached", drain_s=0, since_s=-5, **known, **flags)
-    key = Key("a", "soft", alg, AT, ("http://b:8080",), True, 60, 0, 5, True, (generation,))
+    rules = Rules(("http://b:8080",), ("GET",), ("/v1",), True, Rate(60, 10), 900)
+    key = Key("a", "soft", alg, AT, rules, True, 60, 0, 5, True, (generation,))
     written = Contents(Keys([key]))
     with opened(folder) as ledger:
         ledger.write(written)

@@ -15,6 +15,7 @@ from dpop_agent.agent.keys import Generation, Key, Keys, State
 from dpop_agent.agent.nonces import Nonces
 from dpop_agent.agent.policy import require_allowed
 from dpop_agent.agent.proofs import MAX_CHOICES, Choice, Proofs
+from dpop_agent.agent.rules import Rules
 from dpop_agent.errors import DPoPAgentError, KeyUnusable, PolicyRefused
 from dpop_agent.htu import target
 from dpop_agent.protocol import encode_made, encode_result
@@ -29,6 +30,9 @@ TARGETS = [
     "http://c.example/",
     "http://localhost:8080/",
 ]
+
+Asked = tuple[str | None, str | None, bool, str, str]
+"""A key's name, a jkt, whether an access token is presented, htu and htm."""
 
 
 class Ledger:
@@ -56,24 +60,31 @@ class Chance:
             if [g.state for g in generations].count(State.ACTIVE) > 1:
                 generations[0] = replace(generations[0], state=State.DRAINING)
             origins = pick(((), ("https://api.example.com",), ("http://c.example",)))
-            keys.append(Key(name, "work", "ES256", AT, origins, generations=tuple(generations)))
+            rules = Rules(
+                origins,
+                methods=pick(((), (), ("GET",))),
+                paths=pick(((), (), ("/v1",))),
+                require_ath=pick((False, False, True)),
+            )
+            keys.append(Key(name, "work", "ES256", AT, rules, generations=tuple(generations)))
         return Keys(keys[: pick((1, 2, 2))])
 
-    def asked(self) -> tuple[str | None, str | None, bool, str]:
+    def asked(self) -> Asked:
         pick = self._random.choice
         jkts = [None, *(public["jkt"] for public in self._publics)]
-        return pick((None, "default", "shop")), pick(jkts), pick((True, False)), pick(TARGETS)
+        key, htm = pick((None, "default", "shop")), pick(("GET", "POST"))
+        return key, pick(jkts), pick((True, False)), pick(TARGETS), htm
 
     def happens(self, share: float) -> bool:
         return self._random.random() < share
 
 
-def decided(keys: Keys, asked: tuple[str | None, str | None, bool, str]) -> Any:
+def decided(keys: Keys, asked: Asked) -> Any:
     """What a look at everything says."""
-    name, jkt, presents_access_token, htu = asked
+    name, jkt, presents_access_token, htu, htm = asked
     where = target(htu)
     key, generation = keys.signer(name, jkt, presents_access_token=presents_access_token)
-    require_allowed(key, where)
+    require_allowed(key, where, htm, presents_access_token=presents_access_token)
     return key, generation, where.htu, where.origin
 
 
@@ -84,7 +95,7 @@ def outcome(decide: Any) -> Any:
         return type(e), e.message, e.hint
 
 
-def kept(proofs: Proofs, asked: tuple[str | None, str | None, bool, str]) -> Any:
+def kept(proofs: Proofs, asked: Asked) -> Any:
     choice = proofs._choice(asked)
     return choice.key, choice.generation, choice.where.htu, choice.where.origin
 
@@ -123,7 +134,7 @@ def test_a_choice_outlives_no_change_of_its_key() -> None:
         key = Key("default", "work", "ES256", AT, generations=(active,))
         records = Ledger(Keys([key]))
         proofs = Proofs(cast("Any", records), cast("Any", None), cast("Any", None), Nonces())
-        choice = proofs._choice((None, None, False, TARGETS[0]))
+        choice = proofs._choice((None, None, False, TARGETS[0], "GET"))
         assert proofs.require_still_signing(choice) is State.ACTIVE
         records.keys = Keys([key.with_(replace(active, state=State.DRAINING))])
         assert proofs.require_still_signing(choice) is State.DRAINING
@@ -131,7 +142,7 @@ def test_a_choice_outlives_no_change_of_its_key() -> None:
         with pytest.raises(KeyUnusable):
             proofs.require_still_signing(choice)
         with pytest.raises(KeyUnusable):
-            proofs._choice((None, None, False, TARGETS[0]))
+            proofs._choice((None, None, False, TARGETS[0], "GET"))
 
     asyncio.run(story())
 
@@ -140,13 +151,19 @@ def test_a_choice_outlives_no_change_of_its_key() -> None:
     ("becomes", "refused"),
     [
         (lambda keys: keys.with_(replace(keys["default"], policy_lost=True)), PolicyRefused),
-        (lambda keys: keys.with_(replace(keys["default"], origins=("https://b",))), PolicyRefused),
+        (lambda keys: with_rules(keys, origins=("https://b",)), PolicyRefused),
+        (lambda keys: with_rules(keys, methods=("PUT",)), PolicyRefused),
+        (lambda keys: with_rules(keys, paths=("/v2",)), PolicyRefused),
+        (lambda keys: with_rules(keys, require_ath=True), PolicyRefused),
         (lambda keys: destroyed(keys), KeyUnusable),
         (lambda keys: destroyed(keys).forget("default"), KeyUnusable),
         (lambda keys: Keys([replace(keys["default"], name="shop")]), KeyUnusable),
         (lambda keys: Keys([]), KeyUnusable),
     ],
-    ids=["policy lost", "other origins", "destroyed", "forgotten", "another's", "gone"],
+    ids=[
+        *("policy lost", "other origins", "other methods", "other paths", "access tokens alone"),
+        *("destroyed", "forgotten", "another's", "gone"),
+    ],
 )
 def test_a_proof_that_waits_is_refused_where_its_key_is_for_it_no_more(
     becomes: Callable[[Keys], Keys], refused: type[DPoPAgentError]
@@ -155,7 +172,7 @@ def test_a_proof_that_waits_is_refused_where_its_key_is_for_it_no_more(
         active = Generation(1, State.ACTIVE, "00", AT, AT, **new_public_key())
         records = Ledger(Keys([Key("default", "work", "ES256", AT, generations=(active,))]))
         proofs = Proofs(cast("Any", records), cast("Any", None), cast("Any", None), Nonces())
-        choice = proofs._choice((None, None, False, TARGETS[0]))
+        choice = proofs._choice((None, None, False, TARGETS[0], "GET"))
         records.keys = becomes(records.keys)
         with pytest.raises(refused):
             proofs.require_still_signing(choice)
@@ -170,7 +187,11 @@ def test_a_clients_own_proof_that_waits_is_refused_once_its_key_signs_none() -> 
         records = Ledger(Keys([key]))
         proofs = Proofs(cast("Any", records), cast("Any", None), cast("Any", None), Nonces())
         where = target(TARGETS[0])
-        choice = Choice(records.keys, key, active, where, built_by_client=True)
+        choice = Choice(
+            *(records.keys, key, active, where, "GET"),
+            presents_access_token=False,
+            built_by_client=True,
+        )
         records.keys = Keys([replace(key, drain_s=7)])
         assert proofs.require_still_signing(choice) is State.ACTIVE
         records.keys = Keys([replace(key, allow_sign_proof=False)])
@@ -178,6 +199,11 @@ def test_a_clients_own_proof_that_waits_is_refused_once_its_key_signs_none() -> 
             proofs.require_still_signing(choice)
 
     asyncio.run(story())
+
+
+def with_rules(keys: Keys, **rules: Any) -> Keys:
+    key = keys["default"]
+    return keys.with_(replace(key, rules=replace(key.rules, **rules)))
 
 
 def destroyed(keys: Keys) -> Keys:
@@ -192,7 +218,7 @@ def test_no_more_choices_are_kept_than_their_limit() -> None:
         keys = Keys([Key("default", "work", "ES256", AT, generations=(active,))])
         proofs = Proofs(cast("Any", Ledger(keys)), cast("Any", None), cast("Any", None), Nonces())
         for number in range(3 * MAX_CHOICES):
-            proofs._choice((None, None, False, f"https://a.example/{number}"))
+            proofs._choice((None, None, False, f"https://a.example/{number}", "GET"))
             assert len(proofs._choices) <= MAX_CHOICES
 
     asyncio.run(story())

@@ -313,7 +313,7 @@ def test_a_key_that_was_resumed_takes_no_more_generations(
         asyncio.run(place.lifecycle.resume(resume))
     asyncio.run(place.lifecycle.resume(resume | {"origins": ["https://a.example/"]}))
     key = place.records.keys["shop"]
-    assert (key.origins, key.policy_lost) == (("https://a.example",), False)
+    assert (key.rules.origins, key.policy_lost) == (("https://a.example",), False)
     store.add("dpop-agent shop@2")
     assert place.adopt() == {
         "dpop-agent shop@2": "there is a key shop that is in use; to adopt it as another "

@@ -122,17 +122,17 @@ def test_a_new_key_is_for_the_servers_that_it_was_given(
     place: Place, verb: str, origins: list[str], kept: tuple[str, ...]
 ) -> None:
     made = place.run(getattr(place, verb)("shop", origins=origins))
-    assert made.origins == kept
+    assert made.rules.origins == kept
 
 
 def test_adopting_into_a_key_leaves_its_servers_as_they_are(place: Place) -> None:
     async def story() -> None:
         await place.create("shop", origins=[SHOP])
-        assert (await place.adopt("shop")).origins == (SHOP,)
+        assert (await place.adopt("shop")).rules.origins == (SHOP,)
         for origins in ([], [SHOP], [API]):
             with pytest.raises(InvalidParams, match="keeps the origins that it has"):
                 await place.adopt("shop", origins=origins)
-        assert place.records.keys["shop"].origins == (SHOP,)
+        assert place.records.keys["shop"].rules.origins == (SHOP,)
 
     place.run(story())
 
@@ -140,9 +140,13 @@ def test_adopting_into_a_key_leaves_its_servers_as_they_are(place: Place) -> Non
 def test_a_key_goes_from_some_servers_to_any_and_back_by_command(place: Place) -> None:
     async def story() -> None:
         await place.create("shop", origins=[SHOP])
-        assert (await place.lifecycle.set({"key": "shop", "origins": []})).origins == ()
-        assert (await place.lifecycle.set({"key": "shop", "drain_s": 5})).origins == ()
-        assert (await place.lifecycle.set({"key": "shop", "origins": [API]})).origins == (API,)
+        for given, origins in (
+            ({"origins": []}, ()),
+            ({"drain_s": 5}, ()),
+            ({"origins": [API]}, (API,)),
+        ):
+            key = await place.lifecycle.set({"key": "shop", **given})
+            assert key.rules.origins == origins
 
     place.run(story())
 
@@ -150,7 +154,7 @@ def test_a_key_goes_from_some_servers_to_any_and_back_by_command(place: Place) -
 def test_a_key_that_exists_keeps_what_it_has(place: Place) -> None:
     place.run(place.create("shop"))
     again = Records(place.ledger)
-    assert again.keys["shop"].origins == ()
+    assert again.keys["shop"].rules.origins == ()
 
 
 # The last generation, and the name
@@ -183,7 +187,7 @@ def test_a_name_that_was_forgotten_is_free_and_its_old_jkt_is_known_as_destroyed
         made = await place.create("shop", origins=[SHOP])
         assert [(g.generation, g.state) for g in made.generations] == [(1, State.ACTIVE)]
         assert made.generations[0].jkt != old.jkt
-        assert (made.origins, made.drain_s) == ((SHOP,), keys_module.DRAIN_S)
+        assert (made.rules.origins, made.drain_s) == ((SHOP,), keys_module.DRAIN_S)
         place.restart()
         assert place.refusal(old.jkt) is KeyDestroyed
         assert "shop@1" in str(place.records.keys.forgotten[old.jkt].refusal())
@@ -416,6 +420,11 @@ def test_each_verb_and_each_end_of_a_drain_is_a_line_with_its_key(place: Place, 
     ("setting", "value", "says"),
     [
         ("origins", [API, SHOP], f"origins is {API} {SHOP}, was any"),
+        ("methods", ["GET", "PUT"], "methods is GET PUT, was any"),
+        ("paths", ["/v1"], "paths is /v1, was any"),
+        ("require_ath", True, "require_ath is true, was false"),
+        ("rate", {"per_minute": 60}, "rate is 60 a minute, 10 at once, was null"),
+        ("confirm_s", 0, "confirm_s is 0, was null"),
         ("allow_sign_proof", True, "allow_sign_proof is true, was false"),
         ("rotate_every_s", 3600, "rotate_every_s is 3600, was null"),
         ("drain_s", 0, "drain_s is 0, was 604800"),
@@ -436,6 +445,7 @@ def test_each_setting_that_changes_is_a_line_with_its_old_value_and_its_new_one(
     place.run(story())
     assert set(KEY_SETTINGS) == {
         "origins",
+        *("methods", "paths", "require_ath", "rate", "confirm_s"),
         "allow_sign_proof",
         "rotate_every_s",
         "drain_s",
