@@ -207,7 +207,7 @@ def _ask(prompt: str, what: str, *, may_be_empty: bool) -> str:
         if secret is None:  # not in the handler, whose exception has what was typed
             raise Cancelled(f"the {what} isn't UTF-8", hint="type it again")
     elif os.environ.get("WAYLAND_DISPLAY") or os.environ.get("DISPLAY"):
-        from dpop_agent.cli import pinentry
+        from dpop_agent import pinentry
 
         secret = pinentry.ask(prompt, what)
     else:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dpop_agent.cli import pinentry
+from dpop_agent import pinentry
 from dpop_agent.errors import Cancelled, ConfigurationError, DPoPAgentError, Timeout
 from tests.agent.places import store, until, write_config
 from tests.emulators import file_of, need
