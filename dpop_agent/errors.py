@@ -14,7 +14,9 @@
     ├── KeyUnusable                  no proof by this key now
     │   └── KeyMismatch, KeyUnknown, KeyPending, KeyStaged, KeySuspended, KeyCompromised,
     │       KeyRetired, KeyDestroyed, KeyMissing, KeyRefused, NoActive
-    ├── JktRequired, HtuRefused, PolicyRefused
+    ├── JktRequired, HtuRefused
+    ├── PolicyRefused
+    │   └── RateExceeded, ConsentRefused
     ├── StoreUnusable
     │   └── Locked, PinRefused, StoreAbsent, StoreInUse, SignerFailed
     ├── AuthorizationRequired
@@ -294,6 +296,19 @@ class PolicyRefused(DPoPAgentError):
     """The key isn't allowed to do this."""
 
     wire_type = "policy_refused"
+
+
+class RateExceeded(PolicyRefused):
+    """As many proofs were given out as the key's rate allows for now."""
+
+    wire_type = "rate_exceeded"
+    default_retry = "later"
+
+
+class ConsentRefused(PolicyRefused):
+    """A person has to agree, and didn't: said no, said nothing, or couldn't be asked."""
+
+    wire_type = "consent_refused"
 
 
 class StoreUnusable(DPoPAgentError):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 from dpop_agent.agent.keys import Key
-from dpop_agent.agent.rules import MAX_NAMED, Rule
-from dpop_agent.errors import HtuRefused, PolicyRefused
+from dpop_agent.agent.rules import MAX_NAMED, Rate, Rule
+from dpop_agent.errors import HtuRefused, PolicyRefused, RateExceeded
 from dpop_agent.htu import Target
 
 
@@ -30,6 +32,17 @@ def require_allowed(key: Key, target: Target, htm: str, *, presents_access_token
             message, hint=f"use https, or {_allowing_origin(key, target.origin)}", details=details
         )
     raise PolicyRefused(message, hint=_way_on(rule, key, target, htm), details=details)
+
+
+def rate_exceeded(key: Key, rate: Rate, wait_s: float) -> RateExceeded:
+    """The refusal of a proof that the key's rate doesn't allow for so many seconds."""
+    return RateExceeded(
+        f"the key {key.name} is for {rate.per_minute} proofs a minute, {rate.burst} at once, and "
+        "they were had",
+        hint=f"ask again later, or allow more: dpop-agent key set {key.name} --rate N/min",
+        retry_after_ms=ceil(wait_s * 1000),
+        details={"rule": Rule.RATE.value},
+    )
 
 
 def _way_on(rule: Rule, key: Key, target: Target, htm: str) -> str:

@@ -21,8 +21,9 @@ from dpop_agent.agent.frames import Form, Outcome, signature_form
 from dpop_agent.agent.inventory import Inventory
 from dpop_agent.agent.keys import Generation, Key, Keys, State
 from dpop_agent.agent.nonces import Nonces
-from dpop_agent.agent.policy import require_allowed
+from dpop_agent.agent.policy import rate_exceeded, require_allowed
 from dpop_agent.agent.queue import SIGN_TIMEOUT_S, Job
+from dpop_agent.agent.rates import Allowance, Rates
 from dpop_agent.agent.records import Records
 from dpop_agent.agent.signers import Signer, Signers
 from dpop_agent.channel import asked_of
@@ -68,6 +69,7 @@ class Proofs:
         self._nonces = nonces
         self._choices: dict[_Asked, Choice] = {}
         self._keys = records.keys  # those of the choices
+        self._rates = Rates()
         self.made = 0
 
     def proof(self, call: Call) -> None:
@@ -77,7 +79,12 @@ class Proofs:
             self._observe(params["seen"])
         has_ath = "ath" in params
         asked = (params.get("key"), params.get("jkt"), has_ath, params["htu"], params["htm"])
-        _OwnProof(self, call, self._choice(asked)).submit()
+        try:
+            choice = self._choice(asked)
+        except DPoPAgentError as e:
+            _note_refusal(e, call)
+            raise
+        self._admit(_OwnProof(self, call, choice), choice)
 
     def sign_proof(self, call: Call) -> None:
         """`proof.sign`: built by a client, let pass only as the agent could have made it."""
@@ -86,13 +93,51 @@ class Proofs:
         _require_signing_allowed(key)
         where, claims = _require_proof(text, key, generation)
         htm, presents = claims["htm"], "ath" in claims
-        require_allowed(key, where, htm, presents_access_token=presents)
+        try:
+            require_allowed(key, where, htm, presents_access_token=presents)
+        except DPoPAgentError as e:
+            _note_refusal(e, call)
+            raise
         choice = Choice(
             *(self._records.keys, key, generation, where, htm),
             presents_access_token=presents,
             built_by_client=True,
         )
-        _ClientsProof(self, call, choice).submit()
+        self._admit(_ClientsProof(self, call, choice), choice)
+
+    def _admit(self, signing: _Signing, choice: Choice) -> None:
+        """Have it signed, unless one of the key's rules that are asked each time is against it."""
+        if choice.is_admitted_at_once:
+            signing.submit()
+            return
+        self._require_rate(choice.key)
+        signing.submit()
+
+    def _require_rate(self, key: Key) -> Allowance | None:
+        """What is left of a key's rate, if it has one.
+
+        Raises:
+            RateExceeded: nothing, for now.
+        """
+        rate = key.rules.rate
+        if rate is None:
+            return None
+        now = monotonic()
+        allowance = self._rates.allowance(key.name, rate, now)
+        wait_s = allowance.wait_s(now)
+        if wait_s > 0:
+            raise rate_exceeded(key, rate, wait_s)
+        return allowance
+
+    def count(self, choice: Choice) -> None:
+        """A proof gets its turn.
+
+        Raises:
+            RateExceeded: not by its key's rate, for now.
+        """
+        allowance = self._require_rate(self._records.keys[choice.key.name])
+        if allowance is not None:
+            allowance.take()
 
     def _choice(self, asked: _Asked) -> Choice:
         """Who signs, and for where: the same for the same question, until the keys change.
@@ -217,6 +262,7 @@ class Choice:
         presents_access_token: whether it has an `ath`.
         header: the proof's, encoded.
         form: of a signature by that generation.
+        is_admitted_at_once: whether none of the key's rules is asked each time.
         built_by_client: it is for `proof.sign`.
         may_want_touch: a signature may wait for a person.
     """
@@ -228,6 +274,7 @@ class Choice:
         "generation",
         "header",
         "htm",
+        "is_admitted_at_once",
         "key",
         "keys",
         "may_want_touch",
@@ -251,6 +298,7 @@ class Choice:
         self.presents_access_token = presents_access_token
         self.built_by_client = built_by_client
         self.key = key
+        self.is_admitted_at_once = key.rules.rate is None and key.rules.confirm_s is None
         self.generation = generation
         self.where = where
         self.header = header(key.alg, generation.jwk)
@@ -270,13 +318,14 @@ _Asked = tuple[str | None, str | None, bool, str, str]
 class _Signing(ABC):
     """One request on its way to a signature and out again."""
 
-    __slots__ = ("_call", "_choice", "_deadline", "_on_touch", "_proofs")
+    __slots__ = ("_call", "_choice", "_deadline", "_is_uncounted", "_on_touch", "_proofs")
 
     def __init__(self, proofs: Proofs, call: Call, choice: Choice) -> None:
         """Nothing is asked of the signer before `submit`."""
         self._proofs = proofs
         self._call = call
         self._choice = choice
+        self._is_uncounted = not choice.is_admitted_at_once
         self._on_touch = (
             call.on_touch(choice.key, choice.generation) if choice.may_want_touch else None
         )
@@ -304,11 +353,15 @@ class _Signing(ABC):
     def _frame(self) -> bytes:
         """Right before it is sent, so that what it says of the time is true."""
         self._proofs.require_still_signing(self._choice)
+        if self._is_uncounted:
+            self._proofs.count(self._choice)
+            self._is_uncounted = False
         return self._choice.frame(self._signing_input())
 
     def _done(self, what: Outcome) -> None:
         if isinstance(what, DPoPAgentError):
             self._proofs.not_signed(what, self._choice.generation)
+            _note_refusal(what, self._call)
             self._call.respond(what)
             return
         try:
@@ -392,6 +445,17 @@ class _ClientsProof(_Signing):
 
     def _result(self, signature: str, state: State) -> dict[str, Any]:  # noqa: ARG002
         return {"signature": signature}
+
+
+def _note_refusal(error: DPoPAgentError, call: Call) -> None:
+    """A refusal by a rule goes to the log: with the origin that was asked for, not with a path."""
+    if "rule" in error.details:
+        log.info(
+            "%s, so the rule %s refused a proof, asked for by %s",
+            error.message,
+            error.details["rule"],
+            call.owner.client,
+        )
 
 
 def _require_signing_allowed(key: Key) -> None:

@@ -171,6 +171,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
     "agent": {
         # Pure: values in, values out.
         "rules": set(),
+        "rates": {"rules"},
         "keys": {"rules"},
         "uses": {"keys"},
         "drains": {"keys", "uses"},
@@ -214,7 +215,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "views": {"keys", "uses", "drains", "nonces", "records", "signers", "inventory"},
         "proofs": {
             *("call", "drains", "frames", "inventory", "keys", "nonces", "policy", "queue"),
-            *("records", "signers"),
+            *("rates", "records", "signers"),
         },
         "stores": {"background", "inventory", "records", "signers", "views"},
         "handler": {
