@@ -5,6 +5,8 @@ default_store = "work"
 max_connections = 512                  # on agent.sock; without it 512, or as many as fit
 lock_after = "15m"                     # lock stores that nobody has used for so long; else never
 release_after = "30s"                  # leave an idle PKCS#11 token to other programs; else never
+confirm_command = ["/usr/bin/kdialog", "--yesno"]  # asks for consent, instead of pinentry: gets the
+                                       # question as one more argument, ends with 0 for a yes
 
 [stores.work]
 type = "pkcs11"
@@ -62,7 +64,7 @@ _ENV_OF_THE_AGENT = ("LD_", "GLIBC_TUNABLES", "MALLOC_", "PYTHON", "LANG", "LC_"
 
 _VERIFY = ("first", "always")
 _TOP = ("agent", "stores")
-_AGENT = ("default_store", "max_connections", "lock_after", "release_after")
+_AGENT = ("default_store", "max_connections", "lock_after", "release_after", "confirm_command")
 _SETTINGS_BY_TYPE = {
     "pkcs11": (
         *("type", "module", "module_args", "uri", "pin_source", "login_retries", "verify"),
@@ -221,7 +223,8 @@ class Config:
 
     `max_connections` on `agent.sock` is None where it doesn't say. `lock_after_s` and
     `release_after_s` are the seconds without use after which a store is locked, or a PKCS#11 token
-    left to other programs; None for never.
+    left to other programs; None for never. `confirm_command` asks for consent; where it is
+    empty, pinentry does.
     """
 
     path: str
@@ -230,6 +233,7 @@ class Config:
     max_connections: int | None = None
     lock_after_s: int | None = None
     release_after_s: int | None = None
+    confirm_command: tuple[str, ...] = ()
 
 
 IDLE = ("lock_after_s", "release_after_s")
@@ -399,7 +403,20 @@ class _Reader:
             max_connections=self._connections(agent),
             lock_after_s=self._interval("lock_after", agent),
             release_after_s=self._interval("release_after", agent),
+            confirm_command=self._command("agent.confirm_command", agent),
         )
+
+    def _command(self, where: str, agent: dict[str, Any]) -> tuple[str, ...]:
+        words = agent.get("confirm_command", [])
+        hint = 'write it as in ["/usr/bin/kdialog", "--yesno"], or leave it out for pinentry'
+        if not isinstance(words, list):
+            self._refuse(f"{where} has to be a list, not {_kind(words)}", hint)
+        if not words:
+            if "confirm_command" in agent:
+                self._refuse(f"{where} is empty", hint)
+            return ()
+        program, *arguments = (self._c_text(where, word) for word in words)
+        return self._file(f"{where}[0]", program, hint), *arguments
 
     def _interval(self, name: str, agent: dict[str, Any]) -> int | None:
         if name not in agent:

@@ -1,4 +1,4 @@
-"""Asking for a PIN by the desktop's pinentry (the Assuan protocol of GnuPG)."""
+"""Asking for a PIN, or for consent, by the desktop's pinentry (the Assuan protocol of GnuPG)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GRACE_S = 3.0
 MAX_LINE = 4096
 """Bytes of its lines, four times what Assuan allows."""
 
-_CANCELED, _TIMEOUT = 99, 62  # libgpg-error's codes, in the low 16 bits
+_CANCELED, _NOT_CONFIRMED, _TIMEOUT = 99, 114, 62  # libgpg-error's codes, in the low 16 bits
 
 
 def ask(prompt: str, what: str) -> str:
@@ -42,17 +42,9 @@ def ask(prompt: str, what: str) -> str:
             f"there is no terminal and no pinentry to ask for the {what}",
             hint="install pinentry, or run this in a terminal",
         )
-    process = subprocess.Popen(
-        [program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
+    process = _start(program)
     try:
-        conversation = _Conversation(process)
-        conversation.answer()
-        for option in _options():
-            conversation.say(f"OPTION {option}", must=False)
-        conversation.say(f"SETTIMEOUT {TIMEOUT_S}", must=False)
-        conversation.say("SETTITLE dpop-agent", must=False)
-        conversation.say(f"SETDESC {_escaped(prompt.rstrip(': '))}")
+        conversation = _begun(process, prompt.rstrip(": "), TIMEOUT_S)
         conversation.say(f"SETPROMPT {_escaped(what)}:")
         typed = conversation.say("GETPIN", seconds=TIMEOUT_S)
         conversation.say("BYE", must=False)
@@ -66,6 +58,66 @@ def ask(prompt: str, what: str) -> str:
             "pinentry answered with something other than UTF-8", hint="run this in a terminal"
         )
     return secret
+
+
+class NotConfirmed(Cancelled):
+    """Somebody said no."""
+
+
+class Pinentry:
+    """One that asks for consent, and can be stopped from another thread."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopped = False
+
+    def confirm(self, question: str, *, within_s: int) -> None:
+        """Return for a yes. Blocks.
+
+        Raises:
+            NotConfirmed: they said no.
+            Timeout: nobody said anything for so many seconds.
+            Cancelled: pinentry failed, or was stopped.
+            ConfigurationError: there is none.
+        """
+        program = which(PROGRAM)
+        if program is None:
+            raise ConfigurationError("there is no pinentry", hint="install pinentry")
+        process = self._process = _start(program)
+        try:
+            if self._stopped:  # before there was a process to end
+                raise _no_answer()
+            conversation = _begun(process, question, within_s)
+            conversation.say("CONFIRM", seconds=within_s)
+            conversation.say("BYE", must=False)
+        except OSError as e:
+            raise _no_answer() from e
+        finally:
+            _end(process)
+
+    def stop(self) -> None:
+        """End it, without an answer."""
+        self._stopped = True
+        if self._process is not None:
+            self._process.terminate()
+
+
+def _start(program: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+
+
+def _begun(process: subprocess.Popen[bytes], text: str, timeout_s: int) -> _Conversation:
+    """A conversation in which pinentry knows what to show, where and for how long."""
+    conversation = _Conversation(process)
+    conversation.answer()
+    for option in _options():
+        conversation.say(f"OPTION {option}", must=False)
+    conversation.say(f"SETTIMEOUT {timeout_s}", must=False)
+    conversation.say("SETTITLE dpop-agent", must=False)
+    conversation.say(f"SETDESC {_escaped(text)}")
+    return conversation
 
 
 def _options() -> list[str]:
@@ -144,8 +196,8 @@ def _error(said: bytes) -> Cancelled | Timeout:
     code = int(number) & 0xFFFF if number.isdigit() else 0
     if code == _TIMEOUT:
         return Timeout("nobody typed it in time", hint="try again")
-    if code == _CANCELED:
-        return Cancelled("pinentry was cancelled")
+    if code in (_CANCELED, _NOT_CONFIRMED):
+        return NotConfirmed("pinentry was cancelled")
     return Cancelled(f"pinentry refused (code {code})", hint="run this in a terminal")
 
 

@@ -27,6 +27,10 @@ class Peer(Protocol):
     def client(self) -> str:
         """Who is at its other end, for the log."""
 
+    @property
+    def pid(self) -> int:
+        """The process that connected, where that is known; else 0."""
+
     def introduce(self, name: str) -> None:
         """Note who its client says that it is."""
 
@@ -67,14 +71,18 @@ class Call(NamedTuple):
                 generation.generation,
                 key.store,
             )
-            self.owner.tell(
-                "touch",
-                {
-                    "id": self.request.id,
-                    "key": key.name,
-                    "jkt": generation.jkt,
-                    "store": key.store,
-                },
-            )
+            self.owner.tell("touch", self._waits_for(key, generation))
 
         return announce
+
+    def tell_that_a_person_is_asked(self, key: Key, generation: Generation) -> None:
+        """Announce that the request waits for a person's consent, or for others' questions."""
+        self.owner.tell("touch", self._waits_for(key, generation) | {"consent": True})
+
+    def _waits_for(self, key: Key, generation: Generation) -> dict[str, Any]:
+        return {
+            "id": self.request.id,
+            "key": key.name,
+            "jkt": generation.jkt,
+            "store": key.store,
+        }

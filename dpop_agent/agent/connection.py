@@ -50,6 +50,7 @@ class Connection(asyncio.BufferedProtocol):
         requests: what its socket answers.
         flow: its peer's uid, its socket, its number.
         client: who its peer is, for the log.
+        pid: its peer's process, 0 where that isn't known.
         under_way: how many of its requests are.
     """
 
@@ -60,12 +61,14 @@ class Connection(asyncio.BufferedProtocol):
         intake: Intake,
         flow: Flow,
         peer: str = "",
+        pid: int = 0,
     ) -> None:
         self._server = server
         self.requests = requests
         self._intake = intake
         self.flow = flow
         self.client = self._peer = peer
+        self.pid = pid
         self.under_way = 0
         self._received = b""
         self._begin = 0

@@ -12,11 +12,13 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from time import monotonic
 from typing import Any
 
 from dpop_agent.agent import drains
 from dpop_agent.agent.call import Call
+from dpop_agent.agent.consent import Consents, Wish, changed_meanwhile
 from dpop_agent.agent.frames import Form, Outcome, signature_form
 from dpop_agent.agent.inventory import Inventory
 from dpop_agent.agent.keys import Generation, Key, Keys, State
@@ -61,12 +63,18 @@ class Proofs:
     """
 
     def __init__(
-        self, records: Records, signers: Signers, inventory: Inventory, nonces: Nonces
+        self,
+        records: Records,
+        signers: Signers,
+        inventory: Inventory,
+        nonces: Nonces,
+        consents: Consents,
     ) -> None:
         self._records = records
         self._signers = signers
         self._inventory = inventory
         self._nonces = nonces
+        self._consents = consents
         self._choices: dict[_Asked, Choice] = {}
         self._keys = records.keys  # those of the choices
         self._rates = Rates()
@@ -81,10 +89,13 @@ class Proofs:
         asked = (params.get("key"), params.get("jkt"), has_ath, params["htu"], params["htm"])
         try:
             choice = self._choice(asked)
+            if choice.is_admitted_at_once:
+                _OwnProof(self, call, choice).submit()
+            else:
+                self._admit(_OwnProof, call, choice)
         except DPoPAgentError as e:
             _note_refusal(e, call)
             raise
-        self._admit(_OwnProof(self, call, choice), choice)
 
     def sign_proof(self, call: Call) -> None:
         """`proof.sign`: built by a client, let pass only as the agent could have made it."""
@@ -93,25 +104,53 @@ class Proofs:
         _require_signing_allowed(key)
         where, claims = _require_proof(text, key, generation)
         htm, presents = claims["htm"], "ath" in claims
-        try:
-            require_allowed(key, where, htm, presents_access_token=presents)
-        except DPoPAgentError as e:
-            _note_refusal(e, call)
-            raise
         choice = Choice(
             *(self._records.keys, key, generation, where, htm),
             presents_access_token=presents,
             built_by_client=True,
         )
-        self._admit(_ClientsProof(self, call, choice), choice)
+        try:
+            require_allowed(key, where, htm, presents_access_token=presents)
+            self._admit(_ClientsProof, call, choice)
+        except DPoPAgentError as e:
+            _note_refusal(e, call)
+            raise
 
-    def _admit(self, signing: _Signing, choice: Choice) -> None:
-        """Have it signed, unless one of the key's rules that are asked each time is against it."""
-        if choice.is_admitted_at_once:
-            signing.submit()
+    def _admit(self, signing: type[_Signing], call: Call, choice: Choice) -> None:
+        """Have it signed if the key's rules that are asked each time let it, a person maybe."""
+        key = choice.key
+        self._require_rate(key)  # so that nobody is asked in vain
+        if key.rules.confirm_s is None:
+            signing(self, call, choice).submit()
             return
-        self._require_rate(choice.key)
-        signing.submit()
+        signer = self.signer(key)
+        wish = Wish(
+            key=key,
+            locks=(signer, signer.locks),
+            origin=choice.where.origin,
+            htm=choice.htm,
+            pid=call.owner.pid,
+            flow=call.owner.flow,
+        )
+        if self._consents.holds(wish):
+            signing(self, call, choice).submit()
+            return
+
+        def answered(error: DPoPAgentError | None) -> None:
+            if error is None and self._records.keys.get(key.name) is not key:
+                error = changed_meanwhile(key)
+            if error is None:
+                try:
+                    # Only now, so that its time begins now.
+                    signing(self, call, choice).submit()
+                except DPoPAgentError as e:
+                    error = e
+            if error is not None:
+                _note_refusal(error, call)
+                call.respond(error)
+
+        announce = partial(call.tell_that_a_person_is_asked, key, choice.generation)
+        self._consents.start(wish, announce=announce, then=answered)
 
     def _require_rate(self, key: Key) -> Allowance | None:
         """What is left of a key's rate, if it has one.
@@ -188,7 +227,7 @@ class Proofs:
         """The generation's state now: its key may have changed since it was chosen.
 
         Raises:
-            KeyUnusable, HtuRefused, PolicyRefused
+            KeyUnusable, HtuRefused, PolicyRefused, ConsentRefused
         """
         keys = self._records.keys
         if keys is choice.keys:
@@ -201,6 +240,8 @@ class Proofs:
         )
         if choice.built_by_client:
             _require_signing_allowed(key)
+        if key.rules.confirm_s is not None and key.rules != choice.key.rules:
+            raise changed_meanwhile(key)
         return current.state
 
     def given_out(self, choice: Choice, client: str) -> None:
@@ -451,9 +492,9 @@ def _note_refusal(error: DPoPAgentError, call: Call) -> None:
     """A refusal by a rule goes to the log: with the origin that was asked for, not with a path."""
     if "rule" in error.details:
         log.info(
-            "%s, so the rule %s refused a proof, asked for by %s",
-            error.message,
+            "a proof is refused by the rule %s: %s; asked for by %s",
             error.details["rule"],
+            error.message,
             call.owner.client,
         )
 

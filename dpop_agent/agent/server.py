@@ -14,16 +14,18 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from time import monotonic
 from typing import Any
 
 import uvloop
 
 from dpop_agent import paths, protocol
-from dpop_agent.agent import descriptors, terminal
+from dpop_agent.agent import asking, descriptors, terminal
 from dpop_agent.agent.acceptor import Acceptor
 from dpop_agent.agent.background import Background
 from dpop_agent.agent.call import Call
 from dpop_agent.agent.connection import Connection
+from dpop_agent.agent.consent import ANSWER_S, Consents
 from dpop_agent.agent.forker import Forker
 from dpop_agent.agent.handler import Handler, ending
 from dpop_agent.agent.intake import Intake
@@ -109,10 +111,11 @@ class Agent:
         lifecycle = Lifecycle(self._records, self.signers, inventory, making, background)
         self._upkeep = Upkeep(self._records, making, inventory, background)
         nonces = Nonces()
+        self._consents = Consents(self._ask, background, monotonic)
         views = Views(self._records, self.signers, inventory, nonces)
         self._handler = Handler(
             self,
-            proofs=Proofs(self._records, self.signers, inventory, nonces),
+            proofs=Proofs(self._records, self.signers, inventory, nonces, self._consents),
             lifecycle=lifecycle,
             recovery=Recovery(self._records, self.signers, inventory, making),
             stores=Stores(
@@ -126,6 +129,10 @@ class Agent:
             views=views,
             background=background,
         )
+
+    async def _ask(self, question: str) -> None:
+        """Put it to a person, as the configuration says how."""
+        await asking.ask(question, command=self._config.confirm_command, within_s=ANSWER_S)
 
     @property
     def default_store(self) -> str:
@@ -149,7 +156,7 @@ class Agent:
             return None
         intake = self._admin_intake if is_admin else self._intake
         flow = (peer.uid, listener.path, next(self._numbers))
-        connection = Connection(self, requests, intake, flow, str(peer))
+        connection = Connection(self, requests, intake, flow, str(peer), peer.pid)
         self._connections.add(connection)
         self._admins += is_admin
         return connection
@@ -161,6 +168,7 @@ class Agent:
             self._admins -= connection.requests.methods is protocol.ADMIN_METHODS
             for signer in self.signers.values():
                 signer.drop(connection.flow)
+            self._consents.drop(connection.flow)
             if not self._connections:
                 self._parted.set()
 

@@ -143,6 +143,11 @@ class Signer:
         return self._siblings.error
 
     @property
+    def locks(self) -> int:
+        """How often it was locked."""
+        return self._locks
+
+    @property
     def has_process(self) -> bool:
         """Whether a process of it runs, its store open or not."""
         return bool(self._work.hands)

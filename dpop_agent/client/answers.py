@@ -155,24 +155,32 @@ class Generation(_Frozen):
 
 
 class Touch(_Frozen):
-    """A proof waits for somebody to touch the card.
+    """A proof waits for a person: to touch the card, or to agree.
 
     Attributes:
         key: the key's name.
         jkt: thumbprint of the generation that is to sign.
         store: the name of the store that the card is.
+        consent: whether somebody is asked to agree, and no card waits.
     """
 
-    __slots__ = ("jkt", "key", "store")
+    __slots__ = ("consent", "jkt", "key", "store")
+    consent: bool
     key: str
     jkt: str
     store: str
 
+    def __init__(self, **values: object) -> None:
+        super().__init__(**{"consent": False} | values)
+
     def __str__(self) -> str:
+        if self.consent:
+            return f"you are being asked whether {self.key} may sign"
         return f"touch the card of the store {self.store} to sign with {self.key}"
 
     def __repr__(self) -> str:
-        return f"<Touch key={self.key!r} jkt={self.jkt!r} store={self.store!r}>"
+        consent = " consent" if self.consent else ""
+        return f"<Touch key={self.key!r} jkt={self.jkt!r} store={self.store!r}{consent}>"
 
 
 def check_timeout(timeout: float) -> float:
@@ -308,10 +316,10 @@ def read_line(line: bytes) -> tuple[int | None, Outcome | Touch | None]:
 def _touch_of(event: Event) -> Touch | None:
     if event.name != "touch":
         return None
-    values = {name: event.params.get(name) for name in Touch.__slots__}
+    values = {name: event.params.get(name) for name in ("key", "jkt", "store")}
     if not all(isinstance(value, str) for value in values.values()):
         raise ProtocolError("the agent's event has no touch in it")
-    return Touch(**values)
+    return Touch(**values, consent=event.params.get("consent") is True)
 
 
 class Listing:

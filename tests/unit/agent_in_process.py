@@ -16,9 +16,11 @@ import uvloop
 
 from dpop_agent import protocol
 from dpop_agent.agent.acceptor import Acceptor
+from dpop_agent.agent.asking import NotAgreed
 from dpop_agent.agent.background import Background
 from dpop_agent.agent.call import Call
 from dpop_agent.agent.connection import Connection
+from dpop_agent.agent.consent import Consents
 from dpop_agent.agent.handler import Handler
 from dpop_agent.agent.intake import Intake
 from dpop_agent.agent.inventory import Inventory
@@ -136,10 +138,11 @@ class AgentInProcess:
         making = Making(records, signers, inventory, background)
         self.upkeep = Upkeep(records, making, inventory, background)
         nonces = Nonces()
+        consents = Consents(self._nobody_asks, background, self._loop.time)
         views = Views(records, signers, inventory, nonces)
         self._handler = Handler(
             cast("Any", self),
-            proofs=Proofs(records, signers, inventory, nonces),
+            proofs=Proofs(records, signers, inventory, nonces, consents),
             lifecycle=Lifecycle(records, signers, inventory, making, background),
             recovery=Recovery(records, signers, inventory, making),
             stores=Stores(
@@ -187,6 +190,9 @@ class AgentInProcess:
 
     def describe(self) -> dict[str, Any]:
         return {"connections": 1, "config": "-", "ledger": self.records.path}
+
+    async def _nobody_asks(self, question: str) -> None:
+        raise NotAgreed(f"nobody is there to be asked: {question}")
 
     async def reload(self) -> None:
         await self.upkeep.reconcile("dict")

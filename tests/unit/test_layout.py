@@ -198,6 +198,8 @@ ROOMS: dict[str, dict[str, set[str]]] = {
             *("frames", "hosts", "opening", "process", "queue", "siblings", "starting", "states"),
         },
         "background": set(),
+        "asking": set(),
+        "consent": {"asking", "background", "keys", "queue", "rules"},
         # What becomes of keys.
         "inventory": {"keys", "labels", "records", "signers", "background"},
         "labels": set(),
@@ -214,7 +216,17 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "call": {"keys", "queue"},
         "views": {"keys", "uses", "drains", "nonces", "records", "signers", "inventory"},
         "proofs": {
-            *("call", "drains", "frames", "inventory", "keys", "nonces", "policy", "queue"),
+            *(
+                "call",
+                "consent",
+                "drains",
+                "frames",
+                "inventory",
+                "keys",
+                "nonces",
+                "policy",
+                "queue",
+            ),
             *("rates", "records", "signers"),
         },
         "stores": {"background", "inventory", "records", "signers", "views"},
@@ -230,7 +242,8 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "terminal": set(),
         # All of them put together.
         "server": {
-            *("acceptor", "background", "call", "connection", "descriptors", "forker", "handler"),
+            *("acceptor", "asking", "background", "call", "connection", "consent", "descriptors"),
+            *("forker", "handler"),
             *(
                 "intake",
                 "inventory",

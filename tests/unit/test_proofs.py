@@ -42,6 +42,11 @@ class Ledger:
         self.keys = keys
 
 
+def proofs_of(records: Ledger) -> Proofs:
+    none: Any = None
+    return Proofs(cast("Any", records), none, none, Nonces(), none)
+
+
 class Chance:
     """Keys and questions about them, at random."""
 
@@ -104,7 +109,7 @@ def compare_choices(count: int, seed: int) -> None:
     async def story() -> None:
         chance = Chance(seed)
         records = Ledger(chance.keys())
-        proofs = Proofs(cast("Any", records), cast("Any", None), cast("Any", None), Nonces())
+        proofs = proofs_of(records)
         good = 0
         for _ in range(count):
             if chance.happens(0.02):
@@ -133,7 +138,7 @@ def test_a_choice_outlives_no_change_of_its_key() -> None:
         active = Generation(1, State.ACTIVE, "00", AT, AT, **public)
         key = Key("default", "work", "ES256", AT, generations=(active,))
         records = Ledger(Keys([key]))
-        proofs = Proofs(cast("Any", records), cast("Any", None), cast("Any", None), Nonces())
+        proofs = proofs_of(records)
         choice = proofs._choice((None, None, False, TARGETS[0], "GET"))
         assert proofs.require_still_signing(choice) is State.ACTIVE
         records.keys = Keys([key.with_(replace(active, state=State.DRAINING))])
@@ -171,7 +176,7 @@ def test_a_proof_that_waits_is_refused_where_its_key_is_for_it_no_more(
     async def story() -> None:
         active = Generation(1, State.ACTIVE, "00", AT, AT, **new_public_key())
         records = Ledger(Keys([Key("default", "work", "ES256", AT, generations=(active,))]))
-        proofs = Proofs(cast("Any", records), cast("Any", None), cast("Any", None), Nonces())
+        proofs = proofs_of(records)
         choice = proofs._choice((None, None, False, TARGETS[0], "GET"))
         records.keys = becomes(records.keys)
         with pytest.raises(refused):
@@ -185,7 +190,7 @@ def test_a_clients_own_proof_that_waits_is_refused_once_its_key_signs_none() -> 
         active = Generation(1, State.ACTIVE, "00", AT, AT, **new_public_key())
         key = Key("default", "work", "ES256", AT, generations=(active,), allow_sign_proof=True)
         records = Ledger(Keys([key]))
-        proofs = Proofs(cast("Any", records), cast("Any", None), cast("Any", None), Nonces())
+        proofs = proofs_of(records)
         where = target(TARGETS[0])
         choice = Choice(
             *(records.keys, key, active, where, "GET"),
@@ -216,7 +221,7 @@ def test_no_more_choices_are_kept_than_their_limit() -> None:
     async def story() -> None:
         active = Generation(1, State.ACTIVE, "00", AT, AT, **new_public_key())
         keys = Keys([Key("default", "work", "ES256", AT, generations=(active,))])
-        proofs = Proofs(cast("Any", Ledger(keys)), cast("Any", None), cast("Any", None), Nonces())
+        proofs = proofs_of(Ledger(keys))
         for number in range(3 * MAX_CHOICES):
             proofs._choice((None, None, False, f"https://a.example/{number}", "GET"))
             assert len(proofs._choices) <= MAX_CHOICES
