@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -445,6 +446,36 @@ def test_the_number_of_connections_is_read_where_it_is_said(tmp_path: Path) -> N
     assert config.load(write(tmp_path, STORE)).max_connections is None
     text = f"[agent]\nmax_connections = 6000\n{STORE}"
     assert config.load(write(tmp_path, text)).max_connections == 6000
+
+
+def test_what_asks_for_consent_is_pinentry_or_a_program_by_its_full_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/alice")
+    assert config.load(write(tmp_path, STORE)).confirm_command == ()
+    for words, command in (
+        (["/usr/bin/kdialog", "--yesno"], ("/usr/bin/kdialog", "--yesno")),
+        (["~/bin/ask"], ("/home/alice/bin/ask",)),
+    ):
+        path = write(tmp_path, f"[agent]\nconfirm_command = {json.dumps(words)}\n{STORE}")
+        assert config.load(path).confirm_command == command
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ('"/usr/bin/kdialog"', r"agent\.confirm_command has to be a list, not text"),
+        ("[]", r"agent\.confirm_command is empty"),
+        ('["kdialog"]', r"agent\.confirm_command\[0\] isn't a full path"),
+        ("[1]", r"agent\.confirm_command has to be text, not a number"),
+        ('["/bin/a", "b\\u0000"]', r"agent\.confirm_command has a zero byte"),
+    ],
+)
+def test_what_cant_ask_for_consent_is_refused(tmp_path: Path, value: str, says: str) -> None:
+    path = write(tmp_path, f"[agent]\nconfirm_command = {value}\n{STORE}")
+    with pytest.raises(ConfigurationError, match=says) as refused:
+        config.load(path)
+    assert refused.value.hint
 
 
 @pytest.mark.parametrize("name", ["lock_after", "release_after"])
