@@ -21,6 +21,7 @@ def require_allowed(key: Key, target: Target, htm: str, *, presents_access_token
         raise PolicyRefused(
             f"what the key {key.name} may be used for was lost with its ledger",
             hint=f"set it anew: dpop-agent key set {key.name} --origin ORIGIN, or --any-origin",
+            details={"rule": Rule.ORIGINS.value},
         )
     rule = key.rules.refusing(target, htm, presents_access_token=presents_access_token)
     if rule is None:

@@ -101,16 +101,16 @@ class Proofs:
         """`proof.sign`: built by a client, let pass only as the agent could have made it."""
         jkt, text = call.params["jkt"], call.params["signing_input"]
         key, generation = self._records.keys.signer(None, jkt, presents_access_token=False)
-        _require_signing_allowed(key)
-        where, claims = _require_proof(text, key, generation)
-        htm, presents = claims["htm"], "ath" in claims
-        choice = Choice(
-            *(self._records.keys, key, generation, where, htm),
-            presents_access_token=presents,
-            built_by_client=True,
-        )
         try:
+            _require_signing_allowed(key)
+            where, claims = _require_proof(text, key, generation)
+            htm, presents = claims["htm"], "ath" in claims
             require_allowed(key, where, htm, presents_access_token=presents)
+            choice = Choice(
+                *(self._records.keys, key, generation, where, htm),
+                presents_access_token=presents,
+                built_by_client=True,
+            )
             self._admit(_ClientsProof, call, choice)
         except DPoPAgentError as e:
             _note_refusal(e, call)
@@ -504,6 +504,7 @@ def _require_signing_allowed(key: Key) -> None:
         raise PolicyRefused(
             f"the key {key.name} doesn't sign proofs that its clients built",
             hint=f"use proof, or allow it: dpop-agent key set {key.name} --allow-sign-proof",
+            details={"rule": "allow_sign_proof"},
         )
 
 

@@ -127,6 +127,60 @@ def test_without_a_pinentry_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
     assert "install pinentry" in caught.value.hint
 
 
+# Consent
+
+
+def confirm(within_s: int = 60) -> None:
+    pinentry.Pinentry().confirm("Sign a proof with the key 50%?\n\nGET at x", within_s=within_s)
+
+
+def test_a_person_who_presses_ok_agrees_and_one_who_cancels_doesnt(screen: Person) -> None:
+    thread = screen.answers("\r")
+    confirm()
+    thread.join()
+    assert "Sign a proof with the key 50%?" in screen.shown
+    screen.shown = ""
+    thread = screen.answers("\t\r")
+    with pytest.raises(pinentry.NotConfirmed):
+        confirm()
+    thread.join()
+
+
+def test_a_question_that_nobody_answers_ends_in_time(screen: Person, measured: Measured) -> None:
+    with measured(GIVEN_UP), pytest.raises(Timeout):
+        confirm(within_s=1)
+
+
+def test_a_question_without_a_place_to_be_asked_at_is_no_yes(
+    screen: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GPG_TTY")
+    with pytest.raises(Cancelled):
+        confirm()
+    monkeypatch.setattr(pinentry, "PROGRAM", "no-such-pinentry")
+    with pytest.raises(ConfigurationError, match="there is no pinentry"):
+        confirm()
+
+
+def test_a_question_is_called_off_from_another_thread(screen: Person) -> None:
+    asked, came = pinentry.Pinentry(), list[BaseException]()
+
+    def ask() -> None:
+        try:
+            asked.confirm("Sign?", within_s=60)
+        except DPoPAgentError as e:
+            came.append(e)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    screen.until("<Cancel>")
+    asked.stop()
+    thread.join()
+    (error,) = came
+    assert isinstance(error, Cancelled)
+    assert not isinstance(error, pinentry.NotConfirmed)
+
+
 GIVEN_UP = "a pinentry is given up after its 1 s"
 
 ANSWER = "echo OK; while read line; do case $line in GETPIN) {};; *) echo OK;; esac; done"

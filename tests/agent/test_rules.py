@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -332,6 +334,24 @@ def test_one_question_is_open_at_a_time_and_ends_with_its_connection(
         person.says("OK")
         assert second.next()["result"]["key"] == "held"
         assert "2.example" in person.asked[1][1]
+
+
+def test_what_a_program_calls_itself_is_escaped_in_the_question(
+    asking: Agent, person: Person, tmp_path: Path
+) -> None:
+    program = tmp_path / "bank\n\nPress <b>OK<b>"
+    shutil.copy(Path(sys.executable).resolve(), program)
+    line = request("proof", {"key": "each", "htm": "GET", "htu": f"{API}/"})
+    script = (
+        "import socket\n"
+        f"with socket.socket(socket.AF_UNIX) as s: s.connect({asking.socket!r}); "
+        f"s.sendall({line!r}); s.recv(9)"
+    )
+    env = os.environ | {"PYTHONHOME": sys.base_prefix}
+    subprocess.run([program, "-c", script], env=env, check=True, timeout=30)
+    shown = person.asked[-1][1]
+    assert "bank__Press__b_OK_b_, process " in shown
+    assert "bank\n" not in shown
 
 
 def test_a_key_that_changes_while_somebody_is_asked_isnt_signed_with(

@@ -16,7 +16,7 @@ from dpop_agent.agent.nonces import Nonces
 from dpop_agent.agent.policy import require_allowed
 from dpop_agent.agent.proofs import MAX_CHOICES, Choice, Proofs
 from dpop_agent.agent.rules import Rules
-from dpop_agent.errors import DPoPAgentError, KeyUnusable, PolicyRefused
+from dpop_agent.errors import ConsentRefused, DPoPAgentError, KeyUnusable, PolicyRefused
 from dpop_agent.htu import target
 from dpop_agent.protocol import encode_made, encode_result
 from tests.state_folder import new_public_key
@@ -160,6 +160,7 @@ def test_a_choice_outlives_no_change_of_its_key() -> None:
         (lambda keys: with_rules(keys, methods=("PUT",)), PolicyRefused),
         (lambda keys: with_rules(keys, paths=("/v2",)), PolicyRefused),
         (lambda keys: with_rules(keys, require_ath=True), PolicyRefused),
+        (lambda keys: with_rules(keys, confirm_s=900), ConsentRefused),
         (lambda keys: destroyed(keys), KeyUnusable),
         (lambda keys: destroyed(keys).forget("default"), KeyUnusable),
         (lambda keys: Keys([replace(keys["default"], name="shop")]), KeyUnusable),
@@ -167,7 +168,7 @@ def test_a_choice_outlives_no_change_of_its_key() -> None:
     ],
     ids=[
         *("policy lost", "other origins", "other methods", "other paths", "access tokens alone"),
-        *("destroyed", "forgotten", "another's", "gone"),
+        *("consent", "destroyed", "forgotten", "another's", "gone"),
     ],
 )
 def test_a_proof_that_waits_is_refused_where_its_key_is_for_it_no_more(
