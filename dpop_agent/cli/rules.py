@@ -22,8 +22,8 @@ _ANY = "every https server, and http on this machine"
 def add_rules(parser: arguments.Parser, *, others: bool = False) -> None:
     """All of them but the origins; where there are `others` already, how to take each off too."""
     otherwise = f"by default {'it stays as it is' if others else 'any'}"
-    methods = parser.add_mutually_exclusive_group()
-    methods.add_argument(
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
         "--method",
         action="append",
         dest="methods",
@@ -31,8 +31,10 @@ def add_rules(parser: arguments.Parser, *, others: bool = False) -> None:
         type=arguments.htm,
         help=f"such as GET: proofs for these HTTP methods only; may be repeated; {otherwise}",
     )
-    paths = parser.add_mutually_exclusive_group()
-    paths.add_argument(
+    if others:
+        _add_off(group, "--any-method", "methods", [], "for all methods again")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
         "--path",
         action="append",
         dest="paths",
@@ -41,26 +43,33 @@ def add_rules(parser: arguments.Parser, *, others: bool = False) -> None:
         help="such as /api/v1: proofs for it and what is below it only; may be repeated; "
         f"{otherwise}",
     )
-    ath = parser.add_mutually_exclusive_group()
-    ath.add_argument(
+    if others:
+        _add_off(group, "--any-path", "paths", [], "for all paths again")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
         "--require-ath",
         action="store_true",
         default=None,
         help="only proofs that go with an access token, and so none for getting one",
     )
-    rate = parser.add_mutually_exclusive_group()
-    rate.add_argument(
+    if others:
+        _add_off(group, "--no-require-ath", "require_ath", False, "without access tokens too")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
         "--rate",
         metavar="N/min",
         type=_rate,
         default=argparse.SUPPRESS,
         help=f"such as 60/min: at most so many proofs a minute; {otherwise}",
     )
+    if others:
+        _add_off(group, "--any-rate", "rate", None, "as often as anybody asks")
     parser.add_argument(
         "--burst",
         metavar="N",
         type=_burst,
-        help="with --rate: so many at once after a pause; by default 10, or N if that is less",
+        help="with --rate: so many at once after a pause; by default 10, or the rate's number if "
+        "that is less",
     )
     parser.add_argument(
         "--confirm",
@@ -73,27 +82,17 @@ def add_rules(parser: arguments.Parser, *, others: bool = False) -> None:
         f"{'it stays as it is' if others else 'never'}",
     )
     parser.set_defaults(usage=parser.error)
-    if not others:
-        return
-    methods.add_argument(
-        "--any-method", dest="methods", action="store_const", const=[], help="all methods again"
-    )
-    paths.add_argument(
-        "--any-path", dest="paths", action="store_const", const=[], help="all paths again"
-    )
-    ath.add_argument(
-        "--no-require-ath",
-        dest="require_ath",
-        action="store_false",
-        help="proofs without an access token too",
-    )
-    rate.add_argument(
-        "--any-rate",
-        dest="rate",
+
+
+def _add_off(group: Any, option: str, dest: str, const: object, what: str) -> None:
+    """How to take a rule off again."""
+    group.add_argument(
+        option,
+        dest=dest,
         action="store_const",
-        const=None,
+        const=const,
         default=argparse.SUPPRESS,
-        help="as often as anybody asks",
+        help=f"proofs {what}",
     )
 
 

@@ -244,6 +244,23 @@ def test_rules_outlive_the_agent_and_are_shown_as_a_sentence(
     assert "  signs       for every https server, and http on this machine\n" in shown
 
 
+def test_a_key_with_the_longest_rules_is_made_rotated_and_listed(agent: Agent) -> None:
+    label = "a" * 63
+    rules = {
+        "origins": [f"https://{n:061d}.{label}.{label}.{label}:65535" for n in range(64)],
+        "methods": [f"{n:032d}" for n in range(32)],
+        "paths": [f"/{n:0255d}" for n in range(32)],
+    }
+    with Wire(agent.admin_socket) as admin:
+        admin.result("key.create", key="long", **rules)
+        for _ in range(3):
+            admin.result("key.rotate", key="long")
+        (key,) = admin.result("key.list", key="long")["keys"]
+        assert {name: key[name] for name in rules} == rules
+        error = admin.error("proof", key="long", htm="GET", htu=f"{API}/")
+        assert (error["type"], error["rule"]) == ("policy_refused", "origins")
+
+
 # Consent
 
 
