@@ -71,7 +71,7 @@ class Rules:
             InvalidParams: a method that no request has.
         """
         changes = {name: _READ[name](params[name]) for name in RULES if name in params}
-        return replace(self, **changes)
+        return replace(self, **changes) if changes else self
 
     def members(self) -> dict[str, Any]:
         """The same for the wire and for files."""

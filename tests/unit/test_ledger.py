@@ -838,3 +838,13 @@ def test_a_ledger_from_before_policies_could_be_lost_is_read(folder: Path) -> No
         del document["keys"][0]["policy_lost"]
     with opened(folder) as ledger:
         assert not ledger.contents.keys["a"].policy_lost
+
+
+def test_a_ledger_from_before_there_were_rules_is_read(folder: Path) -> None:
+    with opened(folder) as ledger:
+        ledger.write(contents("a"))
+    with changed(folder / FILE) as document:
+        for name in ("methods", "paths", "require_ath", "rate", "confirm_s"):
+            del document["keys"][0][name]
+    with opened(folder) as ledger:
+        assert ledger.contents.keys["a"].rules == Rules()
