@@ -3,10 +3,14 @@
 [agent]
 default_store = "work"
 max_connections = 512                  # on agent.sock; without it 512, or as many as fit
+max_socket_connections = 128           # on each further socket
+max_waiting = 8192                     # requests that wait for one store
 lock_after = "15m"                     # lock stores that nobody has used for so long; else never
 release_after = "30s"                  # leave an idle PKCS#11 token to other programs; else never
 confirm_command = ["/usr/bin/kdialog", "--yesno"]  # asks for consent, instead of pinentry: gets the
                                        # question as one more argument, ends with 0 for a yes
+audit = "on"                           # or "required": no proof leaves unrecorded; or "off"
+audit_mib = 32                         # size of an audit file; each socket has two at the most
 
 [stores.work]
 type = "pkcs11"
@@ -39,8 +43,22 @@ from dpop_agent import forking, paths
 from dpop_agent.errors import ConfigurationError
 from dpop_agent.spelling import nearest
 
+SOCKET_CONNECTIONS, MAX_WAITING = 128, 8192
+"""What holds where the configuration doesn't say: connections on each further socket, more than the
+programs in one sandbox have any use for; and requests that wait for one store, twice what clients
+can have under way, and more than any token signs before their deadlines."""
+
+LEAST_WAITING, MOST_WAITING = 64, 1_000_000
+"""Of these requests: what one connection may send at once; and what takes hours."""
+
 MAX_CONNECTIONS = 100_000
 """More than one process has any use for; what the machine has room for is found at the start."""
+
+AUDIT = ("on", "required", "off")
+"""Whether proofs, refusals and changes are recorded, and whether proofs wait for that."""
+
+AUDIT_MIB, MAX_AUDIT_MIB = 32, 16 * 1024
+"""Mebibytes of an audit file: some 100 000 lines where nothing is said; and the most."""
 
 MAX_SIZE = 256 * 1024
 """Bytes of a configuration file: hundreds of stores; more is some other file."""
@@ -64,7 +82,10 @@ _ENV_OF_THE_AGENT = ("LD_", "GLIBC_TUNABLES", "MALLOC_", "PYTHON", "LANG", "LC_"
 
 _VERIFY = ("first", "always")
 _TOP = ("agent", "stores")
-_AGENT = ("default_store", "max_connections", "lock_after", "release_after", "confirm_command")
+_AGENT = (
+    *("default_store", "max_connections", "max_socket_connections", "max_waiting"),
+    *("lock_after", "release_after", "confirm_command", "audit", "audit_mib"),
+)
 _SETTINGS_BY_TYPE = {
     "pkcs11": (
         *("type", "module", "module_args", "uri", "pin_source", "login_retries", "verify"),
@@ -221,19 +242,24 @@ class StoreConfig:
 class Config:
     """A configuration that was read and found to make sense.
 
-    `max_connections` on `agent.sock` is None where it doesn't say. `lock_after_s` and
+    `max_connections` on `agent.sock` is None where it doesn't say, `max_socket_connections` is for
+    each further socket, `max_waiting` the requests that wait for one store. `lock_after_s` and
     `release_after_s` are the seconds without use after which a store is locked, or a PKCS#11 token
     left to other programs; None for never. `confirm_command` asks for consent; where it is
-    empty, pinentry does.
+    empty, pinentry does. `audit` is one of `AUDIT`, `audit_mib` the mebibytes of each of its files.
     """
 
     path: str
     default_store: str
     stores: Mapping[str, StoreConfig]
     max_connections: int | None = None
+    max_socket_connections: int = SOCKET_CONNECTIONS
+    max_waiting: int = MAX_WAITING
     lock_after_s: int | None = None
     release_after_s: int | None = None
     confirm_command: tuple[str, ...] = ()
+    audit: str = "on"
+    audit_mib: int = AUDIT_MIB
 
 
 IDLE = ("lock_after_s", "release_after_s")
@@ -401,9 +427,23 @@ class _Reader:
             default_store=self._default(agent, stores),
             stores=MappingProxyType(stores),
             max_connections=self._connections(agent),
+            max_socket_connections=self._number(
+                "agent.max_socket_connections",
+                agent.get("max_socket_connections", SOCKET_CONNECTIONS),
+                *(1, MAX_CONNECTIONS),
+            ),
+            max_waiting=self._number(
+                "agent.max_waiting",
+                agent.get("max_waiting", MAX_WAITING),
+                *(LEAST_WAITING, MOST_WAITING),
+            ),
             lock_after_s=self._interval("lock_after", agent),
             release_after_s=self._interval("release_after", agent),
             confirm_command=self._command("agent.confirm_command", agent),
+            audit=self._one_of("agent.audit", agent.get("audit", "on"), AUDIT),
+            audit_mib=self._number(
+                "agent.audit_mib", agent.get("audit_mib", AUDIT_MIB), 1, MAX_AUDIT_MIB
+            ),
         )
 
     def _command(self, where: str, agent: dict[str, Any]) -> tuple[str, ...]:
@@ -496,7 +536,7 @@ class _Reader:
             login_retries=self._number(
                 f"{where}.login_retries", table.get("login_retries", 0), 0, MAX_LOGIN_RETRIES
             ),
-            verify=self._verify(f"{where}.verify", table.get("verify", "first")),
+            verify=self._one_of(f"{where}.verify", table.get("verify", "first"), _VERIFY),
             signers=self._signers(f"{where}.signers", table.get("signers", 1)),
         )
 
@@ -510,11 +550,14 @@ class _Reader:
             )
         return signers
 
-    def _verify(self, where: str, value: object) -> str:
+    def _one_of(self, where: str, value: object, known: tuple[str, ...]) -> str:
+        """A word of which the first is what holds where nothing is said."""
         text = self._text(where, value)
-        if text not in _VERIFY:
-            wanted = " or ".join(map(repr, _VERIFY))
-            self._refuse(f"{where} has to be {wanted}", "correct it, or leave it out for 'first'")
+        if text not in known:
+            wanted = " or ".join(map(repr, known))
+            self._refuse(
+                f"{where} has to be {wanted}", f"correct it, or leave it out for {known[0]!r}"
+            )
         return text
 
     def _backend(self, where: str, value: object) -> str:

@@ -160,10 +160,12 @@ class NonceRequired(DPoPAgentError):
 class ProtocolError(DPoPAgentError):
     """A line that isn't a request of this protocol, or an answer that isn't one.
 
-    `request_id` is the id of the request at fault, where it had a usable one.
+    `request_id` is the id of the request at fault, where it had a usable one, and `method` its
+    method, where that is one of the protocol's.
     """
 
     request_id: str | int | None = None
+    method: str | None = None
     code = -32603
     wire_type = "internal"
     default_hint = "see the agent's log"
@@ -422,6 +424,13 @@ class NotDurable(DPoPAgentError):
     """The ledger couldn't be written."""
 
     wire_type = "not_durable"
+    default_retry = "later"
+
+
+class NotRecorded(DPoPAgentError):
+    """The audit couldn't be written, and the configuration says that no proof leaves without."""
+
+    wire_type = "not_recorded"
     default_retry = "later"
 
 

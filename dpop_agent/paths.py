@@ -24,8 +24,13 @@ ANOTHER_CONFIG_FILE = "set DPOP_AGENT_CONFIG to another file"
 ANOTHER_STATE_FOLDER = "set DPOP_AGENT_STATE_DIR to a folder of your own"
 """What else somebody can do whose place isn't safe."""
 
+AGENT, ADMIN, MOUNTED = "agent", "admin", "mount"
+"""The names of the sockets that every agent has; `MOUNTED` is its folder's name too."""
+
 _ADMIN = "admin.sock"
-_MOUNTED = "mount"
+_AUDIT = "audit"
+_LINES = ".jsonl"
+_OLDER = ".1"
 
 
 File = tuple[int, int]
@@ -44,7 +49,7 @@ def admin_socket(agent_socket: str) -> str:
 
 def mounted_socket(agent_socket: str) -> str:
     """`agent.sock` alone in a folder, which can be mounted into a container."""
-    return os.path.join(os.path.dirname(agent_socket), _MOUNTED, "agent.sock")
+    return os.path.join(os.path.dirname(agent_socket), MOUNTED, "agent.sock")
 
 
 def config_file() -> str:
@@ -63,6 +68,26 @@ def state_folder() -> str:
     import platformdirs
 
     return platformdirs.user_state_dir(APP)
+
+
+def audit_folder(state_folder: str) -> str:
+    """Where the audit of an agent with that state folder is."""
+    return os.path.join(state_folder, _AUDIT)
+
+
+def audit_file(folder: str, socket: str) -> str:
+    """The file of a socket's audit."""
+    return os.path.join(folder, socket + _LINES)
+
+
+def older_audit_file(path: str) -> str:
+    """The one that was full before it."""
+    return path + _OLDER
+
+
+def socket_of(file: str) -> str | None:
+    """The socket whose audit has a file of that name; None for the older one, and for others."""
+    return file.removesuffix(_LINES) if file.endswith(_LINES) else None
 
 
 def _runtime_folder() -> str:
@@ -221,6 +246,25 @@ def create(path: str) -> int:
     except FileNotFoundError:
         pass
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+
+def open_to_append(path: str) -> int:
+    """A descriptor for adding to a file of ours, which is made with mode 0600 where there is none.
+
+    Raises:
+        ConfigurationError: something else is there, or others can change it.
+        OSError
+    """
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+    flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        way = _Way("the file", instead="move it away")
+        way.check_file(path, os.fstat(descriptor))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def write_new(path: str, pieces: Iterable[bytes]) -> None:

@@ -29,6 +29,7 @@ _NQCHAR = frozenset(chr(c) for c in range(0x21, 0x7F)) - {'"', "\\"}
 TCHAR = r"!#$%&'*+\-.^_`|~0-9A-Za-z"
 MAX_HTM = 32
 _HTM = re.compile(f"[{TCHAR}]{{1,{MAX_HTM}}}")
+_JTI = re.compile(r"[!-~]{16,64}")
 
 _COMPACT = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -43,6 +44,16 @@ def is_htm(text: object) -> bool:
     return isinstance(text, str) and _HTM.fullmatch(text) is not None
 
 
+def is_jti(text: object) -> bool:
+    """Whether `text` is fit to be somebody else's `jti`: visible ASCII, 16 to 64 characters."""
+    return isinstance(text, str) and _JTI.fullmatch(text) is not None
+
+
+def new_jti() -> str:
+    """A `jti` that no other proof has."""
+    return b64url(os.urandom(JTI_BYTES))
+
+
 def header(alg: str, jwk: Mapping[str, str]) -> str:
     """The encoded JOSE header; always the same for one key, so it is made once and kept."""
     public = {name: jwk[name] for name in ("kty", "crv", "x", "y", "n", "e") if name in jwk}
@@ -52,7 +63,14 @@ def header(alg: str, jwk: Mapping[str, str]) -> str:
 
 
 def signing_input(
-    header: str, *, htm: str, htu: str, iat: int, ath: str | None = None, nonce: str | None = None
+    header: str,
+    *,
+    htm: str,
+    htu: str,
+    iat: int,
+    ath: str | None = None,
+    nonce: str | None = None,
+    jti: str | None = None,
 ) -> str:
     """What gets signed: the encoded header and new claims.
 
@@ -63,11 +81,12 @@ def signing_input(
         iat: seconds since 1970, the floor of now.
         ath: hash of the access token that is presented, if one is.
         nonce: the server's nonce, as `is_nonce` has it, if it gave one.
+        jti: one that `new_jti` made for this proof; by default a new one.
     """
     # None of these has a character that JSON escapes.
     with_ath = "" if ath is None else f',"ath":"{ath}"'
     with_nonce = "" if nonce is None else f',"nonce":"{nonce}"'
-    jti = b64url(os.urandom(JTI_BYTES))
+    jti = jti or new_jti()
     claims = f'{{"jti":"{jti}","htm":"{htm}","htu":"{htu}","iat":{iat}{with_ath}{with_nonce}}}'
     return f"{header}.{b64url(claims.encode('ascii'))}"
 

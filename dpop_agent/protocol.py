@@ -330,6 +330,9 @@ def decode_request(line: bytes, methods: Mapping[str, Mapping[str, Param]]) -> R
     except ProtocolError as e:
         if _is_id(request_id):
             e.request_id = request_id
+        method = message.get("method")
+        if isinstance(method, str) and method in ADMIN_METHODS:
+            e.method = method
         raise
 
 

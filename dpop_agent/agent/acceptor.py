@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable
 
 from dpop_agent.agent.connection import Connection
-from dpop_agent.errors import TooManyConnections, UnsafeSocket
+from dpop_agent.errors import DPoPAgentError, TooManyConnections, UnsafeSocket
 from dpop_agent.peer import Peer, peer_of, require_own_uid
 from dpop_agent.protocol import encode_error
 
@@ -33,14 +33,20 @@ class Acceptor:
 
     Args:
         listening: a socket that listens and doesn't block; it is closed with this.
-        connect: makes a connection of a peer's, and counts it in; None where there is no room.
+        connect: makes a connection of a peer's, and counts it in; raises TooManyConnections where
+            there is no room.
+        refused: told of each peer that isn't let in, and why.
     """
 
     def __init__(
-        self, listening: socket.socket, connect: Callable[[Peer], Connection | None]
+        self,
+        listening: socket.socket,
+        connect: Callable[[Peer], Connection],
+        refused: Callable[[Peer, DPoPAgentError], None],
     ) -> None:
         self._listening = listening
         self._connect = connect
+        self._refused = refused
         self._loop = asyncio.get_running_loop()
         self._taking: set[asyncio.Task[None]] = set()
         self._paused: asyncio.TimerHandle | None = None
@@ -83,14 +89,21 @@ class Acceptor:
     def _take_in(self, sock: socket.socket) -> None:
         try:
             peer = peer_of(sock)
-            require_own_uid(peer, what="the program that connected")
-        except (UnsafeSocket, OSError) as e:
+        except OSError as e:
             log.warning("refused a connection: %s", e)
             sock.close()
             return
-        connection = self._connect(peer)
-        if connection is None:
-            _refuse(sock)
+        try:
+            require_own_uid(peer, what="the program that connected")
+            connection = self._connect(peer)
+        except UnsafeSocket as e:
+            log.warning("refused a connection: %s", e)
+            sock.close()
+            self._refused(peer, e)
+            return
+        except TooManyConnections as e:
+            _refuse(sock, e)
+            self._refused(peer, e)
             return
         task = self._loop.create_task(self._start(connection, sock))
         self._taking.add(task)
@@ -100,9 +113,8 @@ class Acceptor:
         await self._loop.connect_accepted_socket(lambda: connection, sock)
 
 
-def _refuse(sock: socket.socket) -> None:
+def _refuse(sock: socket.socket, error: DPoPAgentError) -> None:
     """Say why, and close; it takes no descriptor longer than that."""
-    error = TooManyConnections("as many connections are open as can be", hint="close some")
     with sock:
         try:
             sock.send(encode_error(None, error))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from dpop_agent.agent.keys import Generation, Key
 from dpop_agent.agent.queue import Flow
+from dpop_agent.agent.trails import Trace
 from dpop_agent.errors import DPoPAgentError
 from dpop_agent.protocol import Request
 
@@ -28,8 +29,8 @@ class Peer(Protocol):
         """Who is at its other end, for the log."""
 
     @property
-    def pid(self) -> int:
-        """The process that connected, where that is known; else 0."""
+    def trace(self) -> Trace:
+        """What it leaves in the audit."""
 
     def introduce(self, name: str) -> None:
         """Note who its client says that it is."""

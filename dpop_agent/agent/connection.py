@@ -8,6 +8,7 @@ import os
 import select
 import socket
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, cast
 
@@ -15,6 +16,7 @@ from dpop_agent import protocol
 from dpop_agent.agent.call import Call
 from dpop_agent.agent.intake import Intake
 from dpop_agent.agent.queue import Flow
+from dpop_agent.agent.trails import Trace
 from dpop_agent.errors import (
     DPoPAgentError,
     ParseError,
@@ -49,8 +51,8 @@ class Connection(asyncio.BufferedProtocol):
     Attributes:
         requests: what its socket answers.
         flow: its peer's uid, its socket, its number.
+        trace: what it leaves in the audit.
         client: who its peer is, for the log.
-        pid: its peer's process, 0 where that isn't known.
         under_way: how many of its requests are.
     """
 
@@ -60,15 +62,15 @@ class Connection(asyncio.BufferedProtocol):
         requests: protocol.Decoder,
         intake: Intake,
         flow: Flow,
+        trace: Trace,
         peer: str = "",
-        pid: int = 0,
     ) -> None:
         self._server = server
         self.requests = requests
         self._intake = intake
         self.flow = flow
+        self.trace = trace
         self.client = self._peer = peer
-        self.pid = pid
         self.under_way = 0
         self._received = b""
         self._begin = 0
@@ -172,14 +174,21 @@ class Connection(asyncio.BufferedProtocol):
         try:
             request = self.requests.request(line)
         except ProtocolError as e:
+            self.trace.refused(e, e.method)
             self._write(protocol.encode_error(e.request_id, e))
             return
+        began = time.monotonic()
         log.debug("%s, asked by %s", request.method, self.client)
         self.under_way += 1
         if self.under_way == 1:
             self._intake.busy()
 
         def respond(what: dict[str, Any] | bytes | DPoPAgentError) -> None:
+            if isinstance(what, DPoPAgentError):
+                took_s = time.monotonic() - began
+                self.trace.refused(what, request.method, request.params, took_s)
+            elif isinstance(what, dict):
+                self.trace.granted(request, what, time.monotonic() - began)
             if self._lost:
                 return
             self._write(_encoded(request.id, what))
@@ -212,6 +221,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _fail(self, error: DPoPAgentError) -> None:
         """Say why, and close."""
+        self.trace.refused(error)
         self._write(protocol.encode_error(None, error))
         self._received, self._end = b"", -1
         self.close()

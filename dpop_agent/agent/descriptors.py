@@ -1,12 +1,18 @@
-"""How many connections there can be: as many as this process may open files, less its own."""
+"""How many connections there can be: as many as this process may open files, less its own.
+
+Each socket has a part that no client of another one takes. No uid has one of its own: only the
+agent's gets as far as being counted.
+"""
 
 from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from dpop_agent.errors import ConfigurationError
+from dpop_agent import paths
+from dpop_agent.errors import ConfigurationError, TooManyConnections
 
 USUAL_CONNECTIONS = 512
 """Connections on `agent.sock` where the configuration doesn't say."""
@@ -14,15 +20,51 @@ USUAL_CONNECTIONS = 512
 ADMIN_CONNECTIONS = 64
 """Connections on `admin.sock`, to which those on `agent.sock` leave room."""
 
+FURTHER_CONNECTIONS = 256
+"""Those on all further sockets together, to which those on `agent.sock` leave room; more where one
+of them may have more."""
+
+RETRY_MS = 1000
+"""Milliseconds after which who found no room may try again: programs that ask for one proof are
+gone by then."""
+
 _OWN = 20  # the agent's sockets and locks, and some for what is opened for a moment
 _SIGNER = 4
 
 
 class Room(NamedTuple):
-    """The most connections that may be open at once, on either socket."""
+    """The most connections that may be open at once.
+
+    Attributes:
+        agent: on `agent.sock`.
+        admin: on `admin.sock`.
+        each: on each further socket.
+        further: on all of those together.
+    """
 
     agent: int
     admin: int
+    each: int
+    further: int
+
+    def require(self, open_now: Mapping[str, int], socket: str) -> None:
+        """Let another connection pass on a socket, given how many each has.
+
+        Raises:
+            TooManyConnections
+        """
+        own = {paths.AGENT: self.agent, paths.ADMIN: self.admin}
+        most = own.get(socket, self.each)
+        full = open_now.get(socket, 0) >= most
+        if not full and socket not in own:
+            further = sum(count for name, count in open_now.items() if name not in own)
+            full = further >= self.further
+        if full:
+            raise TooManyConnections(
+                "as many connections are open here as can be",
+                hint="close some, or try again later",
+                retry_after_ms=RETRY_MS,
+            )
 
 
 def open_now() -> int:
@@ -30,11 +72,12 @@ def open_now() -> int:
     return len(os.listdir("/dev/fd"))
 
 
-def make_room(connections: int | None, *, signers: int, others: int) -> Room:
+def make_room(connections: int | None, *, each: int, signers: int, others: int) -> Room:
     """Raise the limit of open files as far as is needed, and say what fits in.
 
     Args:
         connections: how many are wanted on `agent.sock`; None for the usual number, or fewer.
+        each: how many are wanted on each further socket, or fewer.
         signers: how many there are, of all stores.
         others: how many files were open at the start.
 
@@ -43,13 +86,15 @@ def make_room(connections: int | None, *, signers: int, others: int) -> Room:
     """
     own = others + _OWN + _SIGNER * signers
     wanted = connections or USUAL_CONNECTIONS
-    limit = _raise_limit(own + ADMIN_CONNECTIONS + wanted)
+    wanted_further = max(FURTHER_CONNECTIONS, each)
+    limit = _raise_limit(own + ADMIN_CONNECTIONS + wanted_further + wanted)
     room = limit - own
     admin = min(ADMIN_CONNECTIONS, room // 8)
-    if connections is not None and connections > room - admin:
+    further = min(wanted_further, max(room // 8, room - admin - wanted))
+    if connections is not None and connections > room - admin - further:
         raise ConfigurationError(
             f"agent.max_connections is {connections}, and this process may open {limit} files: "
-            f"room for {max(0, room - admin)} connections",
+            f"room for {max(0, room - admin - further)} connections",
             hint="raise the limit (ulimit -n, LimitNOFILE=), or lower max_connections",
         )
     if admin < 1:
@@ -57,7 +102,7 @@ def make_room(connections: int | None, *, signers: int, others: int) -> Room:
             f"this process may open {limit} files, too few for {signers} signers and clients",
             hint=f"raise the limit (ulimit -n, LimitNOFILE=) to {own + 64} or more",
         )
-    return Room(min(wanted, room - admin), admin)
+    return Room(min(wanted, room - admin - further), admin, min(each, further), further)
 
 
 def _raise_limit(needed: int) -> int:

@@ -20,14 +20,15 @@ class Listener:
 
     Attributes:
         path: where it is.
+        name: what its socket is called.
         socket: it; another one after `listen_again`.
     """
 
     socket: socket.socket
 
-    def __init__(self, path: str, *, lock_path: str | None = None) -> None:
+    def __init__(self, path: str, *, name: str = paths.AGENT, lock_path: str | None = None) -> None:
         """`lock_path` is where its lock goes, beside the socket if it isn't given."""
-        self.path = path
+        self.path, self.name = path, name
         self._lock_path = lock_path or path + ".lock"
         self._lock = -1
         self._bound: paths.File | None = None

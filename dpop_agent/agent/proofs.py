@@ -6,17 +6,17 @@ costs as much as the rest of the agent's work for one.
 
 from __future__ import annotations
 
+import json
 import logging
-import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from time import monotonic
 from typing import Any
 
-from dpop_agent.agent import drains
+from dpop_agent.agent import audit, drains
 from dpop_agent.agent.call import Call
 from dpop_agent.agent.consent import Consents, Wish, changed_meanwhile
 from dpop_agent.agent.frames import Form, Outcome, signature_form
@@ -28,6 +28,7 @@ from dpop_agent.agent.queue import SIGN_TIMEOUT_S, Job
 from dpop_agent.agent.rates import Allowance, Rates
 from dpop_agent.agent.records import Records
 from dpop_agent.agent.signers import Signer, Signers
+from dpop_agent.agent.trails import Written
 from dpop_agent.channel import asked_of
 from dpop_agent.errors import (
     DPoPAgentError,
@@ -38,7 +39,16 @@ from dpop_agent.errors import (
 )
 from dpop_agent.htu import Target, target
 from dpop_agent.jose import b64url, is_sha256
-from dpop_agent.proof import TYP, header, is_htm, is_nonce, parse_signing_input, signing_input
+from dpop_agent.proof import (
+    TYP,
+    header,
+    is_htm,
+    is_jti,
+    is_nonce,
+    new_jti,
+    parse_signing_input,
+    signing_input,
+)
 
 log = logging.getLogger("dpop_agent.proofs")
 
@@ -50,9 +60,6 @@ MAX_AGE_S = 2.0
 
 SIGN_PROOF_WINDOW_S = 5
 """Seconds that the `iat` of somebody else's proof may be old (`proof.sign`)."""
-
-
-_JTI = re.compile(r"[!-~]{16,64}")
 
 
 class Proofs:
@@ -87,41 +94,33 @@ class Proofs:
             self._observe(params["seen"])
         has_ath = "ath" in params
         asked = (params.get("key"), params.get("jkt"), has_ath, params["htu"], params["htm"])
-        try:
-            choice = self._choice(asked)
-            if choice.is_admitted_at_once:
-                _OwnProof(self, call, choice).submit()
-            else:
-                self._admit(_OwnProof, call, choice)
-        except DPoPAgentError as e:
-            _note_refusal(e, call)
-            raise
+        choice = self._choice(asked)
+        if choice.is_admitted_at_once:
+            _OwnProof(self, call, choice).submit()
+        else:
+            self._admit(partial(_OwnProof, self, call, choice), call, choice)
 
     def sign_proof(self, call: Call) -> None:
         """`proof.sign`: built by a client, let pass only as the agent could have made it."""
         jkt, text = call.params["jkt"], call.params["signing_input"]
         key, generation = self._records.keys.signer(None, jkt, presents_access_token=False)
-        try:
-            _require_signing_allowed(key)
-            where, claims = _require_proof(text, key, generation)
-            htm, presents = claims["htm"], "ath" in claims
-            require_allowed(key, where, htm, presents_access_token=presents)
-            choice = Choice(
-                *(self._records.keys, key, generation, where, htm),
-                presents_access_token=presents,
-                built_by_client=True,
-            )
-            self._admit(_ClientsProof, call, choice)
-        except DPoPAgentError as e:
-            _note_refusal(e, call)
-            raise
+        _require_signing_allowed(key)
+        where, claims = _require_proof(text, key, generation)
+        htm, presents = claims["htm"], "ath" in claims
+        require_allowed(key, where, htm, presents_access_token=presents)
+        choice = Choice(
+            *(self._records.keys, key, generation, where, htm),
+            presents_access_token=presents,
+            built_by_client=True,
+        )
+        self._admit(partial(_ClientsProof, self, call, choice, claims), call, choice)
 
-    def _admit(self, signing: type[_Signing], call: Call, choice: Choice) -> None:
+    def _admit(self, new: Callable[[], _Signing], call: Call, choice: Choice) -> None:
         """Have it signed if the key's rules that are asked each time let it, a person maybe."""
         key = choice.key
         self._require_rate(key)  # so that nobody is asked in vain
         if key.rules.confirm_s is None:
-            signing(self, call, choice).submit()
+            new().submit()
             return
         signer = self.signer(key)
         wish = Wish(
@@ -129,11 +128,11 @@ class Proofs:
             locks=(signer, signer.locks),
             origin=choice.where.origin,
             htm=choice.htm,
-            pid=call.owner.pid,
+            pid=call.owner.trace.pid,
             flow=call.owner.flow,
         )
         if self._consents.holds(wish):
-            signing(self, call, choice).submit()
+            new().submit()
             return
 
         def answered(error: DPoPAgentError | None) -> None:
@@ -142,11 +141,10 @@ class Proofs:
             if error is None:
                 try:
                     # Only now, so that its time begins now.
-                    signing(self, call, choice).submit()
+                    new().submit()
                 except DPoPAgentError as e:
                     error = e
             if error is not None:
-                _note_refusal(error, call)
                 call.respond(error)
 
         announce = partial(call.tell_that_a_person_is_asked, key, choice.generation)
@@ -208,7 +206,7 @@ class Proofs:
         return self._signers.named(key.store)
 
     def own_signing_input(
-        self, params: Mapping[str, Any], choice: Choice
+        self, params: Mapping[str, Any], choice: Choice, jti: str
     ) -> tuple[str, str | None]:
         """What is to be signed for `proof` at this moment, and the nonce in it."""
         origin = choice.where.origin
@@ -220,6 +218,7 @@ class Proofs:
             iat=int(time.time() - self._nonces.backdating_s(origin)),
             ath=params.get("ath"),
             nonce=nonce,
+            jti=jti,
         )
         return made, nonce
 
@@ -304,6 +303,7 @@ class Choice:
         header: the proof's, encoded.
         form: of a signature by that generation.
         is_admitted_at_once: whether none of the key's rules is asked each time.
+        recorded: what the audit says of it.
         built_by_client: it is for `proof.sign`.
         may_want_touch: a signature may wait for a person.
     """
@@ -320,6 +320,7 @@ class Choice:
         "keys",
         "may_want_touch",
         "presents_access_token",
+        "recorded",
         "where",
     )
 
@@ -346,6 +347,8 @@ class Choice:
         self.form: Form = signature_form(key.alg, generation.jwk)
         self.may_want_touch = key.may_want_touch(generation)
         self._asked = asked_of(generation.ref, generation.jkt, key.alg)
+        method = "proof.sign" if built_by_client else "proof"
+        self.recorded = audit.signed(method, key, generation, where.origin)
 
     def frame(self, signing_input: str) -> bytes:
         """What asks the signer for a signature."""
@@ -359,7 +362,9 @@ _Asked = tuple[str | None, str | None, bool, str, str]
 class _Signing(ABC):
     """One request on its way to a signature and out again."""
 
-    __slots__ = ("_call", "_choice", "_deadline", "_is_uncounted", "_on_touch", "_proofs")
+    __slots__ = (
+        *("_began", "_call", "_choice", "_deadline", "_is_uncounted", "_on_touch", "_proofs"),
+    )
 
     def __init__(self, proofs: Proofs, call: Call, choice: Choice) -> None:
         """Nothing is asked of the signer before `submit`."""
@@ -371,7 +376,8 @@ class _Signing(ABC):
             call.on_touch(choice.key, choice.generation) if choice.may_want_touch else None
         )
         timeout_ms = call.params.get("timeout_ms", SIGN_TIMEOUT_S * 1000)
-        self._deadline = monotonic() + timeout_ms / 1000
+        self._began = monotonic()
+        self._deadline = self._began + timeout_ms / 1000
 
     def submit(self) -> None:
         """Have it signed when its turn comes, and answered.
@@ -402,7 +408,6 @@ class _Signing(ABC):
     def _done(self, what: Outcome) -> None:
         if isinstance(what, DPoPAgentError):
             self._proofs.not_signed(what, self._choice.generation)
-            _note_refusal(what, self._call)
             self._call.respond(what)
             return
         try:
@@ -414,8 +419,38 @@ class _Signing(ABC):
             self._submit_again()
             return
         assert isinstance(what, bytes)  # so the form says
+        result = self._result(b64url(what), state)
+        trace = self._call.owner.trace
+        if trace.trail.holds:
+            self._record(lambda error: self._recorded(error, result))
+            return
+        self._record(_nobody_waits)
         self._proofs.given_out(self._choice, self._call.owner.client)
-        self._call.respond(self._result(b64url(what), state))
+        self._call.respond(result)
+
+    def _record(self, written: Written) -> None:
+        htm, jti = self._claims()
+        trace, now = self._call.owner.trace, monotonic()
+        trace.trail.proof(
+            trace.who(now),
+            self._choice.recorded,
+            htm=htm,
+            jti=jti,
+            took_s=now - self._began,
+            written=written,
+        )
+
+    def _recorded(self, error: DPoPAgentError | None, result: dict[str, Any] | bytes) -> None:
+        """Its line is written, or isn't: somebody may have said `compromise` meanwhile."""
+        try:
+            if error is not None:
+                raise error
+            self._proofs.require_still_signing(self._choice)
+        except DPoPAgentError as e:
+            self._call.respond(e)
+            return
+        self._proofs.given_out(self._choice, self._call.owner.client)
+        self._call.respond(result)
 
     def _submit_again(self) -> None:
         try:
@@ -426,6 +461,10 @@ class _Signing(ABC):
     @abstractmethod
     def _signing_input(self) -> str:
         """What the signer gets."""
+
+    @abstractmethod
+    def _claims(self) -> tuple[str, str]:
+        """Its htm, and its jti as JSON."""
 
     @abstractmethod
     def _is_stale(self) -> bool:
@@ -439,10 +478,11 @@ class _Signing(ABC):
 class _OwnProof(_Signing):
     """A proof that the agent makes; anew, once, if it was signed too late."""
 
-    __slots__ = ("_made", "_made_anew", "_made_at", "_nonce")
+    __slots__ = ("_jti", "_made", "_made_anew", "_made_at", "_nonce")
 
     def __init__(self, proofs: Proofs, call: Call, choice: Choice) -> None:
         super().__init__(proofs, call, choice)
+        self._jti = ""
         self._made = ""
         self._made_at = 0.0
         self._nonce: str | None = None
@@ -450,8 +490,14 @@ class _OwnProof(_Signing):
 
     def _signing_input(self) -> str:
         self._made_at = monotonic()
-        self._made, self._nonce = self._proofs.own_signing_input(self._call.params, self._choice)
+        self._jti = new_jti()
+        self._made, self._nonce = self._proofs.own_signing_input(
+            self._call.params, self._choice, self._jti
+        )
         return self._made
+
+    def _claims(self) -> tuple[str, str]:
+        return self._call.params["htm"], f'"{self._jti}"'
 
     def _is_stale(self) -> bool:
         age_s = monotonic() - self._made_at
@@ -475,11 +521,20 @@ class _OwnProof(_Signing):
 class _ClientsProof(_Signing):
     """A proof that a client built: signed as it is, or not at all."""
 
-    __slots__ = ()
+    __slots__ = ("_htm", "_jti")
+
+    def __init__(
+        self, proofs: Proofs, call: Call, choice: Choice, claims: Mapping[str, Any]
+    ) -> None:
+        super().__init__(proofs, call, choice)
+        self._htm, self._jti = claims["htm"], json.dumps(claims["jti"])
 
     def _signing_input(self) -> str:
         text: str = self._call.params["signing_input"]
         return text
+
+    def _claims(self) -> tuple[str, str]:
+        return self._htm, self._jti
 
     def _is_stale(self) -> bool:
         return False
@@ -488,15 +543,8 @@ class _ClientsProof(_Signing):
         return {"signature": signature}
 
 
-def _note_refusal(error: DPoPAgentError, call: Call) -> None:
-    """A refusal by a rule goes to the log: with the origin that was asked for, not with a path."""
-    if "rule" in error.details:
-        log.info(
-            "a proof is refused by the rule %s: %s; asked for by %s",
-            error.details["rule"],
-            error.message,
-            call.owner.client,
-        )
+def _nobody_waits(error: DPoPAgentError | None) -> None:
+    """A line is written some time."""
 
 
 def _require_signing_allowed(key: Key) -> None:
@@ -536,7 +584,7 @@ def _require_proof(text: str, key: Key, generation: Generation) -> tuple[Target,
         }
     ):
         wrong = "its claims aren't jti, htm, htu, iat and, where needed, ath and nonce"
-    elif not (isinstance(claims["jti"], str) and _JTI.fullmatch(claims["jti"])):
+    elif not is_jti(claims["jti"]):
         wrong = "its jti isn't a text of 16 to 64 visible ASCII characters"
     elif not is_htm(claims["htm"]):
         wrong = "its htm isn't an HTTP method"

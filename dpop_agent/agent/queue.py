@@ -8,7 +8,7 @@ from math import inf
 from typing import Any, Generic, TypeVar
 
 from dpop_agent.agent.frames import Form, Outcome
-from dpop_agent.errors import DPoPAgentError, Timeout
+from dpop_agent.errors import Busy, DPoPAgentError, Timeout
 from dpop_agent.protocol import TOUCH_TIMEOUT_S
 
 SIGN_TIMEOUT_S = 10.0
@@ -46,6 +46,10 @@ it comes to an end under any load."""
 
 LOOKS_APART = 10
 """Times that a look took, for which others have a slow store's signatures before the next."""
+
+MIN_RETRY_MS = 100
+"""Milliseconds after which who was refused may try again, at the least; else what half of those
+take that wait."""
 
 MAX_ID = 2**32 - 1
 """The largest number of a frame; then they begin anew."""
@@ -334,6 +338,21 @@ class Work(Generic[AnyHands]):
     def is_wanted(self) -> bool:
         """Whether there is anything but looks."""
         return self._waits or any(job.owner != LOOKING for job in self._in_hand())
+
+    def full(self, most: int) -> Busy | None:
+        """Why nothing more may wait, where so much does; it says when there will be room."""
+        if len(self._waiting) < most:
+            return None
+        return Busy(
+            f"{most} requests wait for the store {self._store}, as many as may",
+            hint="try again later, with fewer at once",
+            retry_after_ms=max(MIN_RETRY_MS, int(1000 * self._each_s() * most / 2)),
+        )
+
+    def _each_s(self) -> float:
+        """Seconds from one signature to the next, by all that take frames."""
+        rate = sum(1 / hands.sign_s for hands in self.taking if hands.sign_s)
+        return 1 / rate if rate else 0.0
 
     @property
     def _waits(self) -> bool:

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import stat
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -41,6 +41,7 @@ from dpop_agent.agent.records import Records
 from dpop_agent.agent.recovery import Recovery
 from dpop_agent.agent.signers import Signer, Signers
 from dpop_agent.agent.stores import Stores
+from dpop_agent.agent.trails import Trace, Trails
 from dpop_agent.agent.upkeep import Upkeep
 from dpop_agent.agent.views import Views
 from dpop_agent.channel import is_secret_socket
@@ -94,7 +95,7 @@ class Agent:
         self._reloading = asyncio.Lock()
         self._ended = asyncio.Event()
         self._connections: set[Connection] = set()
-        self._admins = 0  # of them, on admin.sock
+        self._on: Counter[str] = Counter()  # how many of them, by their socket
         self._open_at_start = descriptors.open_now()
         self._room = self._make_room(config)
         self._acceptors: dict[Listener, Acceptor] = {}
@@ -105,11 +106,12 @@ class Agent:
         self._admin_intake, self._intake = Intake(loop), Intake(loop)
         self._numbers = itertools.count(1)
         self._records = Records(ledger)
+        self._trails = Trails(self._records, mode=config.audit, max_bytes=config.audit_mib * 2**20)
         background = self._background = Background()
         inventory = Inventory(self._records, self.signers)
         making = Making(self._records, self.signers, inventory, background)
         lifecycle = Lifecycle(self._records, self.signers, inventory, making, background)
-        self._upkeep = Upkeep(self._records, making, inventory, background)
+        self._upkeep = Upkeep(self._records, making, inventory, background, self._trails)
         nonces = Nonces()
         self._consents = Consents(self._ask, background, monotonic)
         views = Views(self._records, self.signers, inventory, nonces)
@@ -145,27 +147,35 @@ class Agent:
             "connections": len(self._connections),
             "config": self._config.path,
             "ledger": self._records.path,
+            "audit": self._trails.describe(),
             **({} if self._forker is None else {"forking_pid": self._forker.pid}),
         }
 
-    def _connect(self, listener: Listener, requests: Decoder, peer: Peer) -> Connection | None:
-        """A connection that is counted in, if there is room on its socket."""
+    def _connect(self, listener: Listener, requests: Decoder, peer: Peer) -> Connection:
+        """A connection that is counted in.
+
+        Raises:
+            TooManyConnections: there is no room on its socket.
+        """
+        self._room.require(self._on, listener.name)
         is_admin = requests.methods is protocol.ADMIN_METHODS
-        others = self._admins if is_admin else len(self._connections) - self._admins
-        if others >= (self._room.admin if is_admin else self._room.agent):
-            return None
         intake = self._admin_intake if is_admin else self._intake
         flow = (peer.uid, listener.path, next(self._numbers))
-        connection = Connection(self, requests, intake, flow, str(peer), peer.pid)
+        trace = Trace(self._trails.of(listener.name), peer)
+        connection = Connection(self, requests, intake, flow, trace, str(peer))
         self._connections.add(connection)
-        self._admins += is_admin
+        self._on[listener.name] += 1
         return connection
+
+    def _refused(self, listener: Listener, peer: Peer, error: DPoPAgentError) -> None:
+        """Somebody wasn't let in."""
+        Trace(self._trails.of(listener.name), peer).refused(error)
 
     def disconnected(self, connection: Connection) -> None:
         """Count a connection out, and drop what it waited for."""
         if connection in self._connections:
             self._connections.discard(connection)
-            self._admins -= connection.requests.methods is protocol.ADMIN_METHODS
+            self._on[connection.trace.trail.socket] -= 1
             for signer in self.signers.values():
                 signer.drop(connection.flow)
             self._consents.drop(connection.flow)
@@ -213,7 +223,9 @@ class Agent:
         agents = Decoder(protocol.AGENT_METHODS)
         listeners = {
             Listener(self._agent_socket): agents,
-            Listener(paths.admin_socket(self._agent_socket)): Decoder(protocol.ADMIN_METHODS),
+            Listener(paths.admin_socket(self._agent_socket), name=paths.ADMIN): Decoder(
+                protocol.ADMIN_METHODS
+            ),
         }
         mounted = paths.mounted_socket(self._agent_socket)
         try:
@@ -223,11 +235,15 @@ class Agent:
         else:
             # The folder outlives the agent and has nothing else, so that it can be mounted.
             lock_path = f"{os.path.dirname(mounted)}.lock"
-            listeners[Listener(mounted, lock_path=lock_path)] = agents
+            listeners[Listener(mounted, name=paths.MOUNTED, lock_path=lock_path)] = agents
         return listeners
 
     def _acceptor(self, listener: Listener, requests: Decoder) -> Acceptor:
-        return Acceptor(listener.socket, partial(self._connect, listener, requests))
+        return Acceptor(
+            listener.socket,
+            partial(self._connect, listener, requests),
+            partial(self._refused, listener),
+        )
 
     async def _watch_places(self, listeners: Mapping[Listener, Decoder]) -> None:
         """Listen anew where a socket was removed; end where that can't be done, or where the
@@ -289,6 +305,7 @@ class Agent:
             store,
             lock_file=os.path.join(state_folder, f"signer-{store.name}.lock"),
             starting=self._starting[store.module],
+            max_waiting=self._config.max_waiting,
             on_ready=self._reconcile,
             on_end=self._end_after_the_last_signer,
             spawn=spawn_program if self._forker is None else self._forker.spawn,
@@ -317,6 +334,7 @@ class Agent:
         return self._forker is not None and self._forker.pid is None
 
     def _reconcile(self, signer: Signer) -> None:
+        self._trails.itself("store.open", store=signer.config.name)
         self._background.start(self._upkeep.reconcile(signer.config.name))
 
     async def reload(self) -> None:
@@ -332,7 +350,9 @@ class Agent:
     async def _reload(self) -> None:
         self._config = replace(load(self._config.path), **self._options)
         self._room = self._make_room(self._config)
+        self._trails.configure(mode=self._config.audit, max_bytes=self._config.audit_mib * 2**20)
         for name, signer in list(self.signers.items()):
+            signer.max_waiting = self._config.max_waiting
             store = self._config.stores.get(name)
             if store is None:
                 del self.signers[name]
@@ -353,6 +373,7 @@ class Agent:
     def _make_room(self, config: Config) -> descriptors.Room:
         return descriptors.make_room(
             config.max_connections,
+            each=config.max_socket_connections,
             signers=sum(store.signers for store in config.stores.values()),
             others=self._open_at_start,
         )
@@ -377,10 +398,11 @@ class Agent:
             if loop.time() - began > 2 * IDLE_LOOK_S:
                 continue  # the agent stood still: what was sent meanwhile comes first
             for signer in list(self.signers.values()):
-                signer.look_idle(
+                if signer.look_idle(
                     lock_after_s=self._config.lock_after_s,
                     release_after_s=self._config.release_after_s,
-                )
+                ):
+                    self._trails.itself("lock", store=signer.config.name)
 
     async def _save(self, *, clean: bool) -> None:
         try:
@@ -417,6 +439,7 @@ class Agent:
         if self._forker is not None:
             await self._forker.close()
         await self._save(clean=True)
+        await self._trails.close(within_s=PART_S)
 
     async def _part(self) -> None:
         """Close connections once everybody has read his answers, or had the time to."""

@@ -62,6 +62,7 @@ class Signer:
         *,
         lock_file: str,
         starting: asyncio.Lock,
+        max_waiting: int,
         on_ready: Callable[[Signer], None],
         on_end: Callable[[], None],
         spawn: Spawn,
@@ -73,6 +74,7 @@ class Signer:
             lock_file: keeps two signers of one store apart, those of a killed agent included.
             starting: shared by the stores of one module: initialised by two processes at once,
                 it can miss tokens.
+            max_waiting: how many requests may wait for it.
             on_ready: called whenever the store was opened.
             on_end: called whenever a process of it ended.
             spawn: how its processes come into being.
@@ -80,6 +82,7 @@ class Signer:
         self.config = config
         self.place: dict[str, Any] = {}
         self.error: DPoPAgentError | None = None
+        self.max_waiting = max_waiting
         self._on_ready = on_ready
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
@@ -180,6 +183,9 @@ class Signer:
             if host is not None:
                 self._give(job, host)
                 return
+        if job.owner not in (LOOKING, AGENTS_OWN) and (busy := self._work.full(self.max_waiting)):
+            job.finish(busy)
+            return
         self._work.push(job)
         self._pump()
 
@@ -311,15 +317,16 @@ class Signer:
         log.info("store %s is locked", self.config.name)
         await self._end_process()
 
-    def look_idle(self, *, lock_after_s: float | None, release_after_s: float | None) -> None:
-        """Lock or release a store that nobody used for so long."""
+    def look_idle(self, *, lock_after_s: float | None, release_after_s: float | None) -> bool:
+        """Lock or release a store that nobody used for so long; whether it is locked now."""
         idle_s = self._loop.time() - self._idle_since
         if self._state not in OPEN or self._work.is_wanted:
-            return
+            return False
         if lock_after_s is not None and idle_s >= lock_after_s:
             log.info("store %s was idle for %d s", self.config.name, idle_s)
             self._locking = self._loop.create_task(self.lock())
-        elif (
+            return True
+        if (
             release_after_s is not None
             and idle_s >= release_after_s
             and self._state is not State.RELEASED
@@ -329,6 +336,7 @@ class Signer:
             self._become(Event.RELEASE)
             self._watch_deadlines()
             log.info("store %s was idle for %d s and is released", self.config.name, idle_s)
+        return False
 
     async def started(self) -> None:
         """Wait until a start has come to its end, good or bad."""

@@ -9,9 +9,10 @@ from datetime import UTC, datetime
 from dpop_agent.agent import drains
 from dpop_agent.agent.background import Background, gently
 from dpop_agent.agent.inventory import Inventory
-from dpop_agent.agent.keys import Key
+from dpop_agent.agent.keys import Key, Keys, State
 from dpop_agent.agent.making import Making
 from dpop_agent.agent.records import Records, now_text
+from dpop_agent.agent.trails import Trails
 from dpop_agent.errors import AuthorizationRequired
 
 log = logging.getLogger("dpop_agent.upkeep")
@@ -27,12 +28,18 @@ class Upkeep:
     """What time and stores that come back do to keys."""
 
     def __init__(
-        self, records: Records, making: Making, inventory: Inventory, background: Background
+        self,
+        records: Records,
+        making: Making,
+        inventory: Inventory,
+        background: Background,
+        trails: Trails,
     ) -> None:
         self._records = records
         self._making = making
         self._inventory = inventory
         self._background = background
+        self._trails = trails
 
     async def reconcile(self, store: str, *, anew: bool = False) -> None:
         """A store was opened: finish or undo what was half done, see what is missing or unknown.
@@ -137,12 +144,14 @@ class Upkeep:
             await self._rotate_if_due(key.name)
             for generation in drains.to_destroy(key, self._records.seen):
                 async with self._making.alone(key.name):
+                    before = self._records.keys
                     await self._background.quietly(
                         key.name, self._destroy_if_there(key.name, generation.generation)
                     )
+                    self._record("key.destroy", key.name, before, State.DESTROYED)
 
     async def _retire(self) -> None:
-        seen = self._records.seen
+        seen, before = self._records.seen, self._records.keys
         over = [
             key.name
             async for key in gently(self._records.keys.values())
@@ -155,6 +164,8 @@ class Upkeep:
                     lambda keys: drains.retire(keys, over, self._records.seen, now_text())
                 ),
             )
+        for name in over:
+            self._record("key.retire", name, before, State.RETIRED)
 
     async def _rotate_if_due(self, name: str) -> None:
         if not self._is_rotation_due(name):
@@ -167,7 +178,17 @@ class Upkeep:
             if drains.is_rotation_by_hand(key):
                 await self._background.quietly(_rotation_of(name), self._rotation_is_due(key))
             else:
+                before = self._records.keys
                 await self._background.quietly(name, self._rotate_now(name))
+                self._record("key.rotate", name, before, State.ACTIVE)
+
+    def _record(self, method: str, name: str, before: Keys, state: State) -> None:
+        """Have the audit tell which generations came into a state that nobody asked for."""
+        key, was = self._records.keys.get(name), before.get(name)
+        known = {g.generation: g.state for g in was.generations} if was else {}
+        for g in key.generations if key else ():
+            if g.state is state and known.get(g.generation) is not state:
+                self._trails.itself(method, key=name, generation=g.generation, jkt=g.jkt)
 
     def _is_rotation_due(self, name: str) -> bool:
         key = self._records.keys.get(name)

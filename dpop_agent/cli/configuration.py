@@ -46,8 +46,12 @@ def _show(args: Namespace) -> int:
                 "path": found.path,
                 "default_store": found.default_store,
                 "max_connections": found.max_connections,
+                "max_socket_connections": found.max_socket_connections,
+                "max_waiting": found.max_waiting,
                 "lock_after_s": found.lock_after_s,
                 "release_after_s": found.release_after_s,
+                "audit": found.audit,
+                "audit_mib": found.audit_mib,
                 "stores": [
                     {"store": store.name, "type": store.type}
                     | _settings(store)
@@ -65,6 +69,8 @@ def _show(args: Namespace) -> int:
         ("release after", found.release_after_s),
     ):
         lines.append(f"{what:13}  {'never' if idle_s is None else output.duration(idle_s)}")
+    size = f", {found.audit_mib} MiB a file" if found.audit != "off" else ""
+    lines.append(f"audit          {found.audit}{size}")
     for store in found.stores.values():
         lines += [
             "",

@@ -31,6 +31,7 @@ _VERBS = {
     "proof": ("proofs", "print a proof for one request"),
     "verify": ("proofs", "check a proof against RFC 9449 section 4.3"),
     "status": ("status", "show the agent, its stores and the servers' nonces"),
+    "log": ("audit", "show who asked for what: proofs, refusals, changes"),
     "reload": ("status", "reread the configuration and check the stores again"),
     "lock": ("locking", "forget PINs and close stores"),
     "unlock": ("locking", "open closed stores, asking for their PINs"),

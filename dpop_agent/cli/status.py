@@ -89,6 +89,7 @@ def _lines(status: dict[str, Any], path: str) -> list[str]:
             f"  admin    {paths.admin_socket(path)}",
             f"  config   {get('config') or '-'}",
             f"  ledger   {get('ledger')}",
+            *_audit(get("audit")),
         )
     ]
     if status.get("forking_pid", 0) is None:
@@ -109,6 +110,21 @@ def _lines(status: dict[str, Any], path: str) -> list[str]:
     if origins:
         lines += ["", *output.table(("NONCE", "CLOCK", "ORIGIN"), [*map(_origin, origins)])]
         lines += [output.plain(line) for origin in origins for line in _clock_trouble(origin)]
+    return lines
+
+
+def _audit(audit: dict[str, Any] | None) -> list[str]:
+    """Where the audit is, and what is wrong with it; an older agent has none."""
+    if audit is None:
+        return []
+    if audit["mode"] == "off":
+        return ["  audit    off"]
+    lines = [f"  audit    {audit['folder']}"]
+    if audit["failing"] is not None:
+        refused = "; no proof is given until it can" if audit["mode"] == "required" else ""
+        lines.append(f"the audit can't be written: {audit['failing']}{refused}")
+    if audit["lost"]:
+        lines.append(f"{_many(audit['lost'], 'line')} of the audit couldn't be written, and went")
     return lines
 
 

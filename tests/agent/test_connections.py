@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from dpop_agent.agent.descriptors import RETRY_MS
 from dpop_agent.agent.descriptors import USUAL_CONNECTIONS as MAX_CONNECTIONS
 from dpop_agent.agent.queue import MAX_WINDOW
 from dpop_agent.jose import b64url_decode
@@ -25,7 +26,7 @@ from dpop_agent.protocol import MAX_REQUESTS
 from tests.agent.places import store, until
 from tests.agent.wire import Wire, refusal, request
 from tests.bench.bars import WHILE_ANOTHER
-from tests.processes import Agent, new_token
+from tests.processes import Agent, Token, new_token
 from tests.timing import Measured
 
 TARGET = {"htm": "GET", "htu": "https://api.example.com/"}
@@ -217,6 +218,30 @@ def test_connections_have_a_limit_that_is_told_and_room_is_room_again(agent: Age
             assert "proof" in again.result("proof", **TARGET)
     with Wire(agent.admin_socket) as owner:  # who comes next finds room
         until(lambda: owner.result("status")["connections"] <= already)
+
+
+def test_whoever_fills_a_further_socket_takes_no_room_on_others(
+    make_agent: Callable[..., Agent], token: Token
+) -> None:
+    text = token.config.read_text()
+    token.config.write_text(text.replace("[agent]\n", "[agent]\nmax_socket_connections = 5\n"))
+    agent = make_agent(token.config).start()
+    agent.create_key("default")
+    mount = str(agent.runtime / "mount" / "agent.sock")
+    with ExitStack() as stack:
+        wires = [stack.enter_context(Wire(mount)) for _ in range(5)]
+        assert all("stores" in wire.result("status") for wire in wires)
+        with Wire(mount) as one_more:
+            error = refusal(one_more.next())
+            assert (error["type"], error["retry"]) == ("too_many_connections", "later")
+            assert error["retry_after_ms"] == RETRY_MS
+        for path in (agent.socket, agent.admin_socket):
+            with Wire(path) as wire:
+                assert "proof" in wire.result("proof", **TARGET)
+        wires.pop().close()
+        until(lambda: agent.client().status()["connections"] <= 5)
+        with Wire(mount) as again:
+            assert "proof" in again.result("proof", **TARGET)
 
 
 def test_a_client_that_never_reads_stops_only_itself(agent: Agent) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import resource
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
@@ -12,9 +16,9 @@ import pytest
 from dpop_agent.protocol import MAX_REQUESTS
 from tests.agent.flood import TARGET, flooding
 from tests.agent.places import store, until, until_open
-from tests.agent.wire import Wire
+from tests.agent.wire import Wire, refusal, request
 from tests.bench.bars import HONEST
-from tests.processes import Agent, new_token
+from tests.processes import Agent, Token, new_token
 from tests.timing import Measured
 
 
@@ -133,3 +137,71 @@ def test_no_signer_is_lost_to_bursts_of_cheap_lines(agent: Agent) -> None:
         for _ in range(20):
             assert "proof" in wire.result("proof", **TARGET)
     assert store(agent)["signer_pid"] == pid
+
+
+def p99_s(agent: Agent) -> float:
+    """Seconds that 99 of 100 proofs of a client take at the most."""
+    took = []
+    with Wire(agent.socket) as honest:
+        for _ in range(500):
+            began = time.perf_counter()
+            assert "proof" in honest.result("proof", **TARGET)
+            took.append(time.perf_counter() - began)
+    return statistics.quantiles(took, n=100)[-1]
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 8192:
+        pytest.skip(f"this process may open {hard} files, and 8192 are needed")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 8192), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.long
+def test_an_honest_client_beside_5000_idle_connections_waits_at_most_twice_as_long(
+    make_agent: Callable[..., Agent], token: Token, many_files: None
+) -> None:
+    text = token.config.read_text()
+    token.config.write_text(text.replace("[agent]\n", "[agent]\nmax_connections = 6000\n"))
+    agent = make_agent(token.config, preexec=["prlimit", "--nofile=8192:8192"]).start()
+    agent.create_key("default")
+    alone = min(p99_s(agent) for _ in range(5))
+    with ExitStack() as stack:
+        for _ in range(5000):
+            stack.enter_context(Wire(agent.socket))
+        with Wire(agent.socket) as wire:
+            until(lambda: wire.result("status")["connections"] > 5000)
+        assert min(p99_s(agent) for _ in range(5)) < 2 * alone
+
+
+@pytest.mark.long
+def test_an_honest_client_beside_500_at_a_byte_a_second_waits_at_most_twice_as_long(
+    make_agent: Callable[..., Agent], token: Token, many_files: None
+) -> None:
+    agent = make_agent(token.config).start()
+    agent.create_key("default")
+    alone = min(p99_s(agent) for _ in range(5))
+    ended = threading.Event()
+    line = request("proof", TARGET)
+
+    def drip(wires: list[Wire]) -> None:
+        for byte in itertools.cycle(line[:-1]):
+            for wire in wires:
+                with suppress(OSError):  # its 5 seconds are over
+                    wire.send(bytes([byte]))
+            if ended.wait(1):
+                return
+
+    with ExitStack() as stack:
+        wires = [stack.enter_context(Wire(agent.socket)) for _ in range(500)]
+        dripping = threading.Thread(target=drip, args=[wires])
+        dripping.start()
+        try:
+            assert min(p99_s(agent) for _ in range(5)) < 2 * alone
+            assert {refusal(wire.next())["type"] for wire in wires} == {"timeout"}
+        finally:
+            ended.set()
+            dripping.join()

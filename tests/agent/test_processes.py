@@ -266,7 +266,7 @@ def test_the_most_talkative_log_has_no_secret(
         signer = until_open(agent)["signer_pid"]
         admin.result("key.destroy", key="default", generation=1)
     told = [agent.log.read_text(), ran.stderr]
-    told += [file.read_text() for file in agent.state.iterdir()]
+    told += [file.read_text() for file in agent.state.rglob("*") if file.is_file()]
     for pid in (agent.pid, *descendants(agent.pid)):
         told.append(Path(f"/proc/{pid}/cmdline").read_text())
         if os.getuid() == 0:

@@ -128,6 +128,9 @@ def test_the_other_commands_of_the_readme_lead_from_a_new_pkcs11_token_to_a_rota
     assert re.search(r"^ok jkt=\S+ alg=ES256 ", second.shown, re.M)
     assert "default@1 is compromised, and never signs again" in second.shown
     listed = second.shown[second.shown.rindex("dpop-agent key list") :]
+    listed, _, log = listed.partition("dpop-agent log")
+    assert re.search(r"\d\d:\d\d:\d\d  agent +dpop-agent \d+ +default@1 +GET https://api", log)
+    assert re.search(r"admin +dpop-agent \d+ +default@2 +key.rotate", log)
     assert re.findall(r"(default@\d) +(\w+)", listed) == [
         ("default@1", "compromised"),
         ("default@2", "draining"),

@@ -10,6 +10,7 @@ from dpop_agent.agent.lifecycle import Lifecycle
 from dpop_agent.agent.making import Making
 from dpop_agent.agent.records import Records
 from dpop_agent.agent.signers import Signer, Signers
+from dpop_agent.agent.trails import Trails
 from dpop_agent.agent.upkeep import Upkeep
 
 
@@ -24,4 +25,5 @@ class AroundRecords:
         self.inventory = inventory = Inventory(records, signers)
         self.making = Making(records, signers, inventory, background)
         self.lifecycle = Lifecycle(records, signers, inventory, self.making, background)
-        self.upkeep = Upkeep(records, self.making, inventory, background)
+        self.trails = Trails(records, mode="on", max_bytes=2**20)
+        self.upkeep = Upkeep(records, self.making, inventory, background, self.trails)

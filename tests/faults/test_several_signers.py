@@ -151,6 +151,7 @@ def test_where_all_died_a_store_with_a_stored_pin_comes_back_whole(agent: Agent)
     pids = until_many(agent)
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
+    until(lambda: not set(store(agent).get("signer_pids", [])) & set(pids))
     proofs(agent, 2)
     assert not set(until_many(agent)) & set(pids)
 

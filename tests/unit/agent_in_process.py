@@ -11,6 +11,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import Any, Self, TypeVar, cast
+from unittest.mock import Mock
 
 import uvloop
 
@@ -35,6 +36,7 @@ from dpop_agent.agent.records import Records
 from dpop_agent.agent.recovery import Recovery
 from dpop_agent.agent.signers import Signer, Signers
 from dpop_agent.agent.stores import Stores
+from dpop_agent.agent.trails import Trace, Trails
 from dpop_agent.agent.upkeep import Upkeep
 from dpop_agent.agent.views import Views
 from dpop_agent.channel import parse_asked
@@ -100,7 +102,8 @@ class AgentInProcess:
         store: the one that it has.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, audit: str = "on") -> None:
+        self._audit = audit
         self._folder = Path(tempfile.mkdtemp(prefix="dpop-", dir="/tmp"))
         self.socket = str(self._folder / "agent.sock")
         self.admin_socket = str(self._folder / "admin.sock")
@@ -136,7 +139,8 @@ class AgentInProcess:
         background = self._background = Background()
         inventory = Inventory(records, signers)
         making = Making(records, signers, inventory, background)
-        self.upkeep = Upkeep(records, making, inventory, background)
+        self.trails = Trails(records, mode=self._audit, max_bytes=2**20)
+        self.upkeep = Upkeep(records, making, inventory, background, self.trails)
         nonces = Nonces()
         consents = Consents(self._nobody_asks, background, self._loop.time)
         views = Views(records, signers, inventory, nonces)
@@ -159,14 +163,14 @@ class AgentInProcess:
         ):
             listener = Listener(str(self._folder / f"{name}.sock"))
             self._listeners.append(listener.__enter__())
-            self._acceptors.append(
-                Acceptor(listener.socket, self._connect(protocol.Decoder(methods)))
-            )
+            connect = self._connect(name, protocol.Decoder(methods))
+            self._acceptors.append(Acceptor(listener.socket, connect, Mock()))
 
-    def _connect(self, requests: protocol.Decoder) -> Any:
+    def _connect(self, name: str, requests: protocol.Decoder) -> Any:
         def connect(peer: Peer) -> Connection:
             flow = (peer.uid, next(self._numbers))
-            return Connection(self, requests, self._intake, flow, str(peer))
+            trace = Trace(self.trails.of(name), peer)
+            return Connection(self, requests, self._intake, flow, trace, str(peer))
 
         return connect
 
@@ -176,6 +180,7 @@ class AgentInProcess:
         await self._background.cancel(within_s=5)
         for listener in self._listeners:
             listener.__exit__()
+        await self.trails.close(within_s=5)
         self._ledger.close()
 
     # What connections and the handler ask of it

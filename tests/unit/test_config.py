@@ -478,6 +478,29 @@ def test_what_cant_ask_for_consent_is_refused(tmp_path: Path, value: str, says: 
     assert refused.value.hint
 
 
+@pytest.mark.parametrize(
+    ("name", "usual", "values", "not_values"),
+    [
+        ("max_socket_connections", 128, ["1", "5000"], ["0", "100001", "true", '"9"', "1.0"]),
+        ("max_waiting", 8192, ["64", "1000000"], ["63", "1000001", "true", '"99"', "99.0"]),
+        ("audit_mib", 32, ["1", "16384"], ["0", "16385", "true", '"32"', "0.5"]),
+        ("audit", "on", ['"required"', '"off"'], ['"yes"', '""', "true", "false", "1"]),
+    ],
+)
+def test_limits_and_the_audit_have_a_usual_value_and_others_that_make_sense(
+    tmp_path: Path, name: str, usual: object, values: list[str], not_values: list[str]
+) -> None:
+    assert getattr(config.load(write(tmp_path, STORE)), name) == usual
+    for value in values:
+        found = config.load(write(tmp_path, f"[agent]\n{name} = {value}\n{STORE}"))
+        assert getattr(found, name) == json.loads(value)
+    for value in not_values:
+        path = write(tmp_path, f"[agent]\n{name} = {value}\n{STORE}")
+        with pytest.raises(ConfigurationError, match=rf"agent\.{name} (is|has to be)") as refused:
+            config.load(path)
+        assert refused.value.hint
+
+
 @pytest.mark.parametrize("name", ["lock_after", "release_after"])
 def test_stores_are_left_alone_unless_the_configuration_says_after_how_long_not(
     tmp_path: Path, name: str

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -68,7 +69,8 @@ def with_peer(monkeypatch: pytest.MonkeyPatch, story: Callable[[Peer], Awaitable
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         with theirs:
-            made = Connection(server, Decoder(AGENT_METHODS), Intake(loop), (0, "agent.sock", 1))
+            requests = Decoder(AGENT_METHODS)
+            made = Connection(server, requests, Intake(loop), (0, "agent.sock", 1), Mock())
             await loop.create_unix_connection(lambda: made, sock=ours)
             await story(Peer(theirs, server))
             made.abort()

@@ -4,8 +4,17 @@ import resource
 
 import pytest
 
-from dpop_agent.agent.descriptors import ADMIN_CONNECTIONS, USUAL_CONNECTIONS, Room, make_room
-from dpop_agent.errors import ConfigurationError
+from dpop_agent.agent.descriptors import (
+    ADMIN_CONNECTIONS,
+    FURTHER_CONNECTIONS,
+    RETRY_MS,
+    USUAL_CONNECTIONS,
+    Room,
+    make_room,
+)
+from dpop_agent.errors import ConfigurationError, TooManyConnections
+
+EACH = 100
 
 
 class Limit:
@@ -28,49 +37,83 @@ def limit(monkeypatch: pytest.MonkeyPatch) -> Limit:
 
 
 def test_a_soft_limit_that_is_enough_stays(limit: Limit) -> None:
-    assert make_room(None, signers=3, others=8) == Room(USUAL_CONNECTIONS, ADMIN_CONNECTIONS)
+    assert make_room(None, each=EACH, signers=3, others=8) == Room(
+        USUAL_CONNECTIONS, ADMIN_CONNECTIONS, EACH, FURTHER_CONNECTIONS
+    )
     assert limit.soft == 1024
 
 
 @pytest.mark.parametrize("hard", [4096, resource.RLIM_INFINITY])
 def test_a_soft_limit_is_raised_as_far_as_is_needed(limit: Limit, hard: int) -> None:
     limit.soft, limit.hard = 256, hard
-    assert make_room(2000, signers=3, others=8) == Room(2000, ADMIN_CONNECTIONS)
-    assert 2000 + ADMIN_CONNECTIONS + 8 < limit.soft < 2200
+    assert make_room(2000, each=EACH, signers=3, others=8) == Room(
+        2000, ADMIN_CONNECTIONS, EACH, FURTHER_CONNECTIONS
+    )
+    needed = 2000 + ADMIN_CONNECTIONS + FURTHER_CONNECTIONS + 8
+    assert needed < limit.soft < needed + 128
 
 
 def test_no_limit_is_enough_for_any_number(limit: Limit) -> None:
     limit.soft = limit.hard = resource.RLIM_INFINITY
-    assert make_room(50_000, signers=3, others=8).agent == 50_000
+    assert make_room(50_000, each=EACH, signers=3, others=8).agent == 50_000
     assert limit.soft == resource.RLIM_INFINITY
 
 
 @pytest.mark.parametrize("hard", [64, 100, 256, 600])
 @pytest.mark.parametrize("stores", [1, 4])
-def test_whatever_the_limit_both_sockets_and_the_agent_itself_have_their_part(
+def test_whatever_the_limit_each_socket_and_the_agent_itself_have_their_part(
     limit: Limit, hard: int, stores: int
 ) -> None:
     limit.soft, limit.hard = 32, hard
-    room = make_room(None, signers=stores, others=8)
+    room = make_room(None, each=EACH, signers=stores, others=8)
     assert limit.soft == hard
     assert room.admin >= 1
     assert room.agent >= 4 * room.admin
-    assert hard - room.agent - room.admin >= 8 + 16 + 4 * stores
+    assert 1 <= room.each <= room.further <= room.agent
+    assert hard - room.agent - room.admin - room.further >= 8 + 16 + 4 * stores
 
 
 def test_a_number_that_doesnt_fit_is_refused_with_what_does(limit: Limit) -> None:
     limit.hard = 1024
-    with pytest.raises(ConfigurationError, match=r"room for (9[0-9]{2}) connections") as refused:
-        make_room(6000, signers=1, others=8)
+    with pytest.raises(ConfigurationError, match=r"room for ([78][0-9]{2}) connections") as refused:
+        make_room(6000, each=EACH, signers=1, others=8)
     assert "LimitNOFILE" in refused.value.hint
     fits = int(refused.value.message.split()[-2])
-    assert make_room(fits, signers=1, others=8).agent == fits
+    assert make_room(fits, each=EACH, signers=1, others=8).agent == fits
     with pytest.raises(ConfigurationError):
-        make_room(fits + 1, signers=1, others=8)
+        make_room(fits + 1, each=EACH, signers=1, others=8)
 
 
 @pytest.mark.parametrize("wanted", [None, 1])
 def test_a_limit_that_leaves_no_room_at_all_is_refused(limit: Limit, wanted: int | None) -> None:
     limit.soft = limit.hard = 32
     with pytest.raises(ConfigurationError, match="may open 32 files"):
-        make_room(wanted, signers=1, others=8)
+        make_room(wanted, each=EACH, signers=1, others=8)
+
+
+ROOM = Room(agent=8, admin=2, each=3, further=5)
+
+
+@pytest.mark.parametrize(
+    ("open_now", "socket"),
+    [
+        ({"agent": 8}, "agent"),
+        ({"admin": 2}, "admin"),
+        ({"mount": 3}, "mount"),
+        ({"mount": 3, "shop": 2}, "shop"),
+        ({"mount": 3, "shop": 2}, "new"),
+    ],
+)
+def test_a_socket_or_all_further_ones_that_are_full_take_nobody_in(
+    open_now: dict[str, int], socket: str
+) -> None:
+    with pytest.raises(TooManyConnections) as refused:
+        ROOM.require(open_now, socket)
+    assert (refused.value.retry, refused.value.retry_after_ms) == ("later", RETRY_MS)
+    assert not any(name in str(refused.value) for name in ("agent", "mount", "shop"))
+
+
+@pytest.mark.parametrize("socket", ["agent", "admin", "shop"])
+def test_whoever_fills_his_socket_takes_no_room_from_another(socket: str) -> None:
+    most = {"agent": ROOM.agent, "admin": ROOM.admin, "mount": ROOM.each}
+    ROOM.require({name: count for name, count in most.items() if name != socket}, socket)

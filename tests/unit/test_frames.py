@@ -291,6 +291,7 @@ async def mad_signers(folder: Path, *, count: int) -> tuple[int, int]:
         signer = Signer(
             config,
             lock_file=str(folder / "lock"),
+            max_waiting=100,
             starting=asyncio.Lock(),
             on_ready=lambda _signer: None,
             on_end=lambda: None,

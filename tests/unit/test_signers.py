@@ -20,12 +20,12 @@ from dpop_agent.agent.forker import Forker
 from dpop_agent.agent.frames import Outcome
 from dpop_agent.agent.hosts import Host
 from dpop_agent.agent.process import SignerProcess, spawn_program
-from dpop_agent.agent.queue import Job
+from dpop_agent.agent.queue import MIN_RETRY_MS, MIN_WINDOW, Job
 from dpop_agent.agent.signers import Signer
 from dpop_agent.agent.states import TRANSITIONS, Event, IllegalEvent, State, after
 from dpop_agent.channel import Frames, frame
 from dpop_agent.config import PinSource, StoreConfig, TokenUri
-from dpop_agent.errors import Cancelled, Locked, SignerFailed, Timeout
+from dpop_agent.errors import Busy, Cancelled, Locked, SignerFailed, Timeout
 
 
 def signer(folder: Path, pin_source: str, *, signers: int = 1) -> Signer:
@@ -41,6 +41,7 @@ def signer(folder: Path, pin_source: str, *, signers: int = 1) -> Signer:
     return Signer(
         config,
         lock_file=str(folder / "lock"),
+        max_waiting=100,
         starting=asyncio.Lock(),
         on_ready=lambda _signer: None,
         on_end=lambda: None,
@@ -285,6 +286,24 @@ def test_a_look_under_way_keeps_no_idle_store_open(tmp_path: Path) -> None:
         card.signer.look_idle(lock_after_s=None, release_after_s=0.0)
         assert [frame["op"] for frame in card.frames] == ["objects", "release"]
         look.cancel()
+
+    with_card(tmp_path, story)
+
+
+def test_where_as_many_requests_wait_as_may_the_next_is_told_when_to_come_again(
+    tmp_path: Path,
+) -> None:
+    async def story(card: Card) -> None:
+        card.signer.max_waiting = 3
+        waiting = [card.submit(n, within_s=60, touch=False) for n in range(MIN_WINDOW + 3)]
+        [busy] = card.submit(99, within_s=60, touch=False, owner="another")
+        assert isinstance(busy, Busy)
+        assert busy.retry == "later"
+        assert busy.retry_after_ms is not None
+        assert busy.retry_after_ms >= MIN_RETRY_MS
+        card.touch()  # there is room again
+        assert card.submit(100, within_s=60, touch=False) == []
+        assert waiting[1:] == [[]] * (MIN_WINDOW + 2)
 
     with_card(tmp_path, story)
 
