@@ -17,9 +17,10 @@ SIGN_TIMEOUT_S = 10.0
 TOUCH_AFTER_S = 0.3
 """Seconds after which a signature that may wait for a touch is taken for one that does."""
 
-AHEAD_S = 0.0005
-"""Seconds of work that a signer has in its hands: what is given to it together costs it and the
-agent one turn, and whoever comes next waits so long."""
+AHEAD_S = 0.002
+"""Seconds of work that a signer has in its hands: what is given to it together costs it
+and the agent one turn, and whoever comes next waits so long. A fast one does MAX_WINDOW in half a
+millisecond; on a busy machine it seems slower, and there a turn costs most."""
 
 MAX_WINDOW = 8
 """Frames in a signer's hands at once, however fast it is."""
