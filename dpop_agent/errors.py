@@ -22,6 +22,7 @@
     ├── AuthorizationRequired
     │   └── AuthorizationRefused
     ├── SlotTaken, NoSlot
+    ├── SocketExists, SocketUnknown
     └── KeyExists, StoreUnknown, Timeout, Cancelled, Busy, TooManyConnections, LimitReached, ...
 
 An error says what happened and why (its message) and what to do next (its hint). What crosses the
@@ -349,6 +350,19 @@ class SignerFailed(StoreUnusable):
     """The signer process died, or its module failed."""
 
     wire_type = "signer_failed"
+
+
+class SocketExists(DPoPAgentError):
+    """The name is taken by another filtered socket."""
+
+    wire_type = "socket_exists"
+
+
+class SocketUnknown(DPoPAgentError):
+    """No filtered socket has that name."""
+
+    wire_type = "socket_unknown"
+    default_hint = "see: dpop-agent socket list"
 
 
 class StoreUnknown(DPoPAgentError):

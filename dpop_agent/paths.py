@@ -31,6 +31,7 @@ _ADMIN = "admin.sock"
 _AUDIT = "audit"
 _LINES = ".jsonl"
 _OLDER = ".1"
+_SOCKETS = "sockets"
 
 
 File = tuple[int, int]
@@ -50,6 +51,16 @@ def admin_socket(agent_socket: str) -> str:
 def mounted_socket(agent_socket: str) -> str:
     """`agent.sock` alone in a folder, which can be mounted into a container."""
     return os.path.join(os.path.dirname(agent_socket), MOUNTED, "agent.sock")
+
+
+def filtered_sockets(agent_socket: str) -> str:
+    """The folder of the filtered sockets' folders."""
+    return os.path.join(os.path.dirname(agent_socket), _SOCKETS)
+
+
+def filtered_socket(agent_socket: str, name: str) -> str:
+    """`agent.sock` alone in a folder, which gives what the filtered socket of that name gives."""
+    return os.path.join(filtered_sockets(agent_socket), name, "agent.sock")
 
 
 def config_file() -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 
+from dpop_agent import paths
 from dpop_agent.errors import (
     DPoPAgentError,
     InvalidParams,
@@ -55,11 +56,16 @@ MAX_RATE = 1_000_000
 MAX_METHODS = 32
 MAX_PATHS = 32
 
+MAX_SOCKET_KEYS = 64
+"""Keys of a filtered socket."""
+
 EVENTS = ("touch",)
 """What a connection can subscribe to."""
 
 KEY_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 SLOT = re.compile(r"[0-9a-f]{2}")
+OWN_SOCKETS = (paths.AGENT, paths.ADMIN, paths.MOUNTED)
+"""The names of the sockets that every agent has, so that no filtered one has them."""
 MAX_REF = 64
 """Bytes of an object's id, or of the label of one without an id."""
 
@@ -221,6 +227,30 @@ KEY_SETTINGS = {
 }
 """What a key may be used for, and for how long."""
 
+
+def is_socket_name(value: Any) -> bool:
+    """Whether a filtered socket can have that name."""
+    return (
+        isinstance(value, str)
+        and KEY_NAME.fullmatch(value) is not None
+        and value not in OWN_SOCKETS
+    )
+
+
+_SOCKET = Param(
+    "a socket's name: a-z, 0-9, dot, dash, underscore, 64 characters at most, and not "
+    f"{', '.join(OWN_SOCKETS)}",
+    is_socket_name,
+)
+_KEYS = Param(
+    f"a list of 1 to {MAX_SOCKET_KEYS} keys' names",
+    lambda v: (
+        isinstance(v, list)
+        and 0 < len(v) <= MAX_SOCKET_KEYS
+        and all(isinstance(name, str) and KEY_NAME.fullmatch(name) for name in v)
+    ),
+)
+
 _PLACE = {"slot": _SLOT, "reuse_slot": _BOOL}
 _ONE_GENERATION = {
     "key": _KEY.must(),
@@ -284,6 +314,17 @@ ADMIN_METHODS: Mapping[str, Mapping[str, Param]] = {
     "key.set": {"key": _KEY.must(), **KEY_SETTINGS, "request_id": _REQUEST},
     "key.attestation": {"key": _KEY.must(), "generation": _GENERATION.must()},
     "store.authorize": {"store": _TEXT.must()},
+    "socket.add": {
+        "socket": _SOCKET.must(),
+        "keys": _KEYS.must(),
+        **RULES,
+        "expires": Param("an RFC 3339 date in UTC, such as 2027-01-31T08:00:00Z", _is_date),
+        "expires_s": Param("seconds, 1 to ten years", _is_count(1, MAX_SECONDS)),
+        "with_connection": _BOOL,
+        "request_id": _REQUEST,
+    },
+    "socket.list": {"socket": _SOCKET, "cursor": _CURSOR},
+    "socket.remove": {"socket": _SOCKET.must(), "request_id": _REQUEST},
     "lock": {"store": _TEXT},
     "unlock": {"store": _TEXT.must()},
     "reload": {},

@@ -28,6 +28,9 @@ RETRY_MS = 1000
 """Milliseconds after which who found no room may try again: programs that ask for one proof are
 gone by then."""
 
+SOCKET = 2
+"""Files of a filtered socket: it listens, and its lock."""
+
 _OWN = 20  # the agent's sockets and locks, and some for what is opened for a moment
 _SIGNER = 4
 

@@ -13,6 +13,7 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Any, NamedTuple
 
+from dpop_agent.agent.filters import Filter
 from dpop_agent.agent.keys import (
     MAX_GENERATIONS,
     PROTECTIONS,
@@ -38,11 +39,13 @@ from dpop_agent.protocol import (
     ADMIN_METHODS,
     KEY_NAME,
     MAX_SECONDS,
+    MAX_SOCKET_KEYS,
     REF,
     REQUEST_ID,
     RULES,
     SLOT,
     Param,
+    is_socket_name,
 )
 
 _MAX_CLOCK_S = 2**40
@@ -135,6 +138,15 @@ def _are_used(at_most: int) -> Callable[[Any], bool]:
     )
 
 
+def _are_names(*, low: int) -> Callable[[Any], bool]:
+    return lambda v: (
+        isinstance(v, list)
+        and low <= len(v) <= MAX_SOCKET_KEYS
+        and all(map(_is_text(KEY_NAME), v))
+        and len(v) == len(set(v))
+    )
+
+
 _BOOL = Param("true or false", lambda v: type(v) is bool)
 _MAYBE = Param("true, false or null", _or_null(lambda v: type(v) is bool))
 _KEY = Param("a key's name", _is_text(KEY_NAME))
@@ -213,6 +225,16 @@ FORGOTTEN = {
     "generation": _GENERATION["generation"],
     "at": _DATE_FORM.must(),
     "compromised": _BOOL.must(),
+}
+
+SOCKET = {
+    "name": Param("a socket's name", is_socket_name).must(),
+    "keys": Param("a list of keys' names", _are_names(low=1)).must(),
+    "gone": Param("a list of keys' names", _are_names(low=0)).must(),
+    "created": _DATE_FORM.must(),
+    "expires_at": Param("seconds or null", _or_null(_is_count(0, _MAX_CLOCK_S))).must(),
+    "expires_s": Param("seconds or null", _or_null(_is_count(0, _MAX_CLOCK_S))).must(),
+    **{name: Param(form.says, _is_rule(name)).must() for name, form in RULES.items()},
 }
 
 REQUEST = {
@@ -363,6 +385,34 @@ def forgotten_from(members: dict[str, Any]) -> Forgotten:
     """
     require(members, FORGOTTEN, "a forgotten generation")
     return Forgotten(**members)
+
+
+def socket_members(name: str, socket: Filter) -> dict[str, Any]:
+    """A filtered socket as the ledger has it."""
+    return {
+        "name": name,
+        "keys": list(socket.keys),
+        "gone": list(socket.gone),
+        "created": socket.created,
+        "expires_at": socket.expires_at,
+        "expires_s": socket.expires_s,
+        **socket.rules.members(),
+    }
+
+
+def socket_from(members: dict[str, Any]) -> Filter:
+    """The same from the ledger.
+
+    Raises:
+        ValueError
+    """
+    require(members, SOCKET, "a socket")
+    own = {name: value for name, value in members.items() if name not in RULES}
+    own |= {"keys": tuple(members["keys"]), "gone": tuple(members["gone"])}
+    try:
+        return Filter(**own, rules=rules_from(members))
+    except DPoPAgentError as e:
+        raise ValueError(e.message) from e
 
 
 def request_members(name: str, request: Remembered) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dpop_agent.agent.keys import Key
 from dpop_agent.agent.lifecycle import Lifecycle
 from dpop_agent.agent.proofs import Proofs
 from dpop_agent.agent.recovery import Recovery
+from dpop_agent.agent.sockets import Sockets
 from dpop_agent.agent.stores import Stores
 from dpop_agent.agent.views import Views, hello
 from dpop_agent.errors import AgentUnavailable, DPoPAgentError, ProtocolError
@@ -39,8 +40,29 @@ class Agent(Protocol):
         """The agent's own members of `status`."""
 
 
-class Handler:
-    """Answers requests."""
+class _Answering:
+    """Answers requests by its methods."""
+
+    _methods: dict[str, _Method]
+    _takes_no_more = False
+
+    def handle(self, call: Call) -> None:
+        """Answer a request, now or later."""
+        if self._takes_no_more:
+            call.respond(ending())
+            return
+        try:
+            self._methods[call.request.method](call)
+        except Exception as e:
+            call.respond(_error(e))
+
+    def take_no_more(self) -> None:
+        """Refuse what comes from now on: the agent is ending."""
+        self._takes_no_more = True
+
+
+class Handler(_Answering):
+    """Answers the requests of all sockets that give all keys."""
 
     def __init__(
         self,
@@ -51,6 +73,7 @@ class Handler:
         recovery: Recovery,
         stores: Stores,
         views: Views,
+        sockets: Sockets,
         background: Background,
     ) -> None:
         self._agent = agent
@@ -59,9 +82,9 @@ class Handler:
         self._stores = stores
         self._recovery = recovery
         self._views = views
+        self._sockets = sockets
         self._background = background
-        self._takes_no_more = False
-        self._methods: dict[str, _Method] = {
+        self._methods = {
             "hello": _hello,
             "proof": proofs.proof,
             "proof.sign": proofs.sign_proof,
@@ -82,24 +105,13 @@ class Handler:
             "key.set": self._later(self._showing(lifecycle.set)),
             "key.attestation": self._later(_of_params(stores.attestation)),
             "store.authorize": self._later(_of_params(stores.authorize)),
+            "socket.add": self._add_socket,
+            "socket.list": _at_once(sockets.page),
+            "socket.remove": self._later(_of_params(sockets.remove)),
             "lock": self._later(_of_params(stores.lock)),
             "unlock": self._later(_of_params(stores.unlock)),
             "reload": self._later(self._reload),
         }
-
-    def handle(self, call: Call) -> None:
-        """Answer a request, now or later."""
-        if self._takes_no_more:
-            call.respond(ending())
-            return
-        try:
-            self._methods[call.request.method](call)
-        except Exception as e:
-            call.respond(_error(e))
-
-    def take_no_more(self) -> None:
-        """Refuse what comes from now on: the agent is ending."""
-        self._takes_no_more = True
 
     def _later(self, answer: _Answer) -> _Method:
         async def run(call: Call) -> None:
@@ -135,7 +147,16 @@ class Handler:
         return self._status_now()
 
     def _status_now(self) -> _Result:
-        return self._views.status(agent=self._agent.describe(), proofs=self._proofs.made)
+        return self._views.status(
+            agent=self._agent.describe() | self._sockets.describe(),
+            proofs=self._proofs.made + self._sockets.made,
+        )
+
+    def _add_socket(self, call: Call) -> None:
+        if call.params.get("with_connection"):  # at once, while the connection is there
+            call.respond(self._sockets.add_with_connection(call.params, call.owner.flow))
+        else:
+            self._later(_of_params(self._sockets.add))(call)
 
     async def _create(self, call: Call) -> _Result:
         return self._views.key(await self._lifecycle.create(call.params, self._agent.default_store))
@@ -164,6 +185,32 @@ class Handler:
     async def _reload(self, call: Call) -> _Result:  # noqa: ARG002  (one signature)
         await self._agent.reload()
         return {"stores": self._views.stores()}
+
+
+class FilteredHandler(_Answering):
+    """Answers the requests of a filtered socket."""
+
+    def __init__(self, proofs: Proofs, views: Views) -> None:
+        self._proofs = proofs
+        self._views = views
+        self._methods = {
+            "hello": _hello,
+            "proof": proofs.proof,
+            "proof.sign": proofs.sign_proof,
+            "observe": _at_once(proofs.observe),
+            "key.list": _at_once(views.page),
+            "status": self._status,
+            "subscribe": _subscribe,
+        }
+
+    @property
+    def made(self) -> int:
+        """How many proofs it gave out."""
+        return self._proofs.made
+
+    def _status(self, call: Call) -> None:
+        """As it was seen last: what stores have is nobody's business there."""
+        call.respond(self._views.status_of_own(proofs=self._proofs.made))
 
 
 def _at_once(answer: Callable[[_Params], _Result]) -> _Method:

@@ -1,7 +1,7 @@
 """The state folder: which keys there are, in which state; and what was seen of their use.
 
-    ledger.json   the keys, the requests that were carried out, and which thumbprints forgotten keys
-                  had; written by verbs alone
+    ledger.json   the keys, the requests that were carried out, which thumbprints forgotten keys
+                  had, and the filtered sockets; written by verbs alone
     uses.json     when keys signed and for whom, and the time observed; written about every minute
     blocks        the reserve for what is compromised while the ledger can't be written
     clean-stop    there, if the last agent ended in order, with nothing unsaved
@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from dpop_agent import paths
 from dpop_agent.agent import forms, lock
 from dpop_agent.agent.blocks import Blocks, with_blocks
+from dpop_agent.agent.filters import Filter
 from dpop_agent.agent.forms import Remembered
 from dpop_agent.agent.keys import Forgotten, Key, Keys, State
 from dpop_agent.agent.lines import (
@@ -46,8 +47,8 @@ CLEAN_STOP = "clean-stop"
 _LOCK = "ledger.lock"
 
 _SECTIONS = ("keys", "requests")
-_FORGOTTEN = "forgotten"
-"""A section that is there once a key was forgotten."""
+_FORGOTTEN, _SOCKETS = "forgotten", "sockets"
+"""Sections that are there once a key was forgotten, and while there are filtered sockets."""
 
 T = TypeVar("T")
 
@@ -56,12 +57,14 @@ T = TypeVar("T")
 class Contents:
     """All that the ledger says at one moment.
 
-    `requests` has what was asked by request id, `observed_s` where the agent's own clock stood.
+    `requests` has what was asked by request id, `observed_s` where the agent's own clock stood,
+    `sockets` the filtered ones by name.
     """
 
     keys: Keys = field(default_factory=Keys)
     requests: Mapping[str, Remembered] = field(default_factory=dict)
     observed_s: int = 0
+    sockets: Mapping[str, Filter] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +107,7 @@ class Reading:
         self.path = os.path.join(folder, file)
         self._folder = folder
         self._keys, self._requests, self._uses = Sealed(), Sealed(), Sealed()
-        self._forgotten = Sealed()
+        self._forgotten, self._sockets = Sealed(), Sealed()
         self.contents, self.times, self.clean = Contents(), Times(), True
         self._is_current = False  # there, and of this version
         self.is_there = False
@@ -123,6 +126,8 @@ class Reading:
             sections[_FORGOTTEN] = self._forgotten.lines(
                 contents.keys.forgotten, forms.forgotten_members
             )
+        if contents.sockets:
+            sections[_SOCKETS] = self._sockets.lines(contents.sockets, forms.socket_members)
         header = {"version": VERSION, "observed_s": contents.observed_s}
         return composed(header, sections)
 
@@ -144,7 +149,7 @@ class Reading:
             self._load_version_1(data)
             return
         _require_version(version)
-        header, sections = parsed(data, _SECTIONS, optional=[_FORGOTTEN])
+        header, sections = parsed(data, _SECTIONS, optional=[_FORGOTTEN, _SOCKETS])
         forms.require(header, forms.LEDGER_HEADER, "line 1")
         keys: dict[str, Key] = {}
         for number, members, text in sections["keys"]:
@@ -167,8 +172,15 @@ class Reading:
                 raise ValueError(f"line {number}: the jkt {one.jkt} appears twice")
             forgotten[one.jkt] = one
             self._forgotten.learn(one.jkt, one, text)
+        sockets: dict[str, Filter] = {}
+        for number, members, text in sections.get(_SOCKETS, ()):
+            found = _on_line(number, forms.socket_from, members)
+            if found.name in sockets:
+                raise ValueError(f"line {number}: the socket {found.name} appears twice")
+            sockets[found.name] = found
+            self._sockets.learn(found.name, found, text)
         known = Keys(keys.values(), forgotten.values())
-        self.contents = Contents(known, requests, header["observed_s"])
+        self.contents = Contents(known, requests, header["observed_s"], sockets)
         self._is_current = True
         _require_one_of_each(self.contents)
 

@@ -1,4 +1,8 @@
-"""Servers' nonces and clocks by origin (RFC 9449 section 8), shared by all clients of the agent."""
+"""Servers' nonces and clocks by origin (RFC 9449 section 8).
+
+Clients of `agent.sock` share them. A filtered socket has its own: what its clients say of a server
+goes into nobody else's proofs, and what others say of one into none of theirs.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,9 @@ from dataclasses import dataclass
 
 MAX_ORIGINS = 1024
 """Origins remembered; the one heard of longest ago goes first."""
+
+MAX_ORIGINS_THERE = 64
+"""Those of a filtered socket: as many as it can name."""
 
 NONCE_LIFETIME_S = 24 * 3600.0
 """Seconds: the longest life of a nonce that is known of (Okta's)."""
@@ -31,9 +38,10 @@ class Server:
 
 
 class Nonces:
-    """What servers said, in memory alone."""
+    """What servers said, in memory alone; of so many of them at most."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_origins: int = MAX_ORIGINS) -> None:
+        self._max_origins = max_origins
         self._servers: OrderedDict[str, Server] = OrderedDict()
 
     def observe(
@@ -66,7 +74,7 @@ class Nonces:
             server.nonce, server.nonce_at = nonce, now
         if clock_offset_s is not None:
             server.clock_offset_s = clock_offset_s
-        if len(self._servers) > MAX_ORIGINS:
+        if len(self._servers) > self._max_origins:
             self._servers.popitem(last=False)
 
     def nonce(self, origin: str, now: float) -> str | None:

@@ -9,9 +9,21 @@ from dpop_agent.agent.rules import MAX_NAMED, Rate, Rule
 from dpop_agent.errors import HtuRefused, PolicyRefused, RateExceeded
 from dpop_agent.htu import Target
 
+_ANOTHER_SOCKET = "for more, its owner adds another socket: dpop-agent socket add NAME"
 
-def require_allowed(key: Key, target: Target, htm: str, *, presents_access_token: bool) -> None:
+
+def require_allowed(
+    key: Key,
+    target: Target,
+    htm: str,
+    *,
+    presents_access_token: bool,
+    socket: str | None = None,
+) -> None:
     """Let a request pass that the key's rules let pass, whenever it comes.
+
+    `socket` is the filtered one that it came on, for which the rules are: what anybody else may do
+    with the key isn't told there.
 
     Raises:
         HtuRefused: cleartext http, and the key wasn't given that very origin.
@@ -26,21 +38,37 @@ def require_allowed(key: Key, target: Target, htm: str, *, presents_access_token
     rule = key.rules.refusing(target, htm, presents_access_token=presents_access_token)
     if rule is None:
         return
-    message = key.rules.why(rule, f"the key {key.name}", target, htm)
+    whose = f"the key {key.name}" if socket is None else f"the key {key.name} on this socket"
+    message = key.rules.why(rule, whose, target, htm)
     details = {"rule": rule.value}
+    hint = _way_on(rule, key, target, htm) if socket is None else _ANOTHER_SOCKET
     if rule is Rule.ORIGINS and target.cleartext:
-        raise HtuRefused(
-            message, hint=f"use https, or {_allowing_origin(key, target.origin)}", details=details
-        )
-    raise PolicyRefused(message, hint=_way_on(rule, key, target, htm), details=details)
+        if socket is None:
+            hint = f"use https, or {_allowing_origin(key, target.origin)}"
+        raise HtuRefused(message, hint=hint, details=details)
+    raise PolicyRefused(message, hint=hint, details=details)
 
 
-def rate_exceeded(key: Key, rate: Rate, wait_s: float) -> RateExceeded:
+def rate_exceeded(
+    key: Key, rate: Rate, wait_s: float, *, socket: str | None = None
+) -> RateExceeded:
     """The refusal of a proof that the key's rate doesn't allow for so many seconds."""
+    more = f", or allow more: dpop-agent key set {key.name} --rate N/min"
     return RateExceeded(
         f"the key {key.name} is for {rate.per_minute} proofs a minute, {rate.burst} at once, and "
         "they were had",
-        hint=f"ask again later, or allow more: dpop-agent key set {key.name} --rate N/min",
+        hint=f"ask again later{more if socket is None else ''}",
+        retry_after_ms=ceil(wait_s * 1000),
+        details={"rule": Rule.RATE.value},
+    )
+
+
+def socket_rate_exceeded(rate: Rate, wait_s: float) -> RateExceeded:
+    """The refusal of a proof that the rate of its socket doesn't allow for so many seconds."""
+    return RateExceeded(
+        f"this socket is for {rate.per_minute} proofs a minute, {rate.burst} at once, and they "
+        "were had",
+        hint="ask again later",
         retry_after_ms=ceil(wait_s * 1000),
         details={"rule": Rule.RATE.value},
     )

@@ -19,11 +19,13 @@ from typing import Any
 from dpop_agent.agent import audit, drains
 from dpop_agent.agent.call import Call
 from dpop_agent.agent.consent import Consents, Wish, changed_meanwhile
+from dpop_agent.agent.excerpts import Excerpt
+from dpop_agent.agent.filters import Filter
 from dpop_agent.agent.frames import Form, Outcome, signature_form
 from dpop_agent.agent.inventory import Inventory
 from dpop_agent.agent.keys import Generation, Key, Keys, State
 from dpop_agent.agent.nonces import Nonces
-from dpop_agent.agent.policy import rate_exceeded, require_allowed
+from dpop_agent.agent.policy import rate_exceeded, require_allowed, socket_rate_exceeded
 from dpop_agent.agent.queue import SIGN_TIMEOUT_S, Job
 from dpop_agent.agent.rates import Allowance, Rates
 from dpop_agent.agent.records import Records
@@ -55,6 +57,9 @@ log = logging.getLogger("dpop_agent.proofs")
 MAX_CHOICES = 256
 """Choices kept: of the longest targets they take some four megabytes."""
 
+MAX_CHOICES_THERE = 32
+"""Those of a filtered socket, of which there may be many."""
+
 MAX_AGE_S = 2.0
 """Seconds after which a proof is stale before its client has it; it is made anew, once."""
 
@@ -63,7 +68,8 @@ SIGN_PROOF_WINDOW_S = 5
 
 
 class Proofs:
-    """Answers `proof`, `proof.sign` and `observe`.
+    """Answers `proof`, `proof.sign` and `observe`, on all sockets that give all keys, or on a
+    filtered one.
 
     Attributes:
         made: how many were given out.
@@ -71,12 +77,15 @@ class Proofs:
 
     def __init__(
         self,
-        records: Records,
+        records: Records | Excerpt,
         signers: Signers,
         inventory: Inventory,
         nonces: Nonces,
         consents: Consents,
+        rates: Rates,
+        socket: Filter | None = None,
     ) -> None:
+        """`rates` are the keys', whichever socket they are used on; `socket` the filtered one."""
         self._records = records
         self._signers = signers
         self._inventory = inventory
@@ -84,7 +93,11 @@ class Proofs:
         self._consents = consents
         self._choices: dict[_Asked, Choice] = {}
         self._keys = records.keys  # those of the choices
-        self._rates = Rates()
+        self._rates = rates
+        self._max_choices = MAX_CHOICES if socket is None else MAX_CHOICES_THERE
+        self._socket = None if socket is None else socket.name
+        own_rate = None if socket is None else socket.rules.rate
+        self._own = None if own_rate is None else Allowance(own_rate, monotonic())
         self.made = 0
 
     def proof(self, call: Call) -> None:
@@ -107,7 +120,7 @@ class Proofs:
         _require_signing_allowed(key)
         where, claims = _require_proof(text, key, generation)
         htm, presents = claims["htm"], "ath" in claims
-        require_allowed(key, where, htm, presents_access_token=presents)
+        require_allowed(key, where, htm, presents_access_token=presents, socket=self._socket)
         choice = Choice(
             *(self._records.keys, key, generation, where, htm),
             presents_access_token=presents,
@@ -150,30 +163,36 @@ class Proofs:
         announce = partial(call.tell_that_a_person_is_asked, key, choice.generation)
         self._consents.start(wish, announce=announce, then=answered)
 
-    def _require_rate(self, key: Key) -> Allowance | None:
-        """What is left of a key's rate, if it has one.
+    def _require_rate(self, key: Key) -> list[Allowance]:
+        """What is left of a key's rate, and of its socket's, where they have one.
 
         Raises:
             RateExceeded: nothing, for now.
         """
-        rate = key.rules.rate
-        if rate is None:
-            return None
         now = monotonic()
-        allowance = self._rates.allowance(key.name, rate, now)
-        wait_s = allowance.wait_s(now)
-        if wait_s > 0:
-            raise rate_exceeded(key, rate, wait_s)
-        return allowance
+        allowances = []
+        if self._own is not None:
+            wait_s = self._own.wait_s(now)
+            if wait_s > 0:
+                raise socket_rate_exceeded(self._own.rate, wait_s)
+            allowances.append(self._own)
+        rate = key.rules.rate
+        if rate is not None:
+            allowance = self._rates.allowance(key.name, rate, now)
+            wait_s = allowance.wait_s(now)
+            if wait_s > 0:
+                raise rate_exceeded(key, rate, wait_s, socket=self._socket)
+            allowances.append(allowance)
+        return allowances
 
     def count(self, choice: Choice) -> None:
         """A proof gets its turn.
 
         Raises:
-            RateExceeded: not by its key's rate, for now.
+            KeyUnknown: its socket gives nothing any more.
+            RateExceeded: not by the rates of its key and its socket, for now.
         """
-        allowance = self._require_rate(self._records.keys[choice.key.name])
-        if allowance is not None:
+        for allowance in self._require_rate(self._records.keys.named(choice.key.name)):
             allowance.take()
 
     def _choice(self, asked: _Asked) -> Choice:
@@ -183,7 +202,7 @@ class Proofs:
             KeyUnusable, JktRequired, HtuRefused, PolicyRefused
         """
         keys = self._records.keys
-        if self._keys is not keys or len(self._choices) >= MAX_CHOICES:
+        if self._keys is not keys or len(self._choices) >= self._max_choices:
             self._choices.clear()
             self._keys = keys
         choice = self._choices.get(asked)
@@ -191,10 +210,12 @@ class Proofs:
             name, jkt, presents, htu, htm = asked
             where = target(htu)
             key, generation = keys.signer(name, jkt, presents_access_token=presents)
-            require_allowed(key, where, htm, presents_access_token=presents)
+            require_allowed(key, where, htm, presents_access_token=presents, socket=self._socket)
             choice = self._choices[asked] = Choice(
                 keys, key, generation, where, htm, presents_access_token=presents
             )
+            if self._own is not None:
+                choice.is_admitted_at_once = False
         return choice
 
     def signer(self, key: Key) -> Signer:
@@ -235,7 +256,9 @@ class Proofs:
             choice.key.name, choice.generation.jkt, presents_access_token=False
         )
         require_allowed(
-            key, choice.where, choice.htm, presents_access_token=choice.presents_access_token
+            *(key, choice.where, choice.htm),
+            presents_access_token=choice.presents_access_token,
+            socket=self._socket,
         )
         if choice.built_by_client:
             _require_signing_allowed(key)
@@ -262,8 +285,8 @@ class Proofs:
 
     def drain_left_s(self, generation: Generation) -> int | None:
         """Seconds that it still signs if nobody uses it meanwhile; None unless it is draining."""
-        key, current = self._records.keys.by_jkt[generation.jkt]
-        if current.state is not State.DRAINING:
+        key, current = self._records.keys.by_jkt.get(generation.jkt, (None, generation))
+        if key is None or current.state is not State.DRAINING:
             return None
         return drains.drain_left_s(key, current, self._records.seen)
 
@@ -279,6 +302,8 @@ class Proofs:
     def _observe(self, seen: list[dict[str, Any]]) -> None:
         for item in seen:
             where = target(item["htu"])
+            if self._socket is not None and not self._is_for(where):
+                continue
             date = item.get("date")
             self._nonces.observe(
                 where.origin,
@@ -288,6 +313,10 @@ class Proofs:
                 refused_nonce=item.get("refused_nonce"),
                 iat_refused=item.get("iat_refused", False),
             )
+
+    def _is_for(self, where: Target) -> bool:
+        """Whether any key here is for an origin."""
+        return any(key.rules.has_origin(where) for key in self._records.keys.values())
 
 
 class Choice:

@@ -18,6 +18,7 @@ from typing import Any
 
 from dpop_agent.agent.blocks import with_blocks
 from dpop_agent.agent.changes import changes
+from dpop_agent.agent.filters import Filter
 from dpop_agent.agent.forms import Block, Remembered, digest_of
 from dpop_agent.agent.keys import Generation, Keys, State
 from dpop_agent.agent.ledger import Contents, Ledger, Times
@@ -64,6 +65,7 @@ class Records:
         changed: what the next change sets; the one after that sets another.
         rotations_due: the keys whose rotation was due when somebody looked last.
         destroyed: those that were destroyed then, their names taken.
+        sockets: the filtered sockets by name, those too that aren't kept over a restart.
     """
 
     def __init__(self, ledger: Ledger) -> None:
@@ -82,6 +84,10 @@ class Records:
         self.rotations_due: Sequence[str] = ()
         self.destroyed: Sequence[str] = ()
         self.keys = self._with_blocks(ledger.contents.keys)
+        self.sockets: Mapping[str, Filter] = {
+            name: f.without({key for key in f.keys if key not in self.keys})
+            for name, f in ledger.contents.sockets.items()
+        }
 
     @property
     def path(self) -> str:
@@ -96,10 +102,16 @@ class Records:
     @property
     def seen(self) -> Seen:
         """What the agent was there to see, until now."""
-        return Seen(self._now_s, self._unclean_s, self._uses)
+        return Seen(self.now_s, self._unclean_s, self._uses)
 
     @property
-    def _now_s(self) -> int:
+    def uses(self) -> Mapping[str, Use]:
+        """By jkt, when generations signed and for whom."""
+        return self._uses
+
+    @property
+    def now_s(self) -> int:
+        """The agent's own clock: seconds that it was there to see."""
         return self._before_s + int(boottime() - self._started)
 
     def block(self, name: str, generations: Iterable[Generation]) -> None:
@@ -111,10 +123,14 @@ class Records:
 
     def used(self, jkt: str, origin: str) -> None:
         """Note that a generation signed for an origin."""
-        now, now_s = now_text(), self._now_s
-        use = self._uses.get(jkt) or Use(now, now_s)
+        self.note(self._uses, jkt, origin)
+
+    def note(self, uses: dict[str, Use], jkt: str, origin: str) -> None:
+        """Note among those uses that a generation signed for an origin."""
+        now, now_s = now_text(), self.now_s
+        use = uses.get(jkt) or Use(now, now_s)
         if not use.is_noted(origin, now, now_s):
-            self._uses[jkt] = use.signed(origin, now, now_s)
+            uses[jkt] = use.signed(origin, now, now_s)
 
     def repeated(self, method: str, params: Mapping[str, Any]) -> bool:
         """Whether this very request was carried out before.
@@ -142,28 +158,54 @@ class Records:
             raise RequestIdReused(f"the request_id was used for another {known.method}")
         return True
 
-    async def write(self, change: Change, *, command: Command | None = None) -> None:
-        """Change the keys durably, in one atomic replace, the request's id with its effect.
+    async def write(
+        self,
+        change: Change = lambda keys: keys,
+        *,
+        command: Command | None = None,
+        sockets: Callable[[Mapping[str, Filter]], Mapping[str, Filter]] = lambda sockets: sockets,
+    ) -> None:
+        """Change keys and sockets durably, in one atomic replace, the request's id with its effect.
 
         Raises:
             NotDurable: nothing was changed, but for what is blocked.
         """
         async with self._writing:
-            now_s, blocked = self._now_s, frozenset(self._blocked)
+            now_s, blocked = self.now_s, frozenset(self._blocked)
             commands = [*self._commands, *([command] if command else [])]
             keys = _stamped(self.keys, self._with_blocks(change(self.keys)), now_s)
-            contents = Contents(keys, self._requests(commands), now_s)
+            forgotten = {key.name for key in keys.gone_from(self.keys)}
+
+            def changed(before: Mapping[str, Filter]) -> Mapping[str, Filter]:
+                after = sockets(before)
+                if not forgotten:
+                    return after
+                return {name: f.without(forgotten) for name, f in after.items()}
+
+            kept = {n: f for n, f in changed(self.sockets).items() if not f.with_connection}
+            contents = Contents(keys, self._requests(commands), now_s, kept)
             try:
                 await _in_thread(self._ledger.write, contents)
             finally:
                 if self._ledger.contents is contents:  # replaced, if perhaps not durably
                     self._become(self._with_blocks(keys))
+                    self.sockets = changed(self.sockets)  # others may have come and gone meanwhile
                     self.changed.set()
                     self.changed = asyncio.Event()
             self._blocked -= blocked
             self._commands = [c for c in self._commands if c not in commands]
             if self._ledger.blocks.kept:
                 await self._clear_reserve()
+
+    def hold_socket(self, added: Filter) -> None:
+        """There is a socket that isn't kept over a restart."""
+        self.sockets = {**self.sockets, added.name: added}
+
+    def drop_socket(self, name: str) -> None:
+        """A socket isn't there any more; one that was kept goes from the ledger with its next
+        change.
+        """
+        self.sockets = {n: f for n, f in self.sockets.items() if n != name}
 
     async def _clear_reserve(self) -> None:
         try:
@@ -206,13 +248,13 @@ class Records:
             NotDurable
         """
         async with self._writing:
-            times = Times(dict(self._uses), self._now_s, self._unclean_s)
+            times = Times(dict(self._uses), self.now_s, self._unclean_s)
             await _in_thread(lambda: self._ledger.save(times, clean=clean))
 
     def _requests(self, commands: Iterable[Command] = ()) -> Mapping[str, Remembered]:
         """The requests that are remembered now, these among them."""
         known = self._ledger.contents.requests
-        now_s = self._now_s
+        now_s = self.now_s
         oldest_s = now_s - REQUEST_LIFETIME_S
         if next((r.at_s <= oldest_s for r in known.values()), False):  # the oldest come first
             known = {name: r for name, r in known.items() if r.at_s > oldest_s}

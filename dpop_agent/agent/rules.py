@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from dpop_agent.errors import InvalidParams
-from dpop_agent.htu import Target, is_below, origin_of, path_prefix, reads_one_way
+from dpop_agent.htu import Target, is_below, origin_of, path_prefix, reads_one_way, target
 from dpop_agent.protocol import RULES
 
 DEFAULT_BURST = 10
@@ -89,7 +89,7 @@ class Rules:
 
         Cleartext http to another host wants that very origin among `origins`.
         """
-        if where.origin not in self.origins and (self.origins or where.cleartext):
+        if not self.has_origin(where):
             return Rule.ORIGINS
         if self.methods and htm not in self.methods:
             return Rule.METHODS
@@ -98,6 +98,39 @@ class Rules:
         if self.require_ath and not presents_access_token:
             return Rule.REQUIRE_ATH
         return None
+
+    def has_origin(self, where: Target) -> bool:
+        """Whether these are for its origin."""
+        return where.origin in self.origins or not (self.origins or where.cleartext)
+
+    def narrowed(self, by: Rules) -> Rules | Rule:
+        """What these and others let pass, both of them; or the rule by which that is nothing.
+
+        Others that have no origins are for all that these are for. The rate stays these rules' own:
+        each is counted by itself.
+        """
+        origins = by.origins
+        if self.origins:
+            origins = tuple(o for o in origins or self.origins if o in self.origins)
+        elif origins:
+            origins = tuple(o for o in origins if not target(f"{o}/").cleartext)
+        if not origins and (self.origins or by.origins):
+            return Rule.ORIGINS
+        methods = tuple(m for m in by.methods or self.methods if m in (self.methods or by.methods))
+        if not methods and (self.methods or by.methods):
+            return Rule.METHODS
+        paths = _common_paths(self.paths, by.paths)
+        if not paths and (self.paths or by.paths):
+            return Rule.PATHS
+        holds = [c for c in (self.confirm_s, by.confirm_s) if c is not None]
+        return replace(
+            self,
+            origins=origins,
+            methods=methods,
+            paths=paths,
+            require_ath=self.require_ath or by.require_ath,
+            confirm_s=min(holds, default=None),
+        )
 
     def has_path(self, where: Target) -> bool:
         """Whether a path is below one of `paths`, as it is written."""
@@ -137,6 +170,17 @@ class Rules:
 
 ANYTHING = Rules()
 """None of them: every https server, and http on this machine, however asked for."""
+
+
+def _common_paths(these: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...]:
+    """The paths that are below both; none of one kind are all."""
+    if not these or not others:
+        return these or others
+    narrower = [
+        *(path for path in others if any(is_below(path, prefix) for prefix in these)),
+        *(path for path in these if any(is_below(path, prefix) for prefix in others)),
+    ]
+    return tuple(dict.fromkeys(narrower))
 
 
 def named(values: tuple[str, ...]) -> str:

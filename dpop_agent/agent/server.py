@@ -26,20 +26,24 @@ from dpop_agent.agent.background import Background
 from dpop_agent.agent.call import Call
 from dpop_agent.agent.connection import Connection
 from dpop_agent.agent.consent import ANSWER_S, Consents
+from dpop_agent.agent.excerpts import Excerpt
+from dpop_agent.agent.filters import Filter
 from dpop_agent.agent.forker import Forker
-from dpop_agent.agent.handler import Handler, ending
+from dpop_agent.agent.handler import FilteredHandler, Handler, ending
 from dpop_agent.agent.intake import Intake
 from dpop_agent.agent.inventory import Inventory
 from dpop_agent.agent.ledger import Ledger
 from dpop_agent.agent.lifecycle import Lifecycle
 from dpop_agent.agent.listener import Listener, holder_of, is_dead
 from dpop_agent.agent.making import Making
-from dpop_agent.agent.nonces import Nonces
+from dpop_agent.agent.nonces import MAX_ORIGINS_THERE, Nonces
 from dpop_agent.agent.process import spawn_program
 from dpop_agent.agent.proofs import Proofs
+from dpop_agent.agent.rates import Rates
 from dpop_agent.agent.records import Records
 from dpop_agent.agent.recovery import Recovery
 from dpop_agent.agent.signers import Signer, Signers
+from dpop_agent.agent.sockets import Served, Sockets
 from dpop_agent.agent.stores import Stores
 from dpop_agent.agent.trails import Trace, Trails
 from dpop_agent.agent.upkeep import Upkeep
@@ -97,6 +101,7 @@ class Agent:
         self._connections: set[Connection] = set()
         self._on: Counter[str] = Counter()  # how many of them, by their socket
         self._open_at_start = descriptors.open_now()
+        self._records = Records(ledger)
         self._room = self._make_room(config)
         self._acceptors: dict[Listener, Acceptor] = {}
         self._has_terminal = terminal.ends_us()
@@ -105,7 +110,6 @@ class Agent:
         loop = asyncio.get_running_loop()
         self._admin_intake, self._intake = Intake(loop), Intake(loop)
         self._numbers = itertools.count(1)
-        self._records = Records(ledger)
         self._trails = Trails(self._records, mode=config.audit, max_bytes=config.audit_mib * 2**20)
         background = self._background = Background()
         inventory = Inventory(self._records, self.signers)
@@ -114,10 +118,15 @@ class Agent:
         self._upkeep = Upkeep(self._records, making, inventory, background, self._trails)
         nonces = Nonces()
         self._consents = Consents(self._ask, background, monotonic)
+        self._rates = Rates()
+        self._inventory = inventory
+        self._sockets = Sockets(self._records, background, self, agent_socket=agent_socket)
         views = Views(self._records, self.signers, inventory, nonces)
         self._handler = Handler(
             self,
-            proofs=Proofs(self._records, self.signers, inventory, nonces, self._consents),
+            proofs=Proofs(
+                *(self._records, self.signers, inventory, nonces, self._consents, self._rates)
+            ),
             lifecycle=lifecycle,
             recovery=Recovery(self._records, self.signers, inventory, making),
             stores=Stores(
@@ -129,6 +138,7 @@ class Agent:
                 socket_folder=os.path.dirname(agent_socket),
             ),
             views=views,
+            sockets=self._sockets,
             background=background,
         )
 
@@ -151,7 +161,37 @@ class Agent:
             **({} if self._forker is None else {"forking_pid": self._forker.pid}),
         }
 
-    def _connect(self, listener: Listener, requests: Decoder, peer: Peer) -> Connection:
+    def answering(self, excerpt: Excerpt, socket: Filter) -> FilteredHandler:
+        """What answers on a filtered socket: with nonces, choices and a rate of its own."""
+        nonces = Nonces(MAX_ORIGINS_THERE)
+        proofs = Proofs(
+            *(excerpt, self.signers, self._inventory, nonces, self._consents, self._rates),
+            socket=socket,
+        )
+        return FilteredHandler(proofs, Views(excerpt, self.signers, self._inventory, nonces))
+
+    def accept(self, listener: Listener, served: Served) -> Acceptor:
+        """Take in connections on a filtered socket from now on."""
+        requests = Decoder(protocol.AGENT_METHODS)
+
+        def connect(peer: Peer) -> Connection:
+            connection = self._connect(listener, requests, peer, served)
+            served.connections.add(connection)
+            return connection
+
+        return Acceptor(listener.socket, connect, partial(self._refused, listener))
+
+    def make_room(self) -> None:
+        """Have room for the files of one filtered socket more.
+
+        Raises:
+            ConfigurationError: there is none.
+        """
+        self._room = self._make_room(self._config, more=1)
+
+    def _connect(
+        self, listener: Listener, requests: Decoder, peer: Peer, served: Served | None = None
+    ) -> Connection:
         """A connection that is counted in.
 
         Raises:
@@ -162,7 +202,7 @@ class Agent:
         intake = self._admin_intake if is_admin else self._intake
         flow = (peer.uid, listener.path, next(self._numbers))
         trace = Trace(self._trails.of(listener.name), peer)
-        connection = Connection(self, requests, intake, flow, trace, str(peer))
+        connection = Connection(served or self, requests, intake, flow, trace, str(peer))
         self._connections.add(connection)
         self._on[listener.name] += 1
         return connection
@@ -179,6 +219,7 @@ class Agent:
             for signer in self.signers.values():
                 signer.drop(connection.flow)
             self._consents.drop(connection.flow)
+            self._sockets.disconnected(connection.flow)
             if not self._connections:
                 self._parted.set()
 
@@ -207,6 +248,7 @@ class Agent:
             self._open_stores()
             for listener, requests in listeners.items():
                 self._acceptors[listener] = self._acceptor(listener, requests)
+            await self._sockets.start()
             log.info("serving %s", ", ".join(listener.path for listener in listeners))
             self._background.start(self._upkeep.watch_time())
             self._background.start(self._watch_idle())
@@ -256,6 +298,7 @@ class Agent:
                 for listener, requests in listeners.items():
                     if listener.lost:
                         await self._listen_again(listener, requests)
+                await self._sockets.look()
                 failed = 0
             except DPoPAgentError as e:
                 failed += 1
@@ -370,12 +413,13 @@ class Agent:
             if was_open:
                 await self._upkeep.reconcile(name, anew=True)
 
-    def _make_room(self, config: Config) -> descriptors.Room:
+    def _make_room(self, config: Config, *, more: int = 0) -> descriptors.Room:
+        sockets = len(self._records.sockets) + more
         return descriptors.make_room(
             config.max_connections,
             each=config.max_socket_connections,
             signers=sum(store.signers for store in config.stores.values()),
-            others=self._open_at_start,
+            others=self._open_at_start + sockets * descriptors.SOCKET,
         )
 
     def _hang_up(self) -> None:
@@ -422,6 +466,7 @@ class Agent:
         for listener, acceptor in self._acceptors.items():
             listener.hide()
             await acceptor.close()
+        await self._sockets.stop()
         self._handler.take_no_more()
         under_way = [
             asyncio.ensure_future(intake.settled()) for intake in (self._admin_intake, self._intake)
@@ -438,6 +483,7 @@ class Agent:
             await asyncio.gather(*closing)
         if self._forker is not None:
             await self._forker.close()
+        self._sockets.leave()
         await self._save(clean=True)
         await self._trails.close(within_s=PART_S)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from dpop_agent import __version__
 from dpop_agent.agent import drains
+from dpop_agent.agent.excerpts import Excerpt
 from dpop_agent.agent.inventory import Inventory
 from dpop_agent.agent.keys import Generation, Key, Keys, State
 from dpop_agent.agent.nonces import Nonces
@@ -55,7 +56,7 @@ class Views:
     """What is shown, at the moment that somebody asks."""
 
     def __init__(
-        self, records: Records, signers: Signers, inventory: Inventory, nonces: Nonces
+        self, records: Records | Excerpt, signers: Signers, inventory: Inventory, nonces: Nonces
     ) -> None:
         self._records = records
         self._signers = signers
@@ -149,7 +150,7 @@ class Views:
 
     def _generation_members(self, key: Key, generation: Generation) -> dict[str, Any]:
         seen = self._records.seen
-        use = seen.uses.get(generation.jkt, _UNUSED)
+        use = self._records.uses.get(generation.jkt, _UNUSED)
         draining = generation.state is State.DRAINING
         return {
             "generation": generation.generation,
@@ -174,6 +175,26 @@ class Views:
 
     def status(self, *, agent: Mapping[str, Any], proofs: int) -> dict[str, Any]:
         """The answer to `status`; `agent` are the members that are the agent's own."""
+        return self._status(agent=agent, proofs=proofs, stores=self.stores())
+
+    def status_of_own(self, *, proofs: int) -> dict[str, Any]:
+        """The answer on a filtered socket: whether its keys can sign, and what was said there."""
+        own = {key.store for key in self._records.keys.values()}
+        stores = [
+            {
+                "store": name,
+                "state": signer.state,
+                "reason": signer.error and signer.error.message,
+                "hint": signer.error and signer.error.hint,
+            }
+            for name, signer in self._signers.items()
+            if name in own
+        ]
+        return self._status(agent={}, proofs=proofs, stores=stores)
+
+    def _status(
+        self, *, agent: Mapping[str, Any], proofs: int, stores: list[dict[str, Any]]
+    ) -> dict[str, Any]:
         now = time.monotonic()
         return {
             "agent": __version__,
@@ -182,7 +203,7 @@ class Views:
             "started": self._started,
             "proofs": proofs,
             **agent,
-            "stores": self.stores(),
+            "stores": stores,
             "rotations_due": list(self._records.rotations_due[:MAX_DUE]),
             "destroyed": list(self._records.destroyed[:MAX_DUE]),
             "origins": [

@@ -118,6 +118,21 @@ def slot(text: str) -> str:
     return text.lower()
 
 
+def socket_name(text: str) -> str:
+    """A filtered socket's name."""
+    from dpop_agent.protocol import OWN_SOCKETS, is_socket_name
+
+    if text in OWN_SOCKETS:
+        raise argparse.ArgumentTypeError(
+            f"{', '.join(OWN_SOCKETS)} are the names of sockets that every agent has; use another"
+        )
+    if not is_socket_name(text):
+        raise argparse.ArgumentTypeError(
+            "a socket's name is made of a-z, 0-9, dot, dash and underscore, 64 characters at most"
+        )
+    return text
+
+
 def key_name(text: str) -> str:
     """A key's name."""
     name, at, _ = text.partition("@")

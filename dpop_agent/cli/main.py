@@ -28,6 +28,8 @@ _VERBS = {
     "serve": ("serve", "run the agent in the foreground"),
     "key": ("keys", "create, list, rotate, suspend, destroy keys, and more"),
     "ledger": ("ledger", "keep a copy of what the agent knows of its keys, check it"),
+    "socket": ("sockets", "give a sandbox some keys for some servers, and nothing else"),
+    "exec": ("execute", "run a command with such a socket"),
     "proof": ("proofs", "print a proof for one request"),
     "verify": ("proofs", "check a proof against RFC 9449 section 4.3"),
     "status": ("status", "show the agent, its stores and the servers' nonces"),
@@ -40,7 +42,7 @@ _VERBS = {
 }
 """Each verb's module, which has a function `add_VERB` that takes its parser, and what it does."""
 
-_GROUPS = ("key", "ledger", "config")
+_GROUPS = ("key", "socket", "ledger", "config")
 """Those that have verbs of their own."""
 
 
@@ -155,7 +157,11 @@ def _meant(word: str) -> str:
         for verb in () if verbs is None else verbs.choices:
             known.setdefault(verb, []).append(f"{group} {verb}")
     found = near(word.lower(), known)
-    return f"did you mean {' or '.join(known[found])}?" if found else "see: dpop-agent --help"
+    if found is None:
+        return "see: dpop-agent --help"
+    *others, last = known[found]
+    meant = f"{', '.join(others)} or {last}" if others else last
+    return f"did you mean {meant}?"
 
 
 def _parser(verb: str) -> Parser:

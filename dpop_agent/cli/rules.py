@@ -111,8 +111,10 @@ def given(args: Namespace) -> dict[str, Any]:
     return found
 
 
-def sentence(rules: Mapping[str, Any]) -> str:
+def sentence(rules: Mapping[str, Any], *, anywhere: str = _ANY) -> str:
     """What rules allow, as in "signs GET for https://api.example.com below /v1, and asks first".
+
+    `anywhere` is said for origins where there are none.
 
     Rules that an older agent doesn't tell aren't there.
     """
@@ -120,7 +122,7 @@ def sentence(rules: Mapping[str, Any]) -> str:
     said = "signs"
     if methods:
         said += f" {_listed(methods, 'and')}"
-    said += f" for {_listed(rules['origins'], 'and') or _ANY}"
+    said += f" for {_listed(rules['origins'], 'and') or anywhere}"
     if paths:
         said += f"{'' if rules['origins'] else ','} below {_listed(paths, 'or')}"
     if rules.get("require_ath"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 from dpop_agent import paths
 from dpop_agent.cli import arguments, output
-from dpop_agent.errors import InvalidParams
+from dpop_agent.errors import InvalidParams, SocketUnknown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +33,13 @@ def add_reload(parser: arguments.Parser) -> None:
 def add_env(parser: arguments.Parser) -> None:
     """`dpop-agent env`."""
     parser.description = 'Print the line that sets DPOP_AGENT_SOCK, for eval "$(dpop-agent env)".'
+    parser.add_argument(
+        "socket",
+        metavar="NAME",
+        nargs="?",
+        type=arguments.socket_name,
+        help="of a filtered socket (dpop-agent socket); by default the agent's own, with all keys",
+    )
     arguments.add_json(parser)
     parser.set_defaults(run=_env)
 
@@ -39,6 +48,10 @@ def _env(args: Namespace) -> int:
     from shlex import quote
 
     path = paths.agent_socket()
+    if args.socket is not None:
+        path = paths.filtered_socket(path, args.socket)
+        if not os.path.isdir(os.path.dirname(path)):
+            raise SocketUnknown(f"there is no socket {args.socket}")
     if args.json:
         output.print_json({"DPOP_AGENT_SOCK": path})
     else:
@@ -80,18 +93,26 @@ def _reload(args: Namespace) -> int:
 
 def _lines(status: dict[str, Any], path: str) -> list[str]:
     get = status.get
-    lines = [
-        output.plain(line)
-        for line in (
-            f"dpop-agent {get('agent')}, pid {get('pid')}, started {output.since(get('started'))}, "
-            f"{_many(get('proofs'), 'proof')}, {_many(get('connections'), 'connection')}",
+    head = (
+        f"dpop-agent {get('agent')}, pid {get('pid')}, started {output.since(get('started'))}, "
+        f"{_many(get('proofs'), 'proof')}"
+    )
+    if "ledger" in status:
+        shown = [
+            f"{head}, {_many(get('connections'), 'connection')}",
             f"  socket   {path}",
             f"  admin    {paths.admin_socket(path)}",
             f"  config   {get('config') or '-'}",
             f"  ledger   {get('ledger')}",
             *_audit(get("audit")),
-        )
-    ]
+        ]
+    else:
+        shown = [head, f"  socket   {path}, which gives some keys' proofs alone"]
+    if sockets := get("sockets"):
+        more = (get("sockets_count") or 0) - len(sockets)
+        also = f" and {more} more" if more > 0 else ""
+        shown.append(f"  filtered {', '.join(sockets)}{also} (see: dpop-agent socket list)")
+    lines = [output.plain(line) for line in shown]
     if status.get("forking_pid", 0) is None:
         lines.append("the process that starts signers has ended: restart the agent")
     stores = get("stores") or []

@@ -36,7 +36,12 @@ _SUBSCRIPTION = 0
 SUBSCRIBE = encode_request(_SUBSCRIPTION, "subscribe", {"events": ["touch"]})
 """The first request on each connection; its answer needn't be waited for."""
 
-_REPEATABLE = frozenset({"hello", "proof", "proof.sign", "observe", "key.list", "status", "reload"})
+_REPEATABLE = frozenset(
+    {
+        *("hello", "proof", "proof.sign", "observe", "key.list", "status", "reload"),
+        "socket.list",
+    }
+)
 
 
 class _Absent:

@@ -276,7 +276,9 @@ class AgentClient:
             except _Closed:
                 pass  # the agent was started anew since
         try:
-            return self._ask(self._connect(call), call, keep=repeats)
+            # What is to last as long as its connection lasts as long as this client.
+            keep = repeats or bool(params.get("with_connection"))
+            return self._ask(self._connect(call), call, keep=keep)
         except _Closed:
             raise AgentUnavailable("the agent closed the connection without an answer") from None
 

@@ -32,9 +32,11 @@ from dpop_agent.agent.making import Making
 from dpop_agent.agent.nonces import Nonces
 from dpop_agent.agent.proofs import Proofs
 from dpop_agent.agent.queue import Job
+from dpop_agent.agent.rates import Rates
 from dpop_agent.agent.records import Records
 from dpop_agent.agent.recovery import Recovery
 from dpop_agent.agent.signers import Signer, Signers
+from dpop_agent.agent.sockets import Sockets
 from dpop_agent.agent.stores import Stores
 from dpop_agent.agent.trails import Trace, Trails
 from dpop_agent.agent.upkeep import Upkeep
@@ -146,13 +148,14 @@ class AgentInProcess:
         views = Views(records, signers, inventory, nonces)
         self._handler = Handler(
             cast("Any", self),
-            proofs=Proofs(records, signers, inventory, nonces, consents),
+            proofs=Proofs(records, signers, inventory, nonces, consents, Rates()),
             lifecycle=Lifecycle(records, signers, inventory, making, background),
             recovery=Recovery(records, signers, inventory, making),
             stores=Stores(
                 records, signers, inventory, views, background, socket_folder=str(self._folder)
             ),
             views=views,
+            sockets=Sockets(records, background, cast("Any", self), agent_socket=self.socket),
             background=background,
         )
         self._numbers, self._intake = itertools.count(), Intake(self._loop)

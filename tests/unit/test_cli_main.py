@@ -324,7 +324,7 @@ MISSPELT = [
     (["--hlep"], "--help"),
     (["rotate", "default"], "key rotate"),
     (["creat", "default"], "key create"),
-    (["show"], "key show or config show"),
+    (["show"], "key show, socket show or config show"),
     (["key", "lst"], "list"),
     (["key", "Create", "default"], "create"),
     (["config", "chekc"], "check"),

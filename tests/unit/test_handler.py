@@ -25,6 +25,7 @@ def handler(background: Background, lifecycle: object) -> Handler:
         recovery=Mock(),
         stores=Mock(),
         views=Mock(),
+        sockets=Mock(),
         background=background,
     )
 

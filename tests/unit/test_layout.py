@@ -182,11 +182,13 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "queue": {"frames"},
         # What is remembered, and what stores are.
         "lines": set(),
-        "forms": {"keys", "rules", "uses"},
+        "filters": {"keys", "rules"},
+        "forms": {"filters", "keys", "rules", "uses"},
         "blocks": {"keys", "forms", "lines"},
-        "ledger": {"keys", "uses", "lines", "forms", "blocks", "lock"},
+        "ledger": {"filters", "keys", "uses", "lines", "forms", "blocks", "lock"},
         "changes": {"keys", "rules"},
-        "records": {"keys", "uses", "forms", "blocks", "ledger", "changes"},
+        "records": {"filters", "keys", "uses", "forms", "blocks", "ledger", "changes"},
+        "excerpts": {"filters", "keys", "records", "rules", "uses"},
         "process": set(),
         "states": set(),
         "opening": set(),
@@ -218,26 +220,33 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         },
         # What the wire asks for.
         "call": {"keys", "queue", "trails"},
-        "views": {"keys", "uses", "drains", "nonces", "records", "signers", "inventory"},
+        "views": {
+            *("drains", "excerpts", "inventory", "keys", "nonces", "records", "signers", "uses"),
+        },
         "proofs": {
-            *("audit", "call", "consent", "drains", "frames", "inventory", "keys", "nonces"),
-            *("policy", "queue", "rates", "records", "signers", "trails"),
+            *("audit", "call", "consent", "drains", "excerpts", "filters", "frames", "inventory"),
+            *("keys", "nonces", "policy", "queue", "rates", "records", "signers", "trails"),
         },
         "stores": {"background", "inventory", "records", "signers", "views"},
         "handler": {
-            *("background", "call", "keys", "lifecycle", "proofs", "recovery", "stores", "views"),
+            *("background", "call", "keys", "lifecycle", "proofs", "recovery", "sockets", "stores"),
+            "views",
         },
         "intake": {"queue"},
         "connection": {"call", "intake", "queue", "trails"},
         "lock": set(),
         "listener": {"lock"},
         "acceptor": {"connection"},
+        "sockets": {
+            *("acceptor", "background", "call", "connection", "excerpts", "filters", "keys"),
+            *("listener", "queue", "records", "rules"),
+        },
         "descriptors": set(),
         "terminal": set(),
         # All of them put together.
         "server": {
             *("acceptor", "asking", "background", "call", "connection", "consent", "descriptors"),
-            *("forker", "handler"),
+            *("excerpts", "filters", "forker", "handler", "rates", "sockets"),
             *(
                 "intake",
                 "inventory",

@@ -15,6 +15,7 @@ from dpop_agent.agent.keys import Generation, Key, Keys, State
 from dpop_agent.agent.nonces import Nonces
 from dpop_agent.agent.policy import require_allowed
 from dpop_agent.agent.proofs import MAX_CHOICES, Choice, Proofs
+from dpop_agent.agent.rates import Rates
 from dpop_agent.agent.rules import Rules
 from dpop_agent.errors import ConsentRefused, DPoPAgentError, KeyUnusable, PolicyRefused
 from dpop_agent.htu import target
@@ -44,7 +45,7 @@ class Ledger:
 
 def proofs_of(records: Ledger) -> Proofs:
     none: Any = None
-    return Proofs(cast("Any", records), none, none, Nonces(), none)
+    return Proofs(cast("Any", records), none, none, Nonces(), none, Rates())
 
 
 class Chance:
