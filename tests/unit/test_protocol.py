@@ -294,7 +294,7 @@ def test_a_parameter_of_a_wrong_type_or_form_is_refused_by_its_name(
     [(m, n) for m, forms in ADMIN_METHODS.items() for n, form in forms.items() if form.required],
 )
 def test_a_required_parameter_that_is_missing_is_named(method: str, name: str) -> None:
-    some: tuple[object, ...] = ("https://h/", "GET", "k", JKT, "a.b", "00ff", 1, [], True)
+    some: tuple[object, ...] = ("https://h/", "GET", "k", JKT, "a.b", "00ff", 1, [], ["k"], True)
     params = {
         n: next((value for value in some if form.check(value)), None)
         for n, form in ADMIN_METHODS[method].items()
