@@ -30,7 +30,8 @@ def changed(path: Path) -> Iterator[dict[str, Any]]:
 def write(path: Path, document: dict[str, Any]) -> None:
     """Write a file as the agent would, whatever it says."""
     header = {n: v for n, v in document.items() if n not in ("lines", "check")}
-    sections = {n: header.pop(n) for n in ("keys", "requests", "forgotten", "uses") if n in header}
+    names = ("keys", "requests", "forgotten", "sockets", "uses")
+    sections = {n: header.pop(n) for n in names if n in header}
     lines: dict[str, list[bytes]] = {
         name: [sealed({n: v for n, v in members.items() if n != "check"}) for members in rows]
         for name, rows in sections.items()

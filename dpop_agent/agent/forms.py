@@ -406,7 +406,11 @@ def socket_from(members: dict[str, Any]) -> Filter:
     Raises:
         ValueError
     """
-    require(members, SOCKET, "a socket")
+    what = "a socket"
+    if SOCKET["name"].check(members.get("name")):
+        what = f"the socket {members['name']}"
+    require(members, SOCKET, what)
+    must(set(members["gone"]) <= set(members["keys"]), f"{what} has no key of its gone ones")
     own = {name: value for name, value in members.items() if name not in RULES}
     own |= {"keys": tuple(members["keys"]), "gone": tuple(members["gone"])}
     try:

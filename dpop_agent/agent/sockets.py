@@ -228,7 +228,7 @@ class Sockets:
                 self._records.drop_socket(name)  # it may be in the ledger, if not durably
                 await self._end(name, served)
                 raise
-            self._serve(name, served)
+            self._added(added, served)
             return self._shown(name)
 
     def add_with_connection(self, params: Mapping[str, Any], flow: Flow) -> dict[str, Any]:
@@ -246,7 +246,7 @@ class Sockets:
         served = self._listen(added)
         self._records.hold_socket(added)
         self._of_connection[flow].append(added.name)
-        self._serve(added.name, served)
+        self._added(added, served)
         return self._shown(added.name)
 
     def disconnected(self, flow: Flow) -> None:
@@ -314,10 +314,12 @@ class Sockets:
     async def start(self) -> None:
         """Serve those that the ledger has and whose time isn't over, and tidy up after others."""
         now, now_s = time.time(), self._records.now_s
-        for name, found in self._records.sockets.items():
-            if found.is_over(now, now_s):
-                self._records.drop_socket(name)
-                log.info("the socket %s is gone: its time was over", name)
+        over = [n for n, found in self._records.sockets.items() if found.is_over(now, now_s)]
+        for name in over:
+            self._records.drop_socket(name)
+            log.info("the socket %s is gone: its time was over", name)
+        if over:
+            self._background.start(self._background.quietly("ledger", self._records.write()))
         self._tidy_up()
         for name, found in self._records.sockets.items():
             try:
@@ -400,6 +402,19 @@ class Sockets:
         listener.__enter__()
         excerpt = Excerpt(self._records, name)
         return Served(self._door, listener, excerpt, self._door.answering(excerpt, found))
+
+    def _added(self, added: Filter, served: Served) -> None:
+        rules = {name: value for name, value in added.rules.members().items() if value}
+        log.info(
+            "the socket %s is new: for the keys %s%s, %s",
+            added.name,
+            ", ".join(added.keys),
+            "".join(f", {name} {value}" for name, value in rules.items()),
+            "until it is removed"
+            if added.expires_at is None
+            else f"until {_date(added.expires_at)}",
+        )
+        self._serve(added.name, served)
 
     def _serve(self, name: str, served: Served) -> None:
         self._served[name] = served

@@ -59,6 +59,9 @@ class Parser(argparse.ArgumentParser):
         words: list[str] = []
         rest = iter(args or ())
         for word in rest:
+            if word == "--":  # what follows is another command's
+                words += [word, *rest]
+                break
             value = next(rest, None) if word in _ANY_TEXT else None
             words.append(word if value is None else f"{word}={value}")
         if self.verbs is not None:

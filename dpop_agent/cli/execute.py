@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 NOT_RUN, NOT_FOUND, SIGNALLED = 126, 127, 128
 """Exit statuses as shells have them: it can't be run, there is none, and a signal's number more."""
 
-_PASSED_ON = ("SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGCONT")
+_PASSED_ON = {
+    *(signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT),
+    *(signal.SIGUSR1, signal.SIGUSR2),
+}
 _FROM_THE_TERMINAL = 0x80  # SI_KERNEL: the command's process group has it already
 
 
@@ -78,9 +81,8 @@ def _with_one_of_its_own(given: Mapping[str, Any], command: list[str]) -> int:
 
     from dpop_agent.client.sync import AgentClient
 
-    # From before the socket is made, so that no signal ends this process and leaves the command.
-    passed_on = {getattr(signal, name) for name in _PASSED_ON}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, passed_on | {signal.SIGCHLD})
+    # From before the command is there, so that no signal ends this process and leaves it.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON | {signal.SIGCHLD})
     admin = paths.admin_socket(paths.agent_socket())
     try:
         with AgentClient(admin, timeout=calls.ADMIN_TIMEOUT_S) as agent:
@@ -96,7 +98,7 @@ def _with_one_of_its_own(given: Mapping[str, Any], command: list[str]) -> int:
                 )
             except OSError as e:
                 return _not_run(command[0], e)
-            return _wait_for(pid, passed_on)
+            return _wait_for(pid)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -112,28 +114,25 @@ def _not_run(program: str, error: OSError) -> int:
     return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_RUN
 
 
-def _wait_for(pid: int, passed_on: set[int]) -> int:
+def _wait_for(pid: int) -> int:
     """The command's exit status, as shells have it; until then it gets the signals that come."""
     while True:
-        number, from_the_terminal = _next_signal(passed_on | {signal.SIGCHLD})
-        if number == signal.SIGCHLD:
-            ended, status = os.waitpid(pid, os.WNOHANG | os.WUNTRACED)
-            if not ended:
-                continue
-            if os.WIFSTOPPED(status):
-                os.kill(os.getpid(), signal.SIGSTOP)  # for whoever looks after this process
-                os.kill(pid, signal.SIGCONT)
-                continue
+        number, from_the_terminal = _next_signal()
+        if number != signal.SIGCHLD:
+            if not from_the_terminal:
+                os.kill(pid, number)
+            continue
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
             code = os.waitstatus_to_exitcode(status)
             return code if code >= 0 else SIGNALLED - code
-        if not from_the_terminal:
-            os.kill(pid, number)
 
 
-def _next_signal(numbers: set[int]) -> tuple[int, bool]:
+def _next_signal() -> tuple[int, bool]:
     """The next signal, and whether the terminal sent it, to the command too."""
+    numbers = _PASSED_ON | {signal.SIGCHLD}
     if hasattr(signal, "sigwaitinfo"):
         info = signal.sigwaitinfo(numbers)
         return info.si_signo, info.si_code == _FROM_THE_TERMINAL
     number = signal.sigwait(numbers)
-    return number, number in (signal.SIGINT, signal.SIGQUIT, signal.SIGWINCH)
+    return number, number in (signal.SIGINT, signal.SIGQUIT)

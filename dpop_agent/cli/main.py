@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     _fill_standard_descriptors()
     for stream in (sys.stdout, sys.stderr):
         _never_fail_on_a_character(stream)
-    as_json = "--json" in words
+    as_json = "--json" in (words[: words.index("--")] if "--" in words else words)
     try:
         try:
             status = _run(words)

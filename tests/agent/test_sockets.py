@@ -517,6 +517,14 @@ def test_exec_ends_with_its_commands_status_as_shells_do(
     assert len(run.stderr.splitlines()) == (status in (126, 127))
 
 
+def test_exec_hands_its_commands_words_on_as_they_are(agent: Agent) -> None:
+    words = ["--json", "--jkt", "x", "--", "--key", "--nonce", "y", "--nosuch"]
+    run = agent.run("exec", "--key", "shop", "--", "printf", "<%s>", *words)
+    assert run.stdout == "".join(f"<{word}>" for word in words)
+    run = agent.run("exec", "--key", "shop", "--", "/nosuch", "--json")
+    assert run.stderr == "dpop-agent: /nosuch can't be run: No such file or directory\n"
+
+
 def test_exec_passes_signals_on_to_its_command(agent: Agent) -> None:
     script = "trap 'echo told; exit 5' TERM; echo ready; while :; do sleep 0.05; done"
     with subprocess.Popen(

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from dpop_agent.agent.blocks import RECORD, ROOM
+from dpop_agent.agent.filters import Filter
 from dpop_agent.agent.forms import Block, Remembered, digest_of
 from dpop_agent.agent.keys import Generation, Key, Keys, State
 from dpop_agent.agent.ledger import BLOCKS, FILE, USES, Contents, Copy, Ledger, Reading, Times
@@ -434,6 +435,57 @@ def test_what_cant_be_is_refused_with_its_place_though_its_checksum_fits(
         two = contents("a", "b")
         two_generations = two.keys["a"].with_(made(2, State.STAGED))
         ledger.write(dataclasses.replace(two, keys=two.keys.with_(two_generations)))
+    with changed(folder / FILE) as document:
+        spoil(document)
+    assert says in refused(folder, FILE)
+
+
+SOCKET = Filter(
+    "ci",
+    ("a", "b"),
+    AT,
+    Rules(("https://a.example",), ("GET",), ("/v1",), True, Rate(60, 10), 0),
+    gone=("b",),
+    expires_at=2**31,
+    expires_s=60,
+)
+
+
+def test_filtered_sockets_are_kept_and_their_lines_are_made_once(folder: Path) -> None:
+    sockets = {"ci": SOCKET, "two": Filter("two", ("a",), AT)}
+    with opened(folder) as ledger:
+        ledger.write(dataclasses.replace(contents("a"), sockets=sockets))
+    with opened(folder) as ledger:
+        assert ledger.contents.sockets == sockets
+        before = (folder / FILE).read_bytes()
+        ledger.write(ledger.contents)
+        assert (folder / FILE).read_bytes() == before
+        ledger.write(contents("a"))
+    with opened(folder) as ledger:
+        assert ledger.contents.sockets == {}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (_set("sockets", 0, "name", to="agent"), "name of a socket isn't a socket's name"),
+        (_set("sockets", 0, "keys", to=[]), "keys of the socket ci isn't a list of keys' names"),
+        (_set("sockets", 0, "keys", to=["a", "a"]), "keys of the socket ci isn't"),
+        (_set("sockets", 0, "gone", to=["c"]), "the socket ci has no key of its gone ones"),
+        (_set("sockets", 0, "expires_at", to="soon"), "expires_at of the socket ci isn't seconds"),
+        (_set("sockets", 0, "expires_s", to=-1), "expires_s of the socket ci isn't seconds"),
+        (_set("sockets", 0, "origins", to=["https://A.example"]), "origins of the socket ci isn't"),
+        (_set("sockets", 0, "paths", to=["/v1/..;/x"]), "paths of the socket ci isn't"),
+        (_set("sockets", 0, "colour", to="red"), "the socket ci has a member that isn't known"),
+        (_drop("sockets", 0, "methods"), "the socket ci has no methods"),
+        (lambda d: d["sockets"].append(d["sockets"][0]), "the socket ci appears twice"),
+    ],
+)
+def test_a_socket_that_cant_be_is_refused(
+    folder: Path, spoil: Callable[[Any], None], says: str
+) -> None:
+    with opened(folder) as ledger:
+        ledger.write(dataclasses.replace(contents("a"), sockets={"ci": SOCKET}))
     with changed(folder / FILE) as document:
         spoil(document)
     assert says in refused(folder, FILE)
