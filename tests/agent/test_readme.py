@@ -18,6 +18,7 @@ import pytest
 
 from dpop_agent import config
 from dpop_agent.cli import main as cli
+from tests.emulators import need
 from tests.newcomer import Newcomer, Shell, newcomer, wheels
 from tests.processes import ROOT, Agent
 from tests.unit.fake_server import FakeServer, Reply, Seen
@@ -43,11 +44,11 @@ class Block(NamedTuple):
     section: str
 
 
-def blocks() -> list[Block]:
-    """Of the document what is code, each with the heading that it is below."""
+def blocks(document: str = README) -> list[Block]:
+    """Of a document what is code, each with the heading that it is below."""
     found, section = [], ""
     for heading, language, text in re.findall(
-        r"^## ([^\n]+)$|^```(\w+)\n(.*?)^```$", README, re.M | re.S
+        r"^## ([^\n]+)$|^```(\w+)\n(.*?)^```$", document, re.M | re.S
     ):
         section = heading or section
         if language:
@@ -62,7 +63,7 @@ def commands(block: Block) -> Iterator[tuple[str, str]]:
             yield line, ""
     else:
         for part in re.split(r"^\$ ", block.text, flags=re.M)[1:]:
-            line, _, shows = part.partition("\n")
+            line, _, shows = part.replace("\\\n", "").partition("\n")
             yield line, shows
 
 
@@ -161,6 +162,21 @@ def find_the_keys_of_a_lost_ledger(user: Newcomer) -> None:
             ("default@3", "active"),
         ]
         first.interrupt()
+
+
+CONTAINERS = blocks((ROOT / "docs" / "agents-in-containers.md").read_text())
+
+
+def test_five_commands_lead_from_nothing_to_a_confined_agent_and_the_others_work_too(
+    user: Newcomer,
+) -> None:
+    need("bubblewrap")
+    first_ones = [line for block in CONTAINERS[:2] for line, _ in commands(block)]
+    assert len(first_ones) == 5
+    _, second = typed_by(user, CONTAINERS)
+    assert re.search(r"^coder +open +api ", second.shown, re.M)
+    assert "the socket coder is gone" in second.shown
+    assert re.search(r"/sockets/exec-\w+/agent\.sock\r\n", second.shown)
 
 
 def test_every_shell_command_of_the_readme_is_run_by_one_of_these() -> None:
