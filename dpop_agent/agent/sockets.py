@@ -7,6 +7,7 @@ when the socket is added and removed with it, and stays over restarts of the age
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import re
@@ -51,8 +52,8 @@ MAX_SOCKETS = 64
 MAX_NAMED = 32
 """Those that `status` names."""
 
-PAGE = MAX_LINE // 2
-"""Bytes of a page of sockets after which the next one begins: one has 30 KiB at the most."""
+PAGE = MAX_LINE - 1024
+"""Bytes of a page of sockets, the envelope left free; one has 52 KiB at the most."""
 
 _LOCK = re.compile(r"\.(.+)\.lock")
 
@@ -192,6 +193,7 @@ class Sockets:
         self._failing: dict[str, str] = {}  # why one isn't served
         self._of_connection: defaultdict[Flow, list[str]] = defaultdict(list)
         self._changing = asyncio.Lock()
+        self._stopped = False
         self._made_before = 0  # by those that are gone
 
     @property
@@ -251,7 +253,7 @@ class Sockets:
 
     def disconnected(self, flow: Flow) -> None:
         """A connection has gone, and with it the sockets that were for as long as it lasts."""
-        for name in self._of_connection.pop(flow, ()):
+        for name in self._of_connection.pop(flow, ()) if not self._stopped else ():
             found = self._records.sockets.get(name)
             if found is not None and found.with_connection:
                 self._drop(name, "its connection has ended")
@@ -303,10 +305,11 @@ class Sockets:
             return self._shown(params["socket"])
         names, listed, size = sorted(sockets), list[dict[str, Any]](), 0
         for name in names[bisect_left(names, params.get("cursor", "")) :]:
-            if size > PAGE:
+            members = self._members(sockets[name])
+            size += len(json.dumps(members))
+            if size > PAGE and listed:
                 return {"sockets": listed, "cursor": name}
-            listed.append(self._members(sockets[name]))
-            size += len(str(listed[-1]))
+            listed.append(members)
         return {"sockets": listed}
 
     # What becomes of them
@@ -347,6 +350,7 @@ class Sockets:
 
     async def stop(self) -> None:
         """The agent is ending: take in no connection any more, and no request."""
+        self._stopped = True
         for served in self._served.values():
             await served.stop()
             served.take_no_more()
@@ -583,7 +587,7 @@ def _require_use_of_all(rules: Rules, keys: list[Key]) -> None:
     """
     for origin in rules.origins:
         where = target(f"{origin}/")
-        if not any(origin in k.rules.origins or _is_any(k, where.cleartext) for k in keys):
+        if not any(k.rules.has_origin(where) for k in keys):
             raise _matches_nothing("--origin", origin, [k.rules.origins for k in keys], keys)
     for htm in rules.methods:
         if not any(not k.rules.methods or htm in k.rules.methods for k in keys):
@@ -601,10 +605,6 @@ def _require_use_of_all(rules: Rules, keys: list[Key]) -> None:
                 hint=f"leave out the key, or add {option} for it; see: dpop-agent key show "
                 f"{key.name}",
             )
-
-
-def _is_any(key: Key, cleartext: bool) -> bool:
-    return not (key.rules.origins or cleartext)
 
 
 def _has_path(paths_of_key: Iterable[str], path: str) -> bool:

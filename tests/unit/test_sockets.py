@@ -23,6 +23,7 @@ from dpop_agent.agent.proofs import Proofs
 from dpop_agent.agent.queue import Job
 from dpop_agent.agent.rates import Rates
 from dpop_agent.agent.records import Records, now_text
+from dpop_agent.agent.rules import Rules
 from dpop_agent.agent.sockets import Sockets
 from dpop_agent.errors import (
     ConfigurationError,
@@ -35,7 +36,7 @@ from dpop_agent.errors import (
     SocketExists,
     SocketUnknown,
 )
-from dpop_agent.protocol import Request
+from dpop_agent.protocol import MAX_LINE, Request, encode_result
 from tests.state_folder import new_public_key
 
 API = "https://api.example.com"
@@ -267,6 +268,37 @@ def test_where_no_more_files_may_be_open_none_is_added(place: Place) -> None:
         place.door.make_room.side_effect = ConfigurationError("too few files")
         with pytest.raises(LimitReached, match="too few files"):
             await place.add()
+
+    run(place, story)
+
+
+def test_a_page_fits_a_line_however_much_its_sockets_say(place: Place) -> None:
+    async def story() -> None:
+        long = "x" * 60
+        names = [f"{n:02}{long}" for n in range(64)]
+        shop = place.records.keys["shop"]
+        retired = shop.generations[0].become(State.SUSPENDED, "")
+        keys = [replace(shop, name=name, generations=(retired,)) for name in names]
+        await place.records.write(lambda before: before.with_(*keys))
+        much = {
+            "keys": names,
+            "origins": [
+                f"https://{n:02}.{long}.{long}.{long}.{long[:40]}.example" for n in range(64)
+            ],
+            "paths": [f"/{n:02}{long * 4}" for n in range(32)],
+            "methods": [f"{n:02}{long}"[:32] for n in range(32)],
+        }
+        for name in ("a", "b", "c"):
+            kept = Filter(name, tuple(names), now_text(), Rules().given(much))
+            place.records.hold_socket(replace(kept, with_connection=True))
+        cursor: str | None = ""
+        listed: list[str] = []
+        while cursor is not None:
+            page = place.sockets.page({"cursor": cursor})
+            assert len(encode_result(1, page)) <= MAX_LINE
+            listed += [found["socket"] for found in page["sockets"]]
+            cursor = page.get("cursor")
+        assert listed == ["a", "b", "c"]
 
     run(place, story)
 
