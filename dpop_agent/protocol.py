@@ -64,8 +64,8 @@ EVENTS = ("touch",)
 
 KEY_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 SLOT = re.compile(r"[0-9a-f]{2}")
-OWN_SOCKETS = (paths.AGENT, paths.ADMIN, paths.MOUNTED)
-"""The names of the sockets that every agent has, so that no filtered one has them."""
+OWN_SOCKETS = (paths.AGENT, paths.ADMIN, paths.MOUNTED, paths.EXEC)
+"""The names that the audit has for other sockets, so that no filtered one has them."""
 MAX_REF = 64
 """Bytes of an object's id, or of the label of one without an id."""
 

@@ -33,12 +33,12 @@ COUNTED = "counted"
 LOST = "lost"
 """The outcome of lines that couldn't be written."""
 
-CHANGES = frozenset(ADMIN_METHODS) - frozenset(AGENT_METHODS) - {"key.attestation"}
+CHANGES = frozenset(ADMIN_METHODS) - frozenset(AGENT_METHODS) - {"key.attestation", "socket.list"}
 """Methods that are recorded when they are granted, beside the two that give proofs; the others only
 read, or tell the agent what servers said.
 """
 
-_HARMLESS = {"key", "generation", "request_id", "store", "cursor"}
+_HARMLESS = {"key", "generation", "request_id", "store", "socket", "keys", "cursor"}
 
 _json = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -131,14 +131,18 @@ def _chosen(method: str, params: Mapping[str, Any], keys: Any) -> Mapping[str, A
 
 
 def _more(method: str | None, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The store of a request that is about one, and which settings it gives, without their values:
-    the ledger and the log have those.
+    """The store, or the filtered socket and its keys, of a request that is about one, and which
+    settings it gives, without their values: the ledger and the log have those.
     """
-    if method not in CHANGES:
+    if method is None or method not in CHANGES:
         return {}
     more: dict[str, Any] = {}
-    if "key" not in params and method != "reload":
+    if "key" not in params and "store" in ADMIN_METHODS[method]:
         more["store"] = params.get("store")
+    if "socket" in params:
+        more["filtered"] = params["socket"]
+    if "keys" in params:
+        more["keys"] = params["keys"]
     if given := sorted(params.keys() - _HARMLESS):
         more["given"] = given
     return more

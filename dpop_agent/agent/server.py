@@ -181,6 +181,10 @@ class Agent:
 
         return Acceptor(listener.socket, connect, partial(self._refused, listener))
 
+    def ended(self, socket: str) -> None:
+        """A filtered socket is gone by itself, with its time or its connection."""
+        self._trails.itself("socket.end", filtered=socket)
+
     def make_room(self) -> None:
         """Have room for the files of one filtered socket more.
 

@@ -90,6 +90,9 @@ class Door(Protocol):
     def disconnected(self, connection: Connection) -> None:
         """Count a connection out, and drop what it waited for."""
 
+    def ended(self, socket: str) -> None:
+        """A filtered socket is gone by itself, with its time or its connection."""
+
     def make_room(self) -> None:
         """Have room for the files of one socket more.
 
@@ -370,6 +373,7 @@ class Sockets:
         self._failing.pop(name, None)
         served = self._served.pop(name, None)
         log.info("the socket %s is gone: %s", name, why)
+        self._door.ended(name)
 
         async def end() -> None:
             if served is not None:
@@ -402,7 +406,8 @@ class Sockets:
                 f"{paths.MAX_SOCKET_PATH} that work: {path}",
                 hint="use a shorter name, or set DPOP_AGENT_SOCK to a shorter path",
             )
-        listener = Listener(path, name=name, lock_path=self._lock_of(name))
+        recorded = paths.EXEC if found.with_connection else name
+        listener = Listener(path, name=recorded, lock_path=self._lock_of(name))
         listener.__enter__()
         excerpt = Excerpt(self._records, name)
         return Served(self._door, listener, excerpt, self._door.answering(excerpt, found))

@@ -127,7 +127,7 @@ def socket_name(text: str) -> str:
 
     if text in OWN_SOCKETS:
         raise argparse.ArgumentTypeError(
-            f"{', '.join(OWN_SOCKETS)} are the names of sockets that every agent has; use another"
+            f"{', '.join(OWN_SOCKETS)} are taken: every agent has those; use another name"
         )
     if not is_socket_name(text):
         raise argparse.ArgumentTypeError(

@@ -374,5 +374,5 @@ def _asked(entry: Entry) -> str:
         words = [method, entry["store"] or "all stores"]
     else:
         given = entry.get("given")
-        words = [method, *(given if isinstance(given, list) else ())]
+        words = [method, entry.get("filtered"), *(given if isinstance(given, list) else ())]
     return " ".join(str(word) for word in words if word is not None) or "a line"

@@ -413,7 +413,9 @@ def test_a_name_that_another_socket_has_is_refused(agent: Agent, admin: Wire) ->
     assert error["hint"] == "see: dpop-agent socket show ci; or use another name"
 
 
-@pytest.mark.parametrize("name", ["agent", "admin", "mount", "Ci", ".ci", "a/b", "x" * 65, ""])
+@pytest.mark.parametrize(
+    "name", ["agent", "admin", "mount", "exec", "Ci", ".ci", "a/b", "x" * 65, ""]
+)
 def test_a_name_that_no_socket_can_have_is_refused(admin: Wire, name: str) -> None:
     assert admin.error("socket.add", socket=name, keys=["shop"])["type"] == "invalid_params"
 
@@ -462,6 +464,47 @@ def test_a_folder_that_others_can_reach_closes_that_socket_and_no_other(
     assert f"ci: {folder} has mode 0755: others can reach it; chmod 700 {folder}" in shown
     with Wire(path_of(agent, "two")) as wire:
         assert wire.result("hello")["protocol"] == 1
+
+
+# What is recorded
+
+
+def test_each_socket_has_an_audit_of_its_own_and_its_adding_and_end_are_in_the_owners(
+    agent: Agent,
+) -> None:
+    agent.run(*("socket", "add", "audited", "--key", "shop", "--origin", API), check=True)
+    with Wire(path_of(agent, "audited")) as wire:
+        assert "result" in proof(wire)
+        assert "error" in proof(wire, key="other")
+    agent.run("socket", "remove", "audited", check=True)
+    with Wire(agent.admin_socket) as owner, add(owner, "command", expires_s=1) as wire:
+        assert "result" in proof(wire)
+        until(lambda: wire.line() is None)
+
+    def lines(name: str) -> list[dict[str, Any]]:
+        run = agent.run("log", name, "--json")
+        return [json.loads(line) for line in run.stdout.splitlines()]
+
+    def ended(line: dict[str, Any]) -> bool:
+        return line["method"] == "socket.end" and line["filtered"] == "command"
+
+    until(lambda: any(map(ended, lines("admin"))))
+    there = [(line["outcome"], line["key"], line["origin"]) for line in lines("audited")]
+    assert there == [("done", "shop", API), ("key_unknown", "other", API)]
+    assert {line["socket"] for line in lines("audited")} == {"audited"}
+    assert "proof" in [line["method"] for line in lines("exec")]
+    about = [
+        (line["method"], line["filtered"], line.get("keys"))
+        for line in lines("admin")
+        if line.get("filtered") in ("audited", "command")
+    ]
+    assert about == [
+        ("socket.add", "audited", ["shop"]),
+        ("socket.remove", "audited", None),
+        ("socket.add", "command", ["shop"]),
+        ("socket.end", "command", None),
+    ]
+    assert "socket.add audited" in agent.run("log", "admin").stdout
 
 
 # exec and env

@@ -49,6 +49,7 @@ class Door:
         self.answering = Mock(return_value=Mock(made=0))
         self.accept = Mock(return_value=AsyncMock())
         self.disconnected = Mock()
+        self.ended = Mock()
         self.make_room = Mock()
 
 
