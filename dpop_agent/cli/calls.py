@@ -31,9 +31,24 @@ def admin_call(method: str, params: dict[str, Any]) -> dict[str, Any]:
     """The result of a method of `admin.sock`."""
     from dpop_agent.client.sync import AgentClient
 
-    path = paths.admin_socket(paths.agent_socket())
-    with AgentClient(path, timeout=ADMIN_TIMEOUT_S, on_touch=output.say_touch) as agent:
+    with AgentClient(admin_socket(), timeout=ADMIN_TIMEOUT_S, on_touch=output.say_touch) as agent:
         return agent.call(method, params)
+
+
+def admin_socket() -> str:
+    """The path of `admin.sock`.
+
+    Raises:
+        ConfigurationError: where `agent.sock` is there is none, and never was.
+    """
+    agent = paths.agent_socket()
+    path = paths.admin_socket(agent)
+    if paths.socket_at(path) is None and paths.socket_at(agent) is not None:
+        raise ConfigurationError(
+            f"the socket {agent} gives proofs and nothing else",
+            hint="unset DPOP_AGENT_SOCK, or set it to the agent's own socket",
+        )
+    return path
 
 
 def keys(name: str | None, *, include_destroyed: bool = False) -> list[Key]:

@@ -83,9 +83,8 @@ def _with_one_of_its_own(given: Mapping[str, Any], command: list[str]) -> int:
 
     # From before the command is there, so that no signal ends this process and leaves it.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON | {signal.SIGCHLD})
-    admin = paths.admin_socket(paths.agent_socket())
     try:
-        with AgentClient(admin, timeout=calls.ADMIN_TIMEOUT_S) as agent:
+        with AgentClient(calls.admin_socket(), timeout=calls.ADMIN_TIMEOUT_S) as agent:
             params = {"socket": f"exec-{secrets.token_hex(6)}", "with_connection": True, **given}
             (added,) = agent.call("socket.add", params)["sockets"]
             try:

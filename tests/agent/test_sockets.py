@@ -486,7 +486,7 @@ def test_each_socket_has_an_audit_of_its_own_and_its_adding_and_end_are_in_the_o
         return [json.loads(line) for line in run.stdout.splitlines()]
 
     def ended(line: dict[str, Any]) -> bool:
-        return line["method"] == "socket.end" and line["filtered"] == "command"
+        return (line["method"], line.get("filtered")) == ("socket.end", "command")
 
     until(lambda: any(map(ended, lines("admin"))))
     there = [(line["outcome"], line["key"], line["origin"]) for line in lines("audited")]
@@ -543,21 +543,48 @@ def test_exec_and_env_use_a_socket_that_is_there(agent: Agent) -> None:
     [
         (["sh", "-c", "exit 3"], 3),
         (["sh", "-c", "kill -9 $$"], 137),
-        (["/nosuch"], 127),
         (["nosuch-command"], 127),
         (["/"], 126),
     ],
 )
-@pytest.mark.parametrize("how", [["--key", "shop"], ["--socket", "there"]], ids=["new", "named"])
 def test_exec_ends_with_its_commands_status_as_shells_do(
-    agent: Agent, admin: Wire, how: list[str], command: list[str], status: int
+    agent: Agent, command: list[str], status: int
 ) -> None:
-    add(admin, "there").close()
-    run = agent.run("exec", *how, "--", *command)
-    if how[0] == "--socket" and status == 137:
-        status = -9  # it became the command
+    run = agent.run("exec", "--key", "shop", "--", *command)
     assert run.returncode == status
     assert len(run.stderr.splitlines()) == (status in (126, 127))
+
+
+def test_exec_becomes_the_command_where_the_socket_is_there(agent: Agent, admin: Wire) -> None:
+    add(admin, "there").close()
+    exec_there = ("exec", "--socket", "there", "--")
+    with subprocess.Popen(
+        [sys.executable, "-m", "dpop_agent", *exec_there, "sh", "-c", "echo $$; exit 3"],
+        env=agent.env,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert int(process.stdout.read()) == process.pid
+        assert process.wait(10) == 3
+    run = agent.run(*exec_there, "nosuch-command")
+    assert run.returncode == 127
+    assert run.stderr == "dpop-agent: nosuch-command can't be run: No such file or directory\n"
+
+
+def test_who_uses_a_filtered_socket_is_told_that_it_changes_nothing(
+    agent: Agent, admin: Wire
+) -> None:
+    add(admin).close()
+    for words in ("socket list", "key create x --any-origin", "exec --key shop -- true"):
+        run = agent.run(
+            "exec", "--socket", "ci", "--", sys.executable, "-m", "dpop_agent", *words.split()
+        )
+        assert run.returncode == 1
+        assert run.stderr == (
+            f"dpop-agent: the socket {path_of(agent, 'ci')} gives proofs and nothing else; unset "
+            "DPOP_AGENT_SOCK, or set it to the agent's own socket\n"
+        )
 
 
 def test_exec_hands_its_commands_words_on_as_they_are(agent: Agent) -> None:
