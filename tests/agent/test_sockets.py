@@ -224,7 +224,7 @@ def test_a_socket_has_a_rate_of_its_own_and_the_keys_is_shared(agent: Agent, adm
         assert (had(one), had(two), had(whole)) == (2, 1, 0)
 
 
-def test_a_person_is_asked_where_the_socket_wants_it(
+def test_a_person_is_asked_where_the_socket_wants_it_and_only_who_asked_is_told(
     token: Token, make_agent: MakeAgent, tmp_path: Path
 ) -> None:
     person = Person(tmp_path / "person")
@@ -233,14 +233,22 @@ def test_a_person_is_asked_where_the_socket_wants_it(
     with (
         Wire(agent.admin_socket) as admin,
         add(admin, confirm_s=0) as wire,
+        add(admin, "theirs") as theirs,
         Wire(agent.socket) as whole,
     ):
+        for one in (wire, theirs):
+            one.result("subscribe", events=["touch"])
         for _ in range(2):
             assert "result" in proof(whole)
         assert len(person.asked) == 1
-        for _ in range(2):
-            assert "result" in proof(wire)
+        assert wire.silent
+        for number in range(2):
+            wire.send(request("proof", {"key": "shop", "htm": "GET", "htu": API}, number=number))
+            for _ in range(2):  # that it waits, and that it is asked
+                assert wire.event()["params"]["id"] == number
+            assert "result" in wire.next()
         assert len(person.asked) == 3, "each time there, the stricter of both"
+        assert theirs.silent, "of others' questions nothing is told"
 
 
 # How it ends
