@@ -21,6 +21,7 @@ DECODED = 2
 """Times that servers and the proxies before them decode a path between them; more often is none's
 honest doing."""
 
+_VISIBLE = frozenset(map(chr, range(0x21, 0x7F)))
 _DEFAULT_PORTS = {"https": 443, "http": 80}
 
 # RFC 3986: what may stand in a path, `pchar` and "/"; percent signs only before two hex digits.
@@ -65,7 +66,7 @@ def target(uri: str) -> Target:
             f"the target URI has {len(uri)} characters, at most {MAX_URI} are accepted",
             hint="leave out the query: it isn't part of htu",
         )
-    if any(not "!" <= c <= "~" for c in uri):
+    if not _VISIBLE.issuperset(uri):
         raise HtuRefused(
             "the target URI has white space, control or non-ASCII characters",
             hint="percent-encode the path, and give an international host as xn--…",

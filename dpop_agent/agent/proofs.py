@@ -92,6 +92,7 @@ class Proofs:
         self._nonces = nonces
         self._consents = consents
         self._choices: dict[_Asked, Choice] = {}
+        self._signatories: dict[str, Signatory] = {}
         self._keys = records.keys  # those of the choices
         self._rates = rates
         self._max_choices = MAX_CHOICES if socket is None else MAX_CHOICES_THERE
@@ -122,7 +123,7 @@ class Proofs:
         htm, presents = claims["htm"], "ath" in claims
         require_allowed(key, where, htm, presents_access_token=presents, socket=self._socket)
         choice = Choice(
-            *(self._records.keys, key, generation, where, htm),
+            *(self._records.keys, Signatory(key, generation), where, htm),
             presents_access_token=presents,
             built_by_client=True,
         )
@@ -202,17 +203,23 @@ class Proofs:
             KeyUnusable, JktRequired, HtuRefused, PolicyRefused
         """
         keys = self._records.keys
-        if self._keys is not keys or len(self._choices) >= self._max_choices:
-            self._choices.clear()
+        if self._keys is not keys:
             self._keys = keys
+            self._choices.clear()
+            self._signatories.clear()
+        elif len(self._choices) >= self._max_choices:
+            self._choices.clear()
         choice = self._choices.get(asked)
         if choice is None:
             name, jkt, presents, htu, htm = asked
             where = target(htu)
             key, generation = keys.signer(name, jkt, presents_access_token=presents)
             require_allowed(key, where, htm, presents_access_token=presents, socket=self._socket)
+            signatory = self._signatories.get(generation.jkt)
+            if signatory is None:
+                signatory = self._signatories[generation.jkt] = Signatory(key, generation)
             choice = self._choices[asked] = Choice(
-                keys, key, generation, where, htm, presents_access_token=presents
+                keys, signatory, where, htm, presents_access_token=presents
             )
             if self._own is not None:
                 choice.is_admitted_at_once = False
@@ -233,7 +240,7 @@ class Proofs:
         origin = choice.where.origin
         nonce = params["nonce"] if "nonce" in params else self._nonces.nonce(origin, monotonic())
         made = signing_input(
-            choice.header,
+            choice.by.header,
             htm=params["htm"],
             htu=choice.where.htu,
             iat=int(time.time() - self._nonces.backdating_s(origin)),
@@ -319,35 +326,56 @@ class Proofs:
         return any(key.rules.has_origin(where) for key in self._records.keys.values())
 
 
+class Signatory:
+    """A generation that signs, with what is the same for all its proofs until its key changes.
+
+    Attributes:
+        key: its key.
+        generation: it.
+        header: its proofs', encoded.
+        form: of a signature by it.
+        may_want_touch: a signature may wait for a person.
+    """
+
+    __slots__ = ("_asked", "form", "generation", "header", "key", "may_want_touch")
+
+    def __init__(self, key: Key, generation: Generation) -> None:
+        self.key = key
+        self.generation = generation
+        self.header = header(key.alg, generation.jwk)
+        self.form: Form = signature_form(key.alg, generation.jwk)
+        self.may_want_touch = key.may_want_touch(generation)
+        self._asked = asked_of(generation.ref, generation.jkt, key.alg)
+
+    def frame(self, signing_input: str) -> bytes:
+        """What asks the signer for a signature."""
+        return self._asked + signing_input.encode("ascii")
+
+
 class Choice:
     """Who signs a proof, and for where; with what is the same for all such proofs.
 
     Attributes:
         keys: as they were then.
-        key: the key.
+        by: who signs.
+        key: its key.
         generation: the one that signs.
         where: what it is for.
         htm: with which method.
         presents_access_token: whether it has an `ath`.
-        header: the proof's, encoded.
-        form: of a signature by that generation.
         is_admitted_at_once: whether none of the key's rules is asked each time.
         recorded: what the audit says of it.
         built_by_client: it is for `proof.sign`.
-        may_want_touch: a signature may wait for a person.
     """
 
     __slots__ = (
-        "_asked",
         "built_by_client",
-        "form",
+        "by",
         "generation",
-        "header",
         "htm",
         "is_admitted_at_once",
         "key",
         "keys",
-        "may_want_touch",
         "presents_access_token",
         "recorded",
         "where",
@@ -356,32 +384,25 @@ class Choice:
     def __init__(
         self,
         keys: Keys,
-        key: Key,
-        generation: Generation,
+        by: Signatory,
         where: Target,
         htm: str,
         *,
         presents_access_token: bool,
         built_by_client: bool = False,
     ) -> None:
+        key, generation = by.key, by.generation
         self.keys = keys
+        self.by = by
+        self.key = key
+        self.generation = generation
+        self.where = where
         self.htm = htm
         self.presents_access_token = presents_access_token
         self.built_by_client = built_by_client
-        self.key = key
         self.is_admitted_at_once = key.rules.rate is None and key.rules.confirm_s is None
-        self.generation = generation
-        self.where = where
-        self.header = header(key.alg, generation.jwk)
-        self.form: Form = signature_form(key.alg, generation.jwk)
-        self.may_want_touch = key.may_want_touch(generation)
-        self._asked = asked_of(generation.ref, generation.jkt, key.alg)
         method = "proof.sign" if built_by_client else "proof"
         self.recorded = audit.signed(method, key, generation, where.origin)
-
-    def frame(self, signing_input: str) -> bytes:
-        """What asks the signer for a signature."""
-        return self._asked + signing_input.encode("ascii")
 
 
 _Asked = tuple[str | None, str | None, bool, str, str]
@@ -402,7 +423,7 @@ class _Signing(ABC):
         self._choice = choice
         self._is_uncounted = not choice.is_admitted_at_once
         self._on_touch = (
-            call.on_touch(choice.key, choice.generation) if choice.may_want_touch else None
+            call.on_touch(choice.key, choice.generation) if choice.by.may_want_touch else None
         )
         timeout_ms = call.params.get("timeout_ms", SIGN_TIMEOUT_S * 1000)
         self._began = monotonic()
@@ -421,7 +442,7 @@ class _Signing(ABC):
                 self._done,
                 deadline=self._deadline,
                 again=True,
-                form=self._choice.form,
+                form=self._choice.by.form,
                 on_touch=self._on_touch,
             )
         )
@@ -432,7 +453,7 @@ class _Signing(ABC):
         if self._is_uncounted:
             self._proofs.count(self._choice)
             self._is_uncounted = False
-        return self._choice.frame(self._signing_input())
+        return self._choice.by.frame(self._signing_input())
 
     def _done(self, what: Outcome) -> None:
         if isinstance(what, DPoPAgentError):

@@ -300,17 +300,13 @@ def test_a_kill_loses_what_waits_for_the_next_write_and_tears_no_line_of_the_nex
     agent = make_agent(token.config).start()
     agent.create_key("default")
     client = agent.client()
-    asked_at = time.monotonic()
-    given = [(asked_at, claims(str(client.proof("GET", f"{ORIGIN}/me")))["jti"])]
-    until(lambda: len(entries(agent)) == 1)
-    write_s = time.monotonic() - asked_at  # one line's way to the file
-    while time.monotonic() - asked_at < 4 * write_s:
-        given.append((time.monotonic(), claims(str(client.proof("GET", f"{ORIGIN}/me")))["jti"]))
-    killed_at = time.monotonic()
+    given = [claims(str(client.proof("GET", f"{ORIGIN}/me")))["jti"] for _ in range(20)]
+    until(lambda: len(entries(agent)) == len(given))
+    late = [claims(str(client.proof("GET", f"{ORIGIN}/me")))["jti"] for _ in range(5)]
     agent.kill()
     kept = [e["jti"] for e in entries(agent)]
-    assert kept == [jti for _, jti in given[: len(kept)]]
-    assert all(at > killed_at - 2 * write_s for at, _ in given[len(kept) :])
+    assert len(kept) >= len(given), "what was written a moment ago is lost"
+    assert kept == [*given, *late][: len(kept)]
     path = agent.state / "audit" / "agent.jsonl"
     path.write_bytes(path.read_bytes()[:-30])
     agent.start()

@@ -14,7 +14,7 @@ import pytest
 from dpop_agent.agent.keys import Generation, Key, Keys, State
 from dpop_agent.agent.nonces import Nonces
 from dpop_agent.agent.policy import require_allowed
-from dpop_agent.agent.proofs import MAX_CHOICES, Choice, Proofs
+from dpop_agent.agent.proofs import MAX_CHOICES, Choice, Proofs, Signatory
 from dpop_agent.agent.rates import Rates
 from dpop_agent.agent.rules import Rules
 from dpop_agent.errors import ConsentRefused, DPoPAgentError, KeyUnusable, PolicyRefused
@@ -195,7 +195,7 @@ def test_a_clients_own_proof_that_waits_is_refused_once_its_key_signs_none() -> 
         proofs = proofs_of(records)
         where = target(TARGETS[0])
         choice = Choice(
-            *(records.keys, key, active, where, "GET"),
+            *(records.keys, Signatory(key, active), where, "GET"),
             presents_access_token=False,
             built_by_client=True,
         )
