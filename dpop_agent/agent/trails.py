@@ -409,6 +409,7 @@ def _append(path: str, data: bytes, max_bytes: int) -> None:
 def _opened(path: str) -> int:
     if not os.path.lexists(path):
         folder = os.path.dirname(path)
+        os.stat(os.path.dirname(folder))  # one that has gone isn't to be made anew by this
         paths.make_private_folder(folder, "the audit", instead=paths.ANOTHER_STATE_FOLDER)
         paths.check_only_ours(folder, "the audit", instead=paths.ANOTHER_STATE_FOLDER)
         _make_room(folder)

@@ -42,6 +42,11 @@ def until_many(agent: Agent, signers: int = MANY) -> list[int]:
     return found
 
 
+def until_none_of(agent: Agent, pids: list[int]) -> None:
+    """Wait until the agent knows that these have gone."""
+    until(lambda: not set(store(agent).get("signer_pids", [])) & set(pids))
+
+
 def until_without(agent: Agent, pid: int) -> None:
     """Wait until the agent knows that a signer is gone."""
     until(lambda: pid not in store(agent)["signer_pids"])
@@ -151,7 +156,7 @@ def test_where_all_died_a_store_with_a_stored_pin_comes_back_whole(agent: Agent)
     pids = until_many(agent)
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
-    until(lambda: not set(store(agent).get("signer_pids", [])) & set(pids))
+    until_none_of(agent, pids)
     proofs(agent, 2)
     assert not set(until_many(agent)) & set(pids)
 
@@ -304,8 +309,10 @@ def test_a_key_that_wants_its_pin_for_each_signature_is_refused_alone(
     agent.create_key("each")
     faulty_token.rules("attribute dpop-agent%20each@1 0x202 value 01")
     agent.run("reload", check=True)
-    for pid in until_many(agent):
+    pids = until_many(agent)
+    for pid in pids:
         os.kill(pid, signal.SIGKILL)
+    until_none_of(agent, pids)
     proofs(agent, 2)
     with pytest.raises(KeyRefused, match="which several signers can't give at once"):
         proofs(agent, 1, clients=1, key="each")

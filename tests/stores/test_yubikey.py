@@ -436,8 +436,8 @@ def test_the_management_key_is_asked_for_once_and_kept_for_one_key_alone(
     status, shown = at_a_terminal(agent, "key", "rotate", "shop", prompt="Management", typed=key)
     assert status == 0, shown
     assert "shop@2 is active" in shown
-    for file in [agent.log, *agent.state.iterdir()]:
-        assert key not in file.read_text()
+    for file in [agent.log, *agent.state.rglob("*")]:
+        assert file.is_dir() or key not in file.read_text()
     assert not list(agent.runtime.glob("key-*"))
 
 
