@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from functools import partial
 
 from dpop_agent import durations, paths
-from dpop_agent.cli import arguments, output
+from dpop_agent.cli import arguments, calls, output
 from dpop_agent.errors import ConfigurationError
 from dpop_agent.jose import json_object
 
@@ -39,8 +39,8 @@ def add_log(parser: arguments.Parser) -> None:
     """`dpop-agent log`."""
     parser.description = (
         "Show the audit: each proof, refusal, creation, change, unlock and lock, in local time. It "
-        "is read from the state folder, whether or not the agent runs. Programs are a hint: a "
-        "program chooses its own name."
+        "is read from the agent's state folder, whether or not the agent runs. Programs are a "
+        "hint: a program chooses its own name."
     )
     parser.add_argument(
         "name", metavar="NAME", nargs="?", help="a socket, such as agent or admin; by default all"
@@ -92,18 +92,18 @@ def _now() -> datetime:
 
 
 def _log(args: Namespace) -> int:
-    folder = paths.audit_folder(paths.state_folder())
+    folder = paths.audit_folder(calls.state_folder())
     sockets = _sockets(folder)
     if not sockets and not (args.follow and args.name is None):
         raise ConfigurationError(
             f"nothing is recorded in {folder} yet",
             hint="a proof is, once the agent gives one, unless audit is off: dpop-agent config "
-            "show",
+            "show; where the agent's state folder is another, set DPOP_AGENT_STATE_DIR to it",
         )
     if args.name is not None and args.name not in sockets:
         raise ConfigurationError(
-            f"nothing is recorded of a socket {args.name[:80]!r}",
-            hint=f"there are: {', '.join(sorted(sockets))}",
+            f"nothing is recorded of a socket {args.name[:80]}",
+            hint=f"something is of: {', '.join(sorted(sockets))}",
         )
     with ExitStack() as opened:
         _show(args, _Reading(folder, args.name, opened))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from dpop_agent import paths
 from dpop_agent.cli import output
-from dpop_agent.errors import Cancelled, ConfigurationError, KeyUnknown
+from dpop_agent.errors import Cancelled, ConfigurationError, DPoPAgentError, KeyUnknown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,6 +50,21 @@ def admin_socket() -> str:
             hint="unset DPOP_AGENT_SOCK, or set it to the agent's own socket",
         )
     return path
+
+
+def state_folder() -> str:
+    """The state folder: the one that is set, else that of the agent that runs, else the usual."""
+    if "DPOP_AGENT_STATE_DIR" not in os.environ:
+        from dpop_agent.client.sync import AgentClient
+
+        try:
+            with AgentClient(paths.agent_socket()) as agent:
+                ledger = agent.status().get("ledger")
+        except DPoPAgentError:
+            ledger = None
+        if ledger is not None:  # a filtered socket doesn't tell
+            return os.path.dirname(str(ledger))
+    return paths.state_folder()
 
 
 def keys(name: str | None, *, include_destroyed: bool = False) -> list[Key]:

@@ -6,8 +6,8 @@ import os
 import sys
 
 from dpop_agent import paths
-from dpop_agent.cli import arguments, output
-from dpop_agent.errors import ConfigurationError, DPoPAgentError
+from dpop_agent.cli import arguments, calls, output
+from dpop_agent.errors import ConfigurationError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def add_export(verbs: arguments.Verbs) -> None:
 def _export(args: Namespace) -> int:
     from dpop_agent.agent.records import now_text
 
-    found = _sound(_folder())
+    found = _sound(calls.state_folder())
     text = found.text(now_text())
     if args.file is None:
         sys.stdout.flush()
@@ -97,25 +97,12 @@ def add_check(verbs: arguments.Verbs) -> None:
 
 def _check(args: Namespace) -> int:
     if args.file is None:
-        found = _sound(_folder())
+        found = _sound(calls.state_folder())
     else:
         from dpop_agent.agent.ledger import Copy
 
         found = Copy(os.path.abspath(args.file))
     return _say(args, found, found.path)
-
-
-def _folder() -> str:
-    """The state folder: the one that is set, else that of the agent that runs, else the usual."""
-    if "DPOP_AGENT_STATE_DIR" not in os.environ:
-        from dpop_agent.client.sync import AgentClient
-
-        try:
-            with AgentClient(paths.agent_socket()) as agent:
-                return os.path.dirname(str(agent.status()["ledger"]))
-        except DPoPAgentError:
-            pass
-    return paths.state_folder()
 
 
 def _sound(folder: str) -> Reading:

@@ -458,3 +458,28 @@ def test_many_proofs_at_once_share_writes_where_the_audit_is_required(
         wire.send(b"".join(json.dumps({**line, "id": n}).encode() + b"\n" for n in range(60)))
         jtis = {claims(answer["result"]["proof"])["jti"] for answer in wire.lines(60)}
         assert {e["jti"] for e in entries(agent)} == jtis
+
+
+def test_the_running_agents_audit_is_the_one_that_is_meant_unless_another_is_set(
+    agent: Agent, tmp_path: Path
+) -> None:
+    agent.create_key("default")
+    agent.env.pop("DPOP_AGENT_STATE_DIR")
+    until(lambda: "key.create" in agent.run("log").stdout)
+    agent.env["DPOP_AGENT_STATE_DIR"] = str(tmp_path / "none")
+    refused = agent.run("log")
+    assert f"nothing is recorded in {tmp_path / 'none' / 'audit'} yet" in refused.stderr
+
+
+def test_where_a_socket_doesnt_tell_the_state_folder_the_usual_one_is_meant(
+    agent: Agent, tmp_path: Path
+) -> None:
+    agent.create_key("default")
+    agent.run("socket", "add", "ci", "--key", "default", check=True)
+    agent.env.pop("DPOP_AGENT_STATE_DIR")
+    agent.env |= {
+        "DPOP_AGENT_SOCK": str(agent.runtime / "sockets" / "ci" / "agent.sock"),
+        "XDG_STATE_HOME": str(tmp_path),
+    }
+    for words in (["log"], ["ledger", "check"]):
+        assert f" {tmp_path / 'dpop-agent'}/" in agent.run(*words).stderr

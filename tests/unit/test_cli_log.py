@@ -253,7 +253,7 @@ def test_an_unknown_socket_is_refused_with_those_that_there_are(
     for name in ("agnet", "../../x", "agent.jsonl"):
         assert main(["log", name]) == 1
         [line] = capsys.readouterr().err.splitlines()
-        assert line.endswith("there are: admin, agent")
+        assert line.endswith("something is of: admin, agent")
 
 
 @pytest.mark.parametrize("what", ["the folder", "a file"])
