@@ -290,7 +290,7 @@ class _Table:
     """Columns that don't wait for the last line to know how wide they are."""
 
     def __init__(self) -> None:
-        self._sizes = [14, 6, 12, 9]
+        self._sizes = [14, 6, 16, 9]
         self._room = output.width()
         self._has_head = False
 
@@ -314,8 +314,13 @@ class _Table:
         padded = (cell.ljust(size) for cell, size in zip(cells, self._sizes, strict=False))
         line = "  ".join([*padded, cells[-1]])
         if self._room is not None and len(line) > self._room:
-            line = line[: self._room - 1] + "…"
+            start = line[: len(line) - len(cells[-1])].rstrip()
+            line = "\n".join(map(self._cut, (start, f"  {cells[-1]}")))
         print(line, flush=True)
+
+    def _cut(self, line: str) -> str:
+        assert self._room is not None
+        return line if len(line) <= self._room else line[: self._room - 1] + "…"
 
 
 def _local(text: str) -> str:

@@ -85,8 +85,8 @@ def test_lines_say_when_where_who_by_which_key_and_for_what(
 ) -> None:
     folder.write("agent.jsonl", entry())
     assert printed(capsys) == [
-        "TIME            SOCKET  WHO           KEY        WHAT",
-        "11-26 15:00:00  agent   curl 77       default@1  GET https://api.example.com",
+        "TIME            SOCKET  WHO               KEY        WHAT",
+        "11-26 15:00:00  agent   curl 77           default@1  GET https://api.example.com",
     ]
 
 
@@ -148,16 +148,23 @@ def test_a_program_is_named_where_it_is_known(
     folder: Folder, capsys: Capture, members: dict[str, Any], who: str
 ) -> None:
     folder.write("admin.jsonl", entry(**members))
-    assert printed(capsys)[1][24:36].strip() == who
+    assert printed(capsys)[1][24:40].strip() == who
 
 
 def test_a_line_fits_the_terminal(
     folder: Folder, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(output, "width", lambda: 80)
-    folder.write("agent.jsonl", entry(), entry(1, origin=f"https://{'a' * 90}.example"))
-    short, long = printed(capsys)[1:]
+    refused = {"outcome": "policy_refused", "rule": "paths"}
+    folder.write("agent.jsonl", entry(), entry(1, **refused))
+    folder.write("agent.jsonl", entry(2, origin=f"https://{'a' * 90}.example"))
+    short, *wide, start, long = printed(capsys)[1:]
     assert short.endswith("https://api.example.com")
+    assert wide == [
+        "11-26 15:00:01  agent   curl 77           default@1",
+        "  refused (policy_refused, paths) GET https://api.example.com",
+    ]
+    assert start.endswith("  default@1")
     assert len(long) == 80
     assert long.endswith("…")
 
