@@ -35,8 +35,18 @@ def report(error: DPoPAgentError, *, as_json: bool) -> None:
     print(line, file=sys.stderr)
 
 
+_said: set[str] = set()
+
+
 def say_touch(touch: Touch) -> None:
-    """Ask for a touch, on standard error: standard output may be a proof and nothing else."""
+    """Ask for a touch, on standard error: standard output may be a proof and nothing else.
+
+    A consent is announced when it begins to wait and when its turn comes, and said once.
+    """
+    if touch.consent:
+        if touch.key in _said:
+            return
+        _said.add(touch.key)
     if sys.stderr is not None:  # closed, print would take standard output
         print(plain(touch), file=sys.stderr, flush=True)
 

@@ -344,6 +344,15 @@ def test_a_touch_is_never_asked_for_on_standard_output(
     assert capsys.readouterr().out == ""
 
 
+def test_that_a_person_is_asked_is_said_once(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "_said", set())
+    for _ in ("it waits", "it is asked"):
+        output.say_touch(Touch(key="shop", jkt=JKT, store="yubikey", consent=True))
+    assert capsys.readouterr().err == "you are being asked whether shop may sign\n"
+
+
 class TestKeys:
     def test_create_sends_only_what_was_given(self, agent: Agent, capsys: Capture) -> None:
         agent.answers["key.create"] = {"keys": [key()]}
