@@ -94,6 +94,9 @@ class Parser(argparse.ArgumentParser):
                 continue
             else:  # what stands in it may be the value of one letter's option
                 meant, what = near(f"-{option}", known), "there is no such option"
+            if any(action.nargs == argparse.REMAINDER for action in self._actions):
+                what += "; if it is the command's, put -- before the command"
+                meant = meant if option.startswith("--") else None
             self.error(f"{what}; did you mean {meant}?" if meant else what)
 
 

@@ -368,6 +368,14 @@ def test_every_verb_and_every_option_is_found_though_a_letter_is_missing(
         assert f"; did you mean {option}?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["sh", "-c", "true"], ["ls", "--color"]])
+def test_the_options_of_a_command_without_dashes_before_it_are_told_to_need_them(
+    capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert cli.main(["exec", "--key", "shop", *words]) == 2
+    assert "if it is the command's, put -- before the command" in capsys.readouterr().err
+
+
 def run(words: list[str], *, stdout: int) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         [sys.executable, "-m", "dpop_agent", *words],
