@@ -11,7 +11,13 @@ from dpop_agent.agent.records import Records
 from dpop_agent.agent.rules import Rule
 from dpop_agent.agent.uses import Seen, Use
 
-_NONE = Keys()
+
+class _Keys(Keys):
+    def way_to_one(self, name: str) -> str:  # noqa: ARG002  (one signature)
+        return "its owner can add another socket: dpop-agent socket add NAME --key KEY"
+
+
+_NONE: Keys = _Keys()
 
 
 class Excerpt:
@@ -21,7 +27,7 @@ class Excerpt:
     way leaves the agent either.
 
     Attributes:
-        uses: of its keys, on this socket, since it is served.
+        uses: of its keys, on this socket, since it opened.
     """
 
     def __init__(self, records: Records, name: str) -> None:
@@ -31,7 +37,7 @@ class Excerpt:
         self._sockets: Mapping[str, Filter] = {}
         self._whole = _NONE
         self._shown: dict[str, tuple[Key, Key | Rule]] = {}
-        self._keys = _NONE
+        self._keys: Keys = _NONE
         self._closed = False
         self.uses: dict[str, Use] = {}
 
@@ -68,7 +74,7 @@ class Excerpt:
                 shown[key.name] = known if known and known[0] is key else (key, found.of(key))
         self._shown = shown
         if len(shown) != len(before) or any(before.get(n) is not it for n, it in shown.items()):
-            self._keys = Keys(key for _, key in shown.values() if isinstance(key, Key))
+            self._keys = _Keys(key for _, key in shown.values() if isinstance(key, Key))
 
     @property
     def seen(self) -> Seen:

@@ -518,15 +518,17 @@ class Keys(Mapping[str, Key]):
         key = self._by_name.get(name)
         if key is None:
             usable = [n for n in self.names if not self._by_name[n].is_destroyed]
-            if not usable:
-                hint = (
-                    f"make it with: dpop-agent key create {name} --origin https://api.example.com "
-                    "(your server's), or --any-origin"
-                )
-            else:
-                hint = f"there are: {', '.join(usable[:8])}"
+            there_are = f"there are: {', '.join(usable[:8])}"
+            hint = there_are if usable else self.way_to_one(name)
             raise KeyUnknown(f"there is no key {name}", hint=hint)
         return key
+
+    def way_to_one(self, name: str) -> str:
+        """What to do where there is no key yet, as a hint."""
+        return (
+            f"make it with: dpop-agent key create {name} --origin https://api.example.com "
+            "(your server's), or --any-origin"
+        )
 
     def require_new(self, name: str) -> None:
         """Refuse a name that is taken, and one more than there may be.
