@@ -124,6 +124,8 @@ def origin_of(uri: str) -> str:
         raise HtuRefused(
             "an origin begins with https:// or http://", hint="such as https://api.example.com"
         )
+    if "*" in uri:
+        raise HtuRefused("an origin has no wildcards", hint="name each server")
     found = target(uri)
     if found.htu != found.origin + "/" or "?" in uri or "#" in uri:
         raise HtuRefused(
@@ -198,7 +200,7 @@ def path_prefix(text: str) -> str:
         )
     if "?" in text or "#" in text:
         raise HtuRefused(
-            "a path has no query and no fragment: servers don't compare them",
+            "a path has no query and no fragment: a proof names neither",
             hint="leave out what comes from ? or # on",
         )
     if "*" in text and (text.endswith("/*") or "/*/" in text or "**" in text):

@@ -206,6 +206,11 @@ def test_a_path_that_is_refused_is_told_what_to_write_instead(path: str, instead
     assert instead in refused.value.hint
 
 
+def test_an_origin_has_no_wildcards() -> None:
+    with pytest.raises(HtuRefused, match="an origin has no wildcards; name each server"):
+        origin_of("https://*.example.com")
+
+
 def test_a_user_name_is_refused_as_what_it_is() -> None:
     with pytest.raises(HtuRefused, match="user name before its host"):
         target("https://user:pw@as.example/")
