@@ -44,7 +44,7 @@ def require_allowed(
     hint = _way_on(rule, key, target, htm) if socket is None else _ANOTHER_SOCKET
     if rule is Rule.ORIGINS and target.cleartext:
         if socket is None:
-            hint = f"use https, or {_allowing_origin(key, target.origin)}"
+            hint = f"use https, or {allowing_origin(key, target.origin)}"
         raise HtuRefused(message, hint=hint, details=details)
     raise PolicyRefused(message, hint=hint, details=details)
 
@@ -54,21 +54,19 @@ def rate_exceeded(
 ) -> RateExceeded:
     """The refusal of a proof that the key's rate doesn't allow for so many seconds."""
     more = f", or allow more: dpop-agent key set {key.name} --rate N/min"
-    return RateExceeded(
-        f"the key {key.name} is for {rate.per_minute} proofs a minute, {rate.burst} at once, and "
-        "they were had",
-        hint=f"ask again later{more if socket is None else ''}",
-        retry_after_ms=ceil(wait_s * 1000),
-        details={"rule": Rule.RATE.value},
-    )
+    return _rate_exceeded(f"the key {key.name}", rate, wait_s, more if socket is None else "")
 
 
 def socket_rate_exceeded(rate: Rate, wait_s: float) -> RateExceeded:
     """The refusal of a proof that the rate of its socket doesn't allow for so many seconds."""
+    return _rate_exceeded("this socket", rate, wait_s)
+
+
+def _rate_exceeded(whose: str, rate: Rate, wait_s: float, more: str = "") -> RateExceeded:
     return RateExceeded(
-        f"this socket is for {rate.per_minute} proofs a minute, {rate.burst} at once, and they "
-        "were had",
-        hint="ask again later",
+        f"{whose} has given all that its rate allows for now: at most {rate.per_minute} a minute "
+        f"and {rate.burst} at once",
+        hint=f"ask again in {ceil(wait_s)} s{more}",
         retry_after_ms=ceil(wait_s * 1000),
         details={"rule": Rule.RATE.value},
     )
@@ -77,28 +75,29 @@ def socket_rate_exceeded(rate: Rate, wait_s: float) -> RateExceeded:
 def _way_on(rule: Rule, key: Key, target: Target, htm: str) -> str:
     """What people can do about a rule's refusal, as a hint."""
     if rule is Rule.ORIGINS:
-        return f"use the key that is, or {_allowing_origin(key, target.origin)}"
+        return f"use the key that is, or {allowing_origin(key, target.origin)}"
     if rule is Rule.METHODS:
-        return f"use a key that is, or {_allowing(key, '--method', key.rules.methods, htm)}"
+        return f"use a key that is, or {allowing(key, '--method', key.rules.methods, htm)}"
     if rule is Rule.PATHS:
         if key.rules.has_path(target):
             return "give the path without these"
-        return f"use a key that is, or {_allowing(key, '--path', key.rules.paths, 'PATH')}"
+        return f"use a key that is, or {allowing(key, '--path', key.rules.paths, 'PATH')}"
     return (
-        "send ath with the request that presents the access token; for requests without one, such "
-        "as those for access tokens, use a key without that rule"
+        "send ath with the request that presents the access token (dpop-agent proof: "
+        "--access-token-file); for requests without one, such as those for access tokens, use a "
+        "key without that rule"
     )
 
 
-def _allowing_origin(key: Key, origin: str) -> str:
+def allowing_origin(key: Key, origin: str) -> str:
     """How to have proofs for one origin more, and none less."""
     if not key.rules.origins:  # --origin would take all others from it
         return f"make a key for it: dpop-agent key create NAME --origin {origin}"
-    return _allowing(key, "--origin", key.rules.origins, origin)
+    return allowing(key, "--origin", key.rules.origins, origin)
 
 
-def _allowing(key: Key, option: str, has: tuple[str, ...], more: str) -> str:
-    """How to add one to those that it has."""
+def allowing(key: Key, option: str, has: tuple[str, ...], more: str) -> str:
+    """How to have a rule allow one more, and none less of those that it has."""
     if len(has) > MAX_NAMED:
         return (
             f"allow it too, with every {option} that it has: dpop-agent key set {key.name} (and "

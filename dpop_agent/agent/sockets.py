@@ -28,6 +28,7 @@ from dpop_agent.agent.excerpts import Excerpt
 from dpop_agent.agent.filters import Filter
 from dpop_agent.agent.keys import Key, Keys
 from dpop_agent.agent.listener import Listener, is_dead
+from dpop_agent.agent.policy import allowing, allowing_origin
 from dpop_agent.agent.queue import Flow
 from dpop_agent.agent.records import Records, now_text
 from dpop_agent.agent.rules import ANYTHING, Rule, Rules, named
@@ -593,13 +594,16 @@ def _require_use_of_all(rules: Rules, keys: list[Key]) -> None:
     for origin in rules.origins:
         where = target(f"{origin}/")
         if not any(k.rules.has_origin(where) for k in keys):
-            raise _matches_nothing("--origin", origin, [k.rules.origins for k in keys], keys)
+            way = allowing_origin(keys[0], origin)
+            raise _matches_nothing("--origin", origin, [k.rules.origins for k in keys], keys, way)
     for htm in rules.methods:
         if not any(not k.rules.methods or htm in k.rules.methods for k in keys):
-            raise _matches_nothing("--method", htm, [k.rules.methods for k in keys], keys)
+            way = allowing(keys[0], "--method", keys[0].rules.methods, htm)
+            raise _matches_nothing("--method", htm, [k.rules.methods for k in keys], keys, way)
     for path in rules.paths:
         if not any(_has_path(k.rules.paths, path) for k in keys):
-            raise _matches_nothing("--path", path, [k.rules.paths for k in keys], keys)
+            way = allowing(keys[0], "--path", keys[0].rules.paths, path)
+            raise _matches_nothing("--path", path, [k.rules.paths for k in keys], keys, way)
     for key in keys:
         found = key.rules.narrowed(rules)
         if isinstance(found, Rule):
@@ -618,14 +622,14 @@ def _has_path(paths_of_key: Iterable[str], path: str) -> bool:
 
 
 def _matches_nothing(
-    option: str, value: str, has: list[tuple[str, ...]], keys: list[Key]
+    option: str, value: str, has: list[tuple[str, ...]], keys: list[Key], way: str
 ) -> InvalidParams:
+    """The refusal of a value that none of the keys is for; `way` lets the first have it."""
     names = ", ".join(key.name for key in keys)
     whose = f"the key {names}" if len(keys) == 1 else f"any of the keys {names}"
     allowed = named(tuple(dict.fromkeys(one for values in has for one in values)))
     hint = f"give one of {allowed}" if allowed else "use https"
-    more = f"; or let the key have it: dpop-agent key set {keys[0].name}"
     return InvalidParams(
         f"{option} {value} matches nothing: it is outside of what {whose} may be used for",
-        hint=hint + more,
+        hint=f"{hint}, or {way}",
     )

@@ -105,7 +105,9 @@ def test_where_the_keys_rules_leave_nothing_of_the_socket_the_key_isnt_there(
     agent.create_key("narrowed")
     with add(admin, keys=["narrowed"], origins=[API]) as wire:
         admin.result("key.set", key="narrowed", origins=[SHOP])
-        assert refusal(proof(wire, key="narrowed"))["type"] == "key_unknown"
+        unknown = refusal(proof(wire, key="narrowed"))
+        assert unknown["type"] == "key_unknown"
+        assert "key create" not in unknown["hint"], "nothing here makes keys"
         (shown,) = admin.result("socket.list", socket="ci")["sockets"]
     why = "its origins and the socket's have nothing in common"
     assert shown["unusable"] == {"narrowed": why}
@@ -379,18 +381,20 @@ def test_what_a_killed_agent_left_of_a_commands_socket_is_tidied_up(
         (
             ["add", "x", "--key", "shop", "--origin", "https://evil.example"],
             "--origin https://evil.example matches nothing: it is outside of what the key shop may "
-            f"be used for; give one of {API}, {SHOP}; or let the key have it: dpop-agent key set "
-            "shop",
+            f"be used for; give one of {API}, {SHOP}, or allow it too: dpop-agent key set shop "
+            f"--origin {API} --origin {SHOP} --origin https://evil.example",
         ),
         (
             ["add", "x", "--key", "shop", "--method", "PUT"],
             "--method PUT matches nothing: it is outside of what the key shop may be used for; "
-            "give one of GET, POST; or let the key have it: dpop-agent key set shop",
+            "give one of GET, POST, or allow it too: dpop-agent key set shop --method GET "
+            "--method POST --method PUT",
         ),
         (
             ["add", "x", "--key", "other", "--origin", "http://plain.example"],
             "--origin http://plain.example matches nothing: it is outside of what the key other "
-            "may be used for; use https; or let the key have it: dpop-agent key set other",
+            "may be used for; use https, or make a key for it: dpop-agent key create NAME --origin "
+            "http://plain.example",
         ),
         (
             ["add", "x", "--key", "shop", "--key", "other", "--origin", "https://b.example"],

@@ -239,7 +239,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "acceptor": {"connection"},
         "sockets": {
             *("acceptor", "background", "call", "connection", "excerpts", "filters", "keys"),
-            *("listener", "queue", "records", "rules"),
+            *("listener", "policy", "queue", "records", "rules"),
         },
         "descriptors": set(),
         "terminal": set(),

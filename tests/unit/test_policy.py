@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from dpop_agent.agent.keys import Key
-from dpop_agent.agent.policy import require_allowed
-from dpop_agent.agent.rules import ANYTHING
+from dpop_agent.agent.policy import rate_exceeded, require_allowed, socket_rate_exceeded
+from dpop_agent.agent.rules import ANYTHING, Rate
 from dpop_agent.errors import HtuRefused, PolicyRefused
 from dpop_agent.htu import Target, target
 
@@ -153,3 +153,14 @@ def test_each_rule_is_asked_and_the_first_that_refuses_is_named() -> None:
         with pytest.raises(PolicyRefused) as refused:
             require(all_of_them, target(uri), htm, ath=ath)
         assert refused.value.details == {"rule": rule}
+
+
+def test_a_rate_that_is_used_up_says_when_the_next_proof_is_to_be_had() -> None:
+    refused = rate_exceeded(key("https://a.example"), Rate(60, 10), 0.2)
+    assert refused.message == (
+        "the key shop has given all that its rate allows for now: at most 60 a minute and 10 at "
+        "once"
+    )
+    assert refused.hint == ("ask again in 1 s, or allow more: dpop-agent key set shop --rate N/min")
+    assert refused.retry_after_ms == 200
+    assert socket_rate_exceeded(Rate(1, 1), 59.1).hint == "ask again in 60 s"
