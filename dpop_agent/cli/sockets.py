@@ -108,7 +108,8 @@ def _list(args: Namespace) -> int:
                     found["socket"],
                     found["state"],
                     ", ".join(found["keys"]),
-                    output.minute(found["expires"]) or _until(found),
+                    output.minute(found["expires"])
+                    or ("with its command" if found["with_connection"] else "never"),
                     found["proofs"],
                     ", ".join(found["origins"]) or _ANYWHERE,
                 )
@@ -166,7 +167,7 @@ def _details(found: Socket) -> list[str]:
             f"  socket      {found['path']}",
             f"  created     {output.minute(found['created'])}",
             f"  now         {_many(found['connections'], 'connection')}, "
-            f"{_many(found['proofs'], 'proof')} since it is served",
+            f"{_many(found['proofs'], 'proof')} since it opened",
         )
     ] + _trouble(found)
 
