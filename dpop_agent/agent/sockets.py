@@ -420,9 +420,7 @@ class Sockets:
             added.name,
             ", ".join(added.keys),
             "".join(f", {name} {value}" for name, value in rules.items()),
-            "until it is removed"
-            if added.expires_at is None
-            else f"until {_date(added.expires_at)}",
+            _until(added),
         )
         self._serve(added.name, served)
 
@@ -556,6 +554,12 @@ class Sockets:
 
 def _date(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _until(added: Filter) -> str:
+    if added.expires_at is not None:
+        return f"until {_date(added.expires_at)}"
+    return "until its connection ends" if added.with_connection else "until it is removed"
 
 
 def _usable(keys: Keys, name: str) -> Key:
