@@ -266,6 +266,20 @@ IDLE = ("lock_after_s", "release_after_s")
 """Of a configuration what the options of `serve` say otherwise."""
 
 
+def check_confirm_program(path: str) -> None:
+    """Refuse a program of `confirm_command` that others can change.
+
+    Raises:
+        ConfigurationError: what is wrong with it.
+        OSError: there is none.
+    """
+    paths.check_only_ours(
+        path,
+        "the program that asks for consent",
+        instead="name another in agent.confirm_command",
+    )
+
+
 def load(path: str | None = None) -> Config:
     """The configuration in `path`, else where `paths.config_file` says.
 

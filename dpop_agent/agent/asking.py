@@ -9,7 +9,8 @@ import subprocess
 from collections.abc import Sequence
 from typing import Protocol
 
-from dpop_agent import paths, pinentry
+from dpop_agent import pinentry
+from dpop_agent.config import check_confirm_program
 from dpop_agent.errors import Cancelled, ConfigurationError, DPoPAgentError, Timeout
 
 MAX_SHOWN = 80
@@ -97,11 +98,7 @@ class _Command:
 
     def run(self) -> None:
         try:
-            paths.check_only_ours(
-                self._command[0],
-                "the program that asks for consent",
-                instead="name another in agent.confirm_command",
-            )
+            check_confirm_program(self._command[0])
             process = self._process = subprocess.Popen(
                 [*self._command, self._question],
                 stdin=subprocess.DEVNULL,

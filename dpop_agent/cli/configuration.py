@@ -14,7 +14,7 @@ from dpop_agent.errors import ConfigurationError, DPoPAgentError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     _Problems = list[tuple[str, str]]
     """What is wrong, and what to do about it."""
@@ -98,7 +98,7 @@ def _settings(store: config.StoreConfig) -> dict[str, str]:
 
 def _check(args: Namespace) -> int:
     loaded = config.load()
-    problems, found = _place_problems(), {}
+    problems, found = _place_problems() + _confirm_command_problems(loaded.confirm_command), {}
     for store in loaded.stores.values():
         of_store, place = _problems(store)
         problems += [(f"stores.{store.name}: {problem}", hint) for problem, hint in of_store]
@@ -133,6 +133,20 @@ def _place_problems() -> _Problems:
     return _problem_of(
         lambda: paths.check_only_ours(state, "the state folder", instead=paths.ANOTHER_STATE_FOLDER)
     ) + _problem_of(check_socket)
+
+
+def _confirm_command_problems(command: Sequence[str]) -> _Problems:
+    if not command:
+        return []
+    program = command[0]
+    if not os.access(program, os.X_OK) or os.path.isdir(program):
+        return [
+            (
+                f"agent.confirm_command: there is no program at {program}",
+                "install it, correct the path, or leave it out for pinentry",
+            )
+        ]
+    return _problem_of(lambda: config.check_confirm_program(program))
 
 
 def _problem_of(check: Callable[[], None]) -> _Problems:

@@ -830,6 +830,30 @@ class TestConfig:
         machine.keychain()
         assert main(["config", "check"]) == 0
 
+    def test_check_looks_at_the_program_that_asks_for_consent(
+        self, machine: Machine, tmp_path: Path, capsys: Capture
+    ) -> None:
+        machine.softhsm()
+        assert init(machine) == 0
+        program = tmp_path / "ask"
+        text = machine.config.read_text()
+        machine.config.write_text(
+            text.replace("[agent]\n", f'[agent]\nconfirm_command = ["{program}"]\n')
+        )
+        for mode, says in (
+            (None, f"agent.confirm_command: there is no program at {program}"),
+            (0o600, f"agent.confirm_command: there is no program at {program}"),
+            (0o722, "the program that asks for consent"),
+        ):
+            if mode is not None:
+                program.touch()
+                program.chmod(mode)
+            capsys.readouterr()
+            assert main(["config", "check"]) == 1
+            assert says in error_of(capsys)
+        program.chmod(0o700)
+        assert main(["config", "check"]) == 0
+
     def test_check_of_one_that_others_can_change_fails(
         self, machine: Machine, capsys: Capture
     ) -> None:
