@@ -57,7 +57,9 @@ async def ask(question: str, *, command: Sequence[str], within_s: float) -> None
     Raises:
         NotAgreed: they said no, or nothing, or nobody can be asked.
     """
-    prompt = _Command(command, question, within_s) if command else _Pinentry(question, within_s)
+    prompt: _Prompt = (
+        _Command(command, question, within_s) if command else _Pinentry(question, within_s)
+    )
     asking = asyncio.get_running_loop().run_in_executor(None, prompt.run)
     try:
         await asyncio.shield(asking)
