@@ -417,9 +417,10 @@ def _opened(path: str) -> int:
 
 
 def _make_room(folder: str) -> None:
-    """Remove the oldest trails, where there are as many as are kept."""
+    """Remove the oldest trails of sockets that come and go, where there are as many as are kept."""
+    lasting = (None, paths.AGENT, paths.ADMIN, paths.MOUNTED, paths.EXEC)
     kept = sorted(
-        (entry for entry in os.scandir(folder) if paths.socket_of(entry.name) is not None),
+        (entry for entry in os.scandir(folder) if paths.socket_of(entry.name) not in lasting),
         key=lambda entry: entry.stat(follow_symlinks=False).st_mtime_ns,
     )
     for entry in kept[: max(0, len(kept) - MAX_TRAILS + 1)]:

@@ -504,13 +504,15 @@ def test_the_trails_of_sockets_that_have_gone_are_bounded(
     monkeypatch.setattr(trails, "MAX_TRAILS", 4)
 
     async def tell(disk: Disk) -> None:
-        for number in range(8):
-            trail = disk.trails.of(f"s{number}")
+        lasting = [paths.AGENT, paths.ADMIN, paths.MOUNTED, paths.EXEC]
+        names = [*lasting, *(f"s{number}" for number in range(8))]
+        for number, name in enumerate(names):
+            trail = disk.trails.of(name)
             disk.proof(number, trail)
             await trail.close()
-            path = paths.audit_file(str(disk.folder), f"s{number}")
+            path = paths.audit_file(str(disk.folder), name)
             os.utime(path, (number, number))
-        kept = {f"s{number}.jsonl" for number in range(4, 8)}
+        kept = {f"{name}.jsonl" for name in (*lasting, *names[-4:])}
         assert set(os.listdir(disk.folder)) == kept
 
     story(tell)
