@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, cast
 
 from dpop_agent import protocol
+from dpop_agent.agent import telling
 from dpop_agent.agent.call import Call
 from dpop_agent.agent.intake import Intake
 from dpop_agent.agent.queue import Flow
@@ -53,6 +54,7 @@ class Connection(asyncio.BufferedProtocol):
         flow: its peer's uid, its socket, its number.
         trace: what it leaves in the audit.
         client: who its peer is, for the log.
+        is_filtered: what leaves here is only what `telling` lets.
         under_way: how many of its requests are.
     """
 
@@ -64,6 +66,8 @@ class Connection(asyncio.BufferedProtocol):
         flow: Flow,
         trace: Trace,
         peer: str = "",
+        *,
+        is_filtered: bool = False,
     ) -> None:
         self._server = server
         self.requests = requests
@@ -71,6 +75,7 @@ class Connection(asyncio.BufferedProtocol):
         self.flow = flow
         self.trace = trace
         self.client = self._peer = peer
+        self.is_filtered = is_filtered
         self.under_way = 0
         self._received = b""
         self._begin = 0
@@ -174,8 +179,9 @@ class Connection(asyncio.BufferedProtocol):
         try:
             request = self.requests.request(line)
         except ProtocolError as e:
-            self.trace.refused(e, e.method)
-            self._write(protocol.encode_error(e.request_id, e))
+            told = self._told(e)
+            self.trace.refused(e, e.method, is_told=told is e)
+            self._write(protocol.encode_error(e.request_id, told))
             return
         began = time.monotonic()
         log.debug("%s, asked by %s", request.method, self.client)
@@ -186,9 +192,15 @@ class Connection(asyncio.BufferedProtocol):
         def respond(what: dict[str, Any] | bytes | DPoPAgentError) -> None:
             if isinstance(what, DPoPAgentError):
                 took_s = time.monotonic() - began
-                self.trace.refused(what, request.method, request.params, took_s)
+                told = self._told(what)
+                self.trace.refused(
+                    *(what, request.method, request.params, took_s), is_told=told is what
+                )
+                what = told
             elif isinstance(what, dict):
                 self.trace.granted(request, what, time.monotonic() - began)
+                if self.is_filtered:
+                    what = telling.result(request.method, what)
             if self._lost:
                 return
             self._write(_encoded(request.id, what))
@@ -213,7 +225,11 @@ class Connection(asyncio.BufferedProtocol):
     def tell(self, event: str, params: Mapping[str, Any]) -> None:
         """Send what answers no request, to a client that subscribed to it."""
         if event in self._events:
-            self._write(protocol.encode_event(event, params))
+            told = telling.event(event, params) if self.is_filtered else params
+            self._write(protocol.encode_event(event, told))
+
+    def _told(self, error: DPoPAgentError) -> DPoPAgentError:
+        return telling.error(error) if self.is_filtered else error
 
     def _write(self, line: bytes) -> None:
         if not self._transport.is_closing():
@@ -221,8 +237,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def _fail(self, error: DPoPAgentError) -> None:
         """Say why, and close."""
-        self.trace.refused(error)
-        self._write(protocol.encode_error(None, error))
+        told = self._told(error)
+        self.trace.refused(error, is_told=told is error)
+        self._write(protocol.encode_error(None, told))
         self._received, self._end = b"", -1
         self.close()
 

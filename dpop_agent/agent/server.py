@@ -20,7 +20,7 @@ from typing import Any
 import uvloop
 
 from dpop_agent import paths, protocol
-from dpop_agent.agent import asking, descriptors, terminal
+from dpop_agent.agent import asking, descriptors, telling, terminal
 from dpop_agent.agent.acceptor import Acceptor
 from dpop_agent.agent.background import Background
 from dpop_agent.agent.call import Call
@@ -55,6 +55,7 @@ from dpop_agent.errors import (
     DPoPAgentError,
     NotDurable,
     SignerFailed,
+    TooManyConnections,
 )
 from dpop_agent.peer import Peer
 from dpop_agent.protocol import Decoder
@@ -175,7 +176,10 @@ class Agent:
         requests = Decoder(protocol.AGENT_METHODS)
 
         def connect(peer: Peer) -> Connection:
-            connection = self._connect(listener, requests, peer, served)
+            try:
+                connection = self._connect(listener, requests, peer, served)
+            except TooManyConnections as e:
+                raise telling.error(e) from e
             served.connections.add(connection)
             return connection
 
@@ -206,7 +210,9 @@ class Agent:
         intake = self._admin_intake if is_admin else self._intake
         flow = (peer.uid, listener.path, next(self._numbers))
         trace = Trace(self._trails.of(listener.name), peer)
-        connection = Connection(served or self, requests, intake, flow, trace, str(peer))
+        connection = Connection(
+            served or self, requests, intake, flow, trace, str(peer), is_filtered=served is not None
+        )
         self._connections.add(connection)
         self._on[listener.name] += 1
         return connection

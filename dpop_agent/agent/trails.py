@@ -349,12 +349,19 @@ class Trace:
         method: str | None = None,
         params: Mapping[str, Any] | None = None,
         took_s: float | None = None,
+        *,
+        is_told: bool = True,
     ) -> None:
-        """Somebody didn't get what he asked for, as far as that was understood."""
+        """Somebody didn't get what he asked for, as far as that was understood.
+
+        Unless he was told why, in full, the log is.
+        """
         if not self.trail.takes_refusal(error):
             return
         if "rule" in error.details:  # with the origin that was asked for, not with a path
             log.info("refused by the rule %s: %s", error.details["rule"], error.message)
+        elif not is_told:
+            log.info("refused on the socket %s: %s", self.trail.socket, error)
         members = audit.refused(method, params or {}, error, self.trail.records.keys)
         self.trail.add(
             audit.event(self.who(time.monotonic()), method, error.type, took_s=took_s, **members)

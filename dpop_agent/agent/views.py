@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any
 
 from dpop_agent import __version__
-from dpop_agent.agent import drains
+from dpop_agent.agent import drains, telling
 from dpop_agent.agent.excerpts import Excerpt
 from dpop_agent.agent.inventory import Inventory
 from dpop_agent.agent.keys import Generation, Key, Keys, State
@@ -184,11 +184,12 @@ class Views:
             {
                 "store": name,
                 "state": signer.state,
-                "reason": signer.error and signer.error.message,
-                "hint": signer.error and signer.error.hint,
+                "reason": told and told.message,
+                "hint": told and told.hint,
             }
             for name, signer in self._signers.items()
             if name in own
+            for told in (signer.error and telling.error(signer.error),)
         ]
         return self._status(agent={}, proofs=proofs, stores=stores)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -173,6 +174,48 @@ def test_its_status_tells_whether_its_keys_can_sign_and_nothing_else(
     counted = admin.result("status")["proofs"]
     admin.result("socket.remove", socket="ci")
     assert admin.result("status")["proofs"] == counted, "what a socket gave stays counted"
+
+
+@pytest.mark.parametrize(
+    ("setting", "other", "state"),
+    [
+        ("pin_source", "file:/nowhere/of-mine/pin", "locked"),
+        ("module", "/nowhere/of-mine/module.so", "absent"),
+        ("uri", "pkcs11:token=of-mine", "absent"),
+    ],
+)
+def test_where_a_store_is_and_what_it_says_isnt_told_there_and_is_in_the_log(
+    make_agent: MakeAgent, token: Token, setting: str, other: str, state: str
+) -> None:
+    agent = make_agent(token.config)
+    with (
+        agent.serving("shop"),
+        Wire(agent.admin_socket) as admin,
+        add(admin) as wire,
+        Wire(agent.socket) as whole,
+    ):
+        text = token.config.read_text()
+        token.config.write_text(re.sub(rf'\n{setting} = ".*"', f'\n{setting} = "{other}"', text))
+        admin.ask("reload")
+        (shown,) = wire.result("status")["stores"]
+        assert shown["state"] == state
+        answers = [shown, proof(wire), wire.ask("key.list")]
+        for word in ("of-mine", str(token.folder), "dpop-agent'", "PIN file", "token="):
+            assert word not in json.dumps(answers)
+        told, known = refusal(answers[1]), refusal(proof(whole))
+        assert told["type"] == known["type"]
+        assert told["message"] == shown["reason"] != known["message"]
+        assert "ask whoever runs the agent" in told["hint"]
+        assert "of-mine" in json.dumps(known), "on agent.sock it is told"
+        until_logged(agent, f"refused on the socket exec: {known['message']}")
+
+
+def test_what_others_see_of_its_keys_is_there_member_by_member(agent: Agent, admin: Wire) -> None:
+    with add(admin) as wire, Wire(agent.socket) as whole:
+        (here,), (there,) = (one.result("key.list", key="shop")["keys"] for one in (wire, whole))
+        assert here.keys() == there.keys()
+        assert here["generations"][0].keys() == there["generations"][0].keys()
+        assert wire.result("hello") == whole.result("hello")
 
 
 def test_nonces_go_into_no_proofs_of_other_sockets_and_none_of_theirs_come_in(

@@ -219,9 +219,11 @@ ROOMS: dict[str, dict[str, set[str]]] = {
             *("keys", "records", "signers", "starting", "background", "inventory", "making"),
         },
         # What the wire asks for.
+        "telling": set(),
         "call": {"keys", "queue", "trails"},
         "views": {
             *("drains", "excerpts", "inventory", "keys", "nonces", "records", "signers", "uses"),
+            "telling",
         },
         "proofs": {
             *("audit", "call", "consent", "drains", "excerpts", "filters", "frames", "inventory"),
@@ -233,7 +235,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
             "views",
         },
         "intake": {"queue"},
-        "connection": {"call", "intake", "queue", "trails"},
+        "connection": {"call", "intake", "queue", "telling", "trails"},
         "lock": set(),
         "listener": {"lock"},
         "acceptor": {"connection"},
@@ -257,7 +259,16 @@ ROOMS: dict[str, dict[str, set[str]]] = {
                 "nonces",
                 "process",
             ),
-            *("proofs", "records", "recovery", "signers", "stores", "terminal", "trails"),
+            *(
+                "proofs",
+                "records",
+                "recovery",
+                "signers",
+                "stores",
+                "telling",
+                "terminal",
+                "trails",
+            ),
             *("upkeep", "views"),
         },
     },
