@@ -38,6 +38,13 @@ class Unlocking(NamedTuple):
     folder: str
     entry: asyncio.Future[PinEntry]
 
+    @property
+    def is_typed(self) -> bool:
+        """Whether whoever asked was sent to type: what came of it, no answer says."""
+        entry = self.entry
+        failed = not entry.done() or entry.cancelled() or entry.exception() is not None
+        return not failed and entry.result().socket is not None
+
     def interrupt(self) -> None:
         """Tell whoever waits that the start is over, if it didn't come so far."""
         if not self.entry.done():

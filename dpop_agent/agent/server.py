@@ -360,6 +360,7 @@ class Agent:
             starting=self._starting[store.module],
             max_waiting=self._config.max_waiting,
             on_ready=self._reconcile,
+            on_refused=self._not_opened,
             on_end=self._end_after_the_last_signer,
             spawn=spawn_program if self._forker is None else self._forker.spawn,
         )
@@ -389,6 +390,10 @@ class Agent:
     def _reconcile(self, signer: Signer) -> None:
         self._trails.itself("store.open", store=signer.config.name)
         self._background.start(self._upkeep.reconcile(signer.config.name))
+
+    def _not_opened(self, method: str, signer: Signer, error: DPoPAgentError) -> None:
+        """A PIN didn't open a store, and whoever it is of has had his answer, or asked nothing."""
+        self._trails.itself(method, outcome=error.type, store=signer.config.name)
 
     async def reload(self) -> None:
         """Read the configuration again; stores that changed or aren't open are opened anew.

@@ -64,6 +64,7 @@ class Signer:
         starting: asyncio.Lock,
         max_waiting: int,
         on_ready: Callable[[Signer], None],
+        on_refused: Callable[[str, Signer, DPoPAgentError], None],
         on_end: Callable[[], None],
         spawn: Spawn,
     ) -> None:
@@ -76,6 +77,8 @@ class Signer:
                 it can miss tokens.
             max_waiting: how many requests may wait for it.
             on_ready: called whenever the store was opened.
+            on_refused: called where no answer tells of a PIN that didn't open it: `unlock` and why
+                if it was to be typed, `store.open` if it came from where the configuration says.
             on_end: called whenever a process of it ended.
             spawn: how its processes come into being.
         """
@@ -84,6 +87,7 @@ class Signer:
         self.error: DPoPAgentError | None = None
         self.max_waiting = max_waiting
         self._on_ready = on_ready
+        self._on_refused = on_refused
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
         self._state = State.DOWN
@@ -425,6 +429,10 @@ class Signer:
             self._pump()
             self._siblings.begin()
             return
+        if unlocking is not None and unlocking.is_typed:
+            self._on_refused("unlock", self, error)
+        elif not attended and isinstance(error, PinRefused):
+            self._on_refused("store.open", self, error)
         if unlocking is not None and not unlocking.entry.done():
             unlocking.entry.set_exception(error)
         still_locked = unlocking is not None and self._prompts

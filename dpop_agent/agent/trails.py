@@ -95,11 +95,11 @@ class Trails:
             trail = self._trails[socket] = Trail(self, socket, self._records)
         return trail
 
-    def itself(self, method: str, **members: Any) -> None:
-        """The agent did something that nobody asked for: the owner's trail has it, where no client
+    def itself(self, method: str, *, outcome: str = audit.DONE, **members: Any) -> None:
+        """The agent did something that nobody waits for: the owner's trail has it, where no client
         of other sockets can push it out.
         """
-        self.of(paths.ADMIN).add(audit.event(audit.who(None), method, audit.DONE, **members))
+        self.of(paths.ADMIN).add(audit.event(audit.who(None), method, outcome, **members))
 
     @property
     def failing(self) -> str | None:

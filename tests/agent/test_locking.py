@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -24,6 +25,7 @@ from tests.agent.places import (
     until_state,
     write_config,
 )
+from tests.agent.test_audit import asked, entries
 from tests.agent.test_processes import TRACE
 from tests.agent.wire import Wire, request
 from tests.bench.bars import WHILE_ANOTHER
@@ -288,6 +290,28 @@ def test_a_refused_pin_isnt_tried_again_by_an_agent_that_was_started_anew(
     assert store(agent)["state"] == "locked"
     agent.run("unlock", check=True)
     assert store(agent)["state"] == "ready"
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_a_pin_that_doesnt_open_its_store_leaves_a_line_whoever_typed_it(
+    prompting: Agent, token: Token, typed: bool
+) -> None:
+    verb = "unlock" if typed else "store.open"
+    if typed:
+        unlock(prompting, "99999999")
+    else:
+        prompting.stop()
+        token.pin_file.write_text("99999999\n")
+        write_config(token)
+        prompting.start()
+    until(lambda: len(asked(prompting, verb, "admin")) == 2)
+    before, refused = asked(prompting, verb, "admin")
+    assert before["outcome"] == ("begun" if typed else "done")
+    assert (refused["socket"], refused["peer"]) == (None, None), "nobody waits for that"
+    assert (refused["outcome"], refused["store"]) == ("pin_refused", "softhsm")
+    assert "99999999" not in json.dumps(entries(prompting, "admin"))
+    shown = prompting.run("log", "admin", check=True).stdout
+    assert f"refused (pin_refused) {verb} softhsm" in shown
 
 
 def test_a_systemd_credential_opens_a_store(

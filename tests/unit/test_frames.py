@@ -294,6 +294,7 @@ async def mad_signers(folder: Path, *, count: int) -> tuple[int, int]:
             max_waiting=100,
             starting=asyncio.Lock(),
             on_ready=lambda _signer: None,
+            on_refused=lambda _method, _signer, _error: None,
             on_end=lambda: None,
             spawn=spawn_program,
         )

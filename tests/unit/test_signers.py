@@ -44,6 +44,7 @@ def signer(folder: Path, pin_source: str, *, signers: int = 1) -> Signer:
         max_waiting=100,
         starting=asyncio.Lock(),
         on_ready=lambda _signer: None,
+        on_refused=lambda _method, _signer, _error: None,
         on_end=lambda: None,
         spawn=spawn_program,
     )
