@@ -28,6 +28,7 @@ class Excerpt:
 
     Attributes:
         uses: of its keys, on this socket, since it opened.
+        has_expired: its socket's time was over when somebody looked, whatever a clock says since.
     """
 
     def __init__(self, records: Records, name: str) -> None:
@@ -39,6 +40,7 @@ class Excerpt:
         self._shown: dict[str, tuple[Key, Key | Rule]] = {}
         self._keys: Keys = _NONE
         self._closed = False
+        self.has_expired = False
         self.uses: dict[str, Use] = {}
 
     @property
@@ -56,7 +58,7 @@ class Excerpt:
             return True
         found = self._filter
         if found is not None and found.expires_at is not None:
-            self._closed = found.is_over(time.time(), self._records.now_s)
+            self._closed = self.has_expired = found.is_over(time.time(), self._records.now_s)
         return self._closed
 
     def close(self) -> None:

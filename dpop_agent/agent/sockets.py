@@ -336,10 +336,14 @@ class Sockets:
                 log.warning("the socket %s isn't served: %s", name, e)
 
     async def look(self) -> None:
-        """End those whose time is over, and listen anew where a socket was removed."""
+        """End those whose time is over, or was when a request came, and listen anew where a socket
+        was removed.
+        """
         now, now_s = time.time(), self._records.now_s
         for name, found in self._records.sockets.items():
-            if found.is_over(now, now_s):
+            here = self._served.get(name)
+            was_over = here is not None and here.excerpt.has_expired
+            if was_over or found.is_over(now, now_s):
                 self._drop(name, "its time is over")
         for name, served in list(self._served.items()):
             try:

@@ -200,6 +200,38 @@ def test_one_is_over_by_the_agents_own_clock_though_the_wall_clock_was_set_back(
     run(place, story)
 
 
+def test_one_that_a_request_found_over_isnt_open_once_the_clock_is_set_back(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        await place.add(expires_s=100)
+        excerpt: Excerpt = place.door.answering.call_args.args[0]
+        assert list(excerpt.keys) == ["shop"]
+        later = time.time() + 200
+        with monkeypatch.context() as clock:
+            clock.setattr("time.time", lambda: later)
+            assert not list(excerpt.keys), "as a request finds it"
+        await place.sockets.look()
+        assert place.sockets.page({}) == {"sockets": []}, "by the clock its time isn't over"
+        place.door.ended.assert_called_once_with("ci")
+        await asyncio.sleep(0.2)
+        assert Records(place.ledger).sockets == {}, "nor has the next agent it"
+
+    run(place, story)
+
+
+def test_one_that_is_being_removed_isnt_taken_for_one_whose_time_is_over(place: Place) -> None:
+    async def story() -> None:
+        await place.add(expires_s=100)
+        removing = asyncio.ensure_future(place.sockets.remove({"socket": "ci"}))
+        await asyncio.sleep(0)
+        await place.sockets.look()
+        assert await removing == {"sockets": []}
+        place.door.ended.assert_not_called()
+
+    run(place, story)
+
+
 def test_one_whose_time_was_over_while_no_agent_ran_isnt_there_at_the_next_start(
     place: Place,
 ) -> None:
