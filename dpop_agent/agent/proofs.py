@@ -126,6 +126,7 @@ class Proofs:
             *(self._records.keys, Signatory(key, generation), where, htm),
             presents_access_token=presents,
             built_by_client=True,
+            socket_has_rate=self._own is not None,
         )
         self._admit(partial(_ClientsProof, self, call, choice, claims), call, choice)
 
@@ -219,10 +220,10 @@ class Proofs:
             if signatory is None:
                 signatory = self._signatories[generation.jkt] = Signatory(key, generation)
             choice = self._choices[asked] = Choice(
-                keys, signatory, where, htm, presents_access_token=presents
+                *(keys, signatory, where, htm),
+                presents_access_token=presents,
+                socket_has_rate=self._own is not None,
             )
-            if self._own is not None:
-                choice.is_admitted_at_once = False
         return choice
 
     def signer(self, key: Key) -> Signer:
@@ -363,7 +364,7 @@ class Choice:
         where: what it is for.
         htm: with which method.
         presents_access_token: whether it has an `ath`.
-        is_admitted_at_once: whether none of the key's rules is asked each time.
+        is_admitted_at_once: whether none of the key's rules, or its socket's, is asked each time.
         recorded: what the audit says of it.
         built_by_client: it is for `proof.sign`.
     """
@@ -390,6 +391,7 @@ class Choice:
         *,
         presents_access_token: bool,
         built_by_client: bool = False,
+        socket_has_rate: bool = False,
     ) -> None:
         key, generation = by.key, by.generation
         self.keys = keys
@@ -400,7 +402,9 @@ class Choice:
         self.htm = htm
         self.presents_access_token = presents_access_token
         self.built_by_client = built_by_client
-        self.is_admitted_at_once = key.rules.rate is None and key.rules.confirm_s is None
+        self.is_admitted_at_once = (
+            not socket_has_rate and key.rules.rate is None and key.rules.confirm_s is None
+        )
         method = "proof.sign" if built_by_client else "proof"
         self.recorded = audit.signed(method, key, generation, where.origin)
 

@@ -20,7 +20,7 @@ from dpop_agent.agent.sockets import MAX_SOCKETS
 from dpop_agent.client import AgentClient
 from dpop_agent.errors import AgentUnavailable
 from tests.agent.places import until, until_logged, until_open
-from tests.agent.test_rules import Person, claims_of
+from tests.agent.test_rules import Person, asked_for, claims_of
 from tests.agent.wire import Wire, refusal, request
 from tests.processes import Agent, Token, new_token, running
 
@@ -267,6 +267,14 @@ def test_a_socket_has_a_rate_of_its_own_and_the_keys_is_shared(agent: Agent, adm
         Wire(agent.socket) as whole,
     ):
         assert (had(one), had(two), had(whole)) == (2, 1, 0)
+
+
+def test_a_sockets_own_rate_holds_for_proof_as_for_proof_sign(agent: Agent, admin: Wire) -> None:
+    agent.create_key("built", allow_sign_proof=True)
+    with add(admin, keys=["built"], rate={"per_minute": 1, "burst": 3}) as wire:
+        answers = [a for _ in range(3) for a in asked_for(wire, "built", "GET", f"{API}/", None)]
+    assert ["result" in answer for answer in answers] == [True] * 3 + [False] * 3
+    assert {refusal(answer)["type"] for answer in answers[3:]} == {"rate_exceeded"}
 
 
 def test_a_person_is_asked_where_the_socket_wants_it_and_only_who_asked_is_told(
