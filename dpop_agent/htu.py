@@ -139,9 +139,9 @@ def reads_one_way(path: str) -> bool:
     """Whether a path keeps its segments, however a server reads it on.
 
     Servers and the proxies before them decode a path once or twice, cut parameters (`;…`) off its
-    segments, merge slashes, take a backslash for one, and drop blanks, control characters or what
-    isn't UTF-8. A path of which any of that would make another one doesn't. A slash at the end is
-    fine: no segment follows it.
+    segments, merge slashes, take a backslash for one, end the path at a `?` or `#` that they
+    decoded, and drop blanks, control characters or what isn't UTF-8. A path of which any of that
+    would make another one doesn't. A slash at the end is fine: no segment follows it.
     """
     if not _keeps_segments(path):
         return False
@@ -157,8 +157,10 @@ def reads_one_way(path: str) -> bool:
 
 
 def _keeps_segments(path: str) -> bool:
-    """Whether none of them is empty or made of dots alone, and nothing stands in for a slash."""
-    if "\\" in path or not path.isprintable():
+    """Whether none of them is empty or made of dots alone, nothing stands in for a slash, and
+    nothing ends the path.
+    """
+    if not path.isprintable() or any(c in path for c in "\\?#"):
         return False
     segments = path.removesuffix("/").split("/")[1:]
     return all(segment.partition(";")[0].strip(". ") for segment in segments)
@@ -218,7 +220,7 @@ def path_prefix(text: str) -> str:
     if not reads_one_way(text):
         raise HtuRefused(
             "the path could be read in another way, so that it would match nothing: it has an "
-            "empty segment, . or .., or an encoded slash",
+            "empty segment, . or .., or an encoded slash, ? or #",
             hint="write it as in /api/v1",
         )
     return text

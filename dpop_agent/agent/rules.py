@@ -159,7 +159,7 @@ class Rules:
             case Rule.PATHS if self.has_path(where):
                 return (
                     f"{whose} is for some paths alone, and this one could be read as another: it "
-                    "has an empty segment, . or .., or an encoded slash or backslash"
+                    "has an empty segment, . or .., or an encoded slash, backslash, ? or #"
                 )
             case Rule.PATHS:
                 return f"{whose} isn't for that path, only for those below {named(self.paths)}"

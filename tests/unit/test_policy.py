@@ -118,7 +118,7 @@ def test_a_key_whose_policy_is_lost_is_for_nothing() -> None:
         (
             {"paths": ["/v1"]},
             "the key shop is for some paths alone, and this one could be read as another: it has "
-            "an empty segment, . or .., or an encoded slash or backslash",
+            "an empty segment, . or .., or an encoded slash, backslash, ? or #",
             "give the path without these",
         ),
         (
