@@ -1,14 +1,17 @@
 """A person's consent to proofs of keys that want it: asked for, kept for a while, refused for one.
 
-One question at a time, whoever asks. After any answer but yes nobody is asked by that socket's
-clients for a while, whatever they want: else somebody who asks often enough gets a yes by mistake.
+One question at a time, whoever asks; sockets take turns. After any answer but yes nobody is asked
+by that socket's clients for a while, whatever they want: else somebody who asks often enough gets a
+yes by mistake. A question that is withdrawn while it is shown counts as a no.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Hashable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Hashable, Iterator
+from contextlib import contextmanager
 from math import ceil
 from typing import Literal, NamedTuple
 
@@ -16,9 +19,16 @@ from dpop_agent import durations
 from dpop_agent.agent.asking import NotAgreed, asker
 from dpop_agent.agent.background import Background
 from dpop_agent.agent.keys import Key
-from dpop_agent.agent.queue import Flow
+from dpop_agent.agent.queue import FairQueue, Flow
+from dpop_agent.agent.records import boottime
 from dpop_agent.agent.rules import Rule
-from dpop_agent.errors import AgentUnavailable, ConsentRefused, DPoPAgentError, ProtocolError
+from dpop_agent.errors import (
+    AgentUnavailable,
+    Cancelled,
+    ConsentRefused,
+    DPoPAgentError,
+    ProtocolError,
+)
 
 log = logging.getLogger("dpop_agent.consent")
 
@@ -31,6 +41,10 @@ TURN_S = 55.0
 
 QUIET_S = 30.0
 """Seconds after any answer but yes in which nobody is asked on that socket's behalf."""
+
+MAX_QUESTIONS = 8
+"""Questions of one socket's clients, the one that is asked among them: nobody answers more in
+TURN_S. Those who want what one yes is good for share one."""
 
 Ask = Callable[[str], Awaitable[None]]
 """Puts a question to a person; raises NotAgreed for any answer but yes."""
@@ -46,6 +60,7 @@ class Wish(NamedTuple):
         htm: with which method.
         pid: who asks; 0 where that can't be told.
         flow: on which connection.
+        socket: the name of the filtered socket that it came by, if it was one.
     """
 
     key: Key
@@ -54,6 +69,7 @@ class Wish(NamedTuple):
     htm: str
     pid: int
     flow: Flow
+    socket: str | None = None
 
     @property
     def question(self) -> str:
@@ -63,9 +79,10 @@ class Wish(NamedTuple):
             holds = (
                 f"\n\nA yes holds for {durations.text(self.key.rules.confirm_s)}, for every method."
             )
+        by = "" if self.socket is None else f"by the filtered socket {self.socket}\n"
         return (
             f"Sign a proof with the key {self.key.name}?\n\n"
-            f"{self.htm} at {self.origin}\n"
+            f"{self.htm} at {self.origin}\n{by}"
             f"It seems to be asked for by {asker(self.pid)}. That is a hint alone: programs can "
             f"pose as others.{holds}"
         )
@@ -82,22 +99,33 @@ class _Quiet(NamedTuple):
     until: float
 
 
+class _Turn(NamedTuple):
+    """A wish that waits: `came` is set to True once it is its turn, to False once it needs none."""
+
+    wish: Wish
+    came: asyncio.Future[bool]
+
+
 class Consents:
     """Which consents hold, and who is asked next.
 
     Args:
         ask: puts a question to a person.
         background: holds what waits for the answer.
-        now: the time, in seconds that never go back.
+        now: the time, in seconds that never go back, and go on while the machine sleeps.
     """
 
-    def __init__(self, ask: Ask, background: Background, now: Callable[[], float]) -> None:
+    def __init__(
+        self, ask: Ask, background: Background, now: Callable[[], float] = boottime
+    ) -> None:
         self._ask = ask
         self._background = background
         self._now = now
         self._held: dict[tuple[str, str, Flow], _Held] = {}
         self._quiet: dict[Flow, _Quiet] = {}
-        self._asking = asyncio.Lock()
+        self._is_asking = False
+        self._waiting: FairQueue[_Turn] = FairQueue()
+        self._questions: dict[Flow, Counter[Hashable]] = {}  # by socket, how many want each
         self._tasks: dict[Flow, set[asyncio.Task[None]]] = {}
 
     def holds(self, wish: Wish) -> bool:
@@ -125,45 +153,121 @@ class Consents:
             then: called with None for a yes, or with the refusal.
         """
         task = self._background.start(self._agree(wish, announce))
-        tasks = self._tasks.setdefault(wish.flow, set())
-        tasks.add(task)
+        self._tasks.setdefault(wish.flow, set()).add(task)
 
         def ended(task: asyncio.Task[None]) -> None:
+            tasks = self._tasks.get(wish.flow)
+            if tasks is None:
+                then(_outcome(wish, task, has_gone=True))
+                return
             tasks.discard(task)
             if not tasks:
-                self._tasks.pop(wish.flow, None)
-            then(_outcome(task))
+                del self._tasks[wish.flow]
+            then(_outcome(wish, task))
 
         task.add_done_callback(ended)
 
     def drop(self, connection: Flow) -> None:
         """A connection has gone: nobody is asked on its behalf any more."""
-        for task in self._tasks.get(connection, ()):
+        self._waiting.drop(connection)
+        for task in self._tasks.pop(connection, ()):
             task.cancel()
 
     async def _agree(self, wish: Wish, announce: Callable[[], None]) -> None:
         self._require_not_quiet(wish)
-        announce()
+        with self._one_of_few(wish):
+            announce()
+            is_turn = await self._turn(wish)
+            try:
+                if self.holds(wish):  # since somebody agreed who was asked before
+                    return
+                self._require_not_quiet(wish)
+                if not is_turn:  # what decided it was over at that very moment
+                    raise changed_meanwhile(wish.key)
+                announce()
+                await self._put(wish)
+            finally:
+                if is_turn:
+                    self._pass_on()
+
+    @contextmanager
+    def _one_of_few(self, wish: Wish) -> Iterator[None]:
+        """Count its question, unless the socket has as many as it may.
+
+        Raises:
+            ConsentRefused
+        """
+        socket = _socket(wish.flow)
+        questions = self._questions.setdefault(socket, Counter())
+        question = _matter(wish) if wish.key.rules.confirm_s else object()
+        if len(questions) >= MAX_QUESTIONS and question not in questions:
+            why = f"{MAX_QUESTIONS} other questions from this socket wait for one"
+            hint = "try again later, with fewer at once"
+            raise _refused(wish, why, hint=hint, retry="later")
+        questions[question] += 1
+        try:
+            yield
+        finally:
+            questions[question] -= 1
+            if not questions[question]:
+                del questions[question]
+            if not questions:
+                del self._questions[socket]
+
+    async def _turn(self, wish: Wish) -> bool:
+        """Wait until it can be asked; False: an answer to somebody else decided it.
+
+        Raises:
+            ConsentRefused: its turn didn't come.
+        """
+        if not self._is_asking:
+            self._is_asking = True
+            return True
+        came: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.push(wish.flow, _Turn(wish, came), fresh=False)
         try:
             async with asyncio.timeout(TURN_S):
-                await self._asking.acquire()
-        except TimeoutError:
+                return await came
+        except (TimeoutError, asyncio.CancelledError) as e:
+            if came.done() and not came.cancelled() and came.result():  # at that very moment
+                self._pass_on()
+            if isinstance(e, asyncio.CancelledError):
+                raise
             why = "others were being asked all the time"
             raise _refused(wish, why, hint="try again", retry="later") from None
+
+    def _pass_on(self) -> None:
+        """Whoever is next can be asked, and whoever needn't be any more goes on."""
+        over = self._waiting.take(lambda turn: turn.came.done() or self._is_decided(turn.wish))
+        for turn in over:
+            if not turn.came.done():
+                turn.came.set_result(False)
+        if self._waiting:
+            self._waiting.pop().came.set_result(True)
+        else:
+            self._is_asking = False
+
+    async def _put(self, wish: Wish) -> None:
+        """Have a person asked.
+
+        Raises:
+            ConsentRefused
+        """
+        log.info("asking for consent to a proof by %s for %s", wish.key.name, wish.origin)
         try:
-            if self.holds(wish):  # since somebody agreed who was asked before
-                return
-            self._require_not_quiet(wish)
-            announce()
-            log.info("asking for consent to a proof by %s for %s", wish.key.name, wish.origin)
             await self._ask(wish.question)
         except NotAgreed as e:
-            self._quiet[_socket(wish.flow)] = _Quiet(e.why, self._now() + QUIET_S)
+            self._be_quiet(wish, e.why)
             raise _refused(wish, e.why, hint=e.hint) from e
-        else:
-            self._agreed(wish)
-        finally:
-            self._asking.release()
+        except asyncio.CancelledError:
+            self._be_quiet(wish, "the question was withdrawn")
+            raise
+        self._agreed(wish)
+
+    def _be_quiet(self, wish: Wish, why: str) -> None:
+        now = self._now()
+        self._quiet = {socket: quiet for socket, quiet in self._quiet.items() if quiet.until > now}
+        self._quiet[_socket(wish.flow)] = _Quiet(why, now + QUIET_S)
 
     def _agreed(self, wish: Wish) -> None:
         now = self._now()
@@ -172,11 +276,18 @@ class Consents:
             until = now + wish.key.rules.confirm_s
             self._held[_matter(wish)] = _Held(wish.key, wish.locks, until)
 
+    def _is_decided(self, wish: Wish) -> bool:
+        return self.holds(wish) or self._quiet_left_s(wish) > 0
+
+    def _quiet_left_s(self, wish: Wish) -> float:
+        quiet = self._quiet.get(_socket(wish.flow))
+        return 0.0 if quiet is None else quiet.until - self._now()
+
     def _require_not_quiet(self, wish: Wish) -> None:
-        quiet, now = self._quiet.get(_socket(wish.flow)), self._now()
-        if quiet is None or quiet.until <= now:
+        left_s = self._quiet_left_s(wish)
+        if left_s <= 0:
             return
-        left_s = quiet.until - now
+        quiet = self._quiet[_socket(wish.flow)]
         raise _refused(
             wish,
             f"nobody is asked again for {ceil(left_s)} s: last time {quiet.why}",
@@ -186,10 +297,23 @@ class Consents:
         )
 
 
-def _outcome(task: asyncio.Task[None]) -> DPoPAgentError | None:
-    """The refusal that a question came to, or None for a yes."""
+def _outcome(
+    wish: Wish, task: asyncio.Task[None], *, has_gone: bool = False
+) -> DPoPAgentError | None:
+    """The refusal that a question came to, or None for a yes.
+
+    Args:
+        wish: what it was for.
+        task: which asked.
+        has_gone: whether its connection has.
+    """
     if task.cancelled():
-        return AgentUnavailable("the agent is ending")
+        if not has_gone:
+            return AgentUnavailable("the agent is ending")
+        return Cancelled(
+            f"whoever wanted a proof by the key {wish.key.name} went before a person agreed",
+            details={"rule": Rule.CONFIRM.value},
+        )
     error = task.exception()
     if error is None or isinstance(error, DPoPAgentError):
         return error

@@ -145,6 +145,7 @@ class Proofs:
             htm=choice.htm,
             pid=call.owner.trace.pid,
             flow=call.owner.flow,
+            socket=self._socket,
         )
         if self._consents.holds(wish):
             new().submit()

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from time import monotonic
 from typing import Any
 
 import uvloop
@@ -118,7 +117,7 @@ class Agent:
         lifecycle = Lifecycle(self._records, self.signers, inventory, making, background)
         self._upkeep = Upkeep(self._records, making, inventory, background, self._trails)
         nonces = Nonces()
-        self._consents = Consents(self._ask, background, monotonic)
+        self._consents = Consents(self._ask, background)
         self._rates = Rates()
         self._inventory = inventory
         self._sockets = Sockets(self._records, background, self, agent_socket=agent_socket)

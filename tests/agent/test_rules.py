@@ -342,7 +342,7 @@ def test_one_question_is_open_at_a_time_and_ends_with_its_connection(
     asking: Agent, person: Person
 ) -> None:
     person.says("wait")
-    first, second = Wire(asking.socket), Wire(asking.socket)
+    first, second = Wire(asking.socket), Wire(str(asking.runtime / "mount" / "agent.sock"))
     with first, second:
         first.send(request("proof", {"key": "each", "htm": "GET", "htu": "https://1.example/"}))
         until(lambda: person.asked)
@@ -355,6 +355,25 @@ def test_one_question_is_open_at_a_time_and_ends_with_its_connection(
         person.says("OK")
         assert second.next()["result"]["key"] == "held"
         assert "2.example" in person.asked[1][1]
+
+
+def test_whoever_goes_while_a_person_is_asked_has_had_a_no_and_leaves_its_own_outcome(
+    asking: Agent, person: Person
+) -> None:
+    person.says("wait")
+    for number in range(5):
+        with Wire(asking.socket) as wire:
+            wire.send(request("proof", {"key": "each", "htm": "GET", "htu": f"{API}/"}))
+            if not number:
+                until(lambda: person.asked)
+            else:
+                data = wire.next()["error"]["data"]
+                assert (data["type"], data["retry"]) == ("consent_refused", "later")
+    assert len(person.asked) == 1
+    asking.stop()
+    lines = (asking.state / "audit" / "agent.jsonl").read_text().splitlines()
+    outcomes = [json.loads(line)["outcome"] for line in lines]
+    assert sorted(outcomes) == ["cancelled", *["consent_refused"] * 4]
 
 
 def test_what_a_program_calls_itself_is_escaped_in_the_question(

@@ -301,6 +301,7 @@ def test_a_person_is_asked_where_the_socket_wants_it_and_only_who_asked_is_told(
                 assert wire.event()["params"]["id"] == number
             assert "result" in wire.next()
         assert len(person.asked) == 3, "each time there, the stricter of both"
+        assert ["by the filtered socket ci\n" in shown for _, shown in person.asked] == [0, 1, 1]
         assert theirs.silent, "of others' questions nothing is told"
 
 

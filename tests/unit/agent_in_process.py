@@ -144,7 +144,7 @@ class AgentInProcess:
         self.trails = Trails(records, mode=self._audit, max_bytes=2**20)
         self.upkeep = Upkeep(records, making, inventory, background, self.trails)
         nonces = Nonces()
-        consents = Consents(self._nobody_asks, background, self._loop.time)
+        consents = Consents(self._nobody_asks, background)
         views = Views(records, signers, inventory, nonces)
         self._handler = Handler(
             cast("Any", self),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,10 @@ import pytest
 from dpop_agent.agent import asking
 from dpop_agent.agent.asking import NotAgreed
 from dpop_agent.agent.background import Background
-from dpop_agent.agent.consent import QUIET_S, Consents, Wish
+from dpop_agent.agent.consent import MAX_QUESTIONS, QUIET_S, Consents, Wish
 from dpop_agent.agent.keys import Key
 from dpop_agent.agent.rules import Rules
-from dpop_agent.errors import AgentUnavailable, ConsentRefused, DPoPAgentError
+from dpop_agent.errors import AgentUnavailable, Cancelled, ConsentRefused, DPoPAgentError
 
 SHOP = Key("shop", "work", "ES256", "2026-11-20T19:05:00Z", Rules(confirm_s=900))
 EACH = replace(SHOP, rules=Rules(confirm_s=0))
@@ -210,10 +211,10 @@ def test_a_yes_from_before_holds_though_somebody_said_no_since() -> None:
     story(told)
 
 
-def test_a_question_ends_with_the_connection_and_the_next_is_asked() -> None:
+def test_a_question_ends_with_its_connection_and_another_sockets_is_asked() -> None:
     async def told(person: Person) -> None:
         gone = [person.is_asked(wish(key=EACH, flow=on("/run/s", 1))) for _ in range(3)]
-        stays = person.is_asked(wish(key=EACH, flow=on("/run/s", 2)))
+        stays = person.is_asked(wish(key=EACH, flow=on("/run/t", 2)))
         await settled()
         person.consents.drop(on("/run/s", 1))
         await settled()
@@ -221,10 +222,137 @@ def test_a_question_ends_with_the_connection_and_the_next_is_asked() -> None:
         assert len(person.questions) == 2
         await person.answers()
         assert stays == [None]
-        assert all(isinstance(came[0], AgentUnavailable) for came in gone)
+        assert all(isinstance(came[0], Cancelled) for came in gone)
         person.consents.drop(on("/run/s", 1))
 
     story(told)
+
+
+def test_a_question_that_was_shown_and_withdrawn_counts_as_a_no() -> None:
+    async def told(person: Person) -> None:
+        person.is_asked(wish(key=EACH, flow=on("/run/s", 1)))
+        waited = person.is_asked(wish(key=EACH, flow=on("/run/s", 2)))
+        await settled()
+        person.consents.drop(on("/run/s", 1))
+        await settled()
+        error = refusal(waited)
+        assert "for 30 s: last time the question was withdrawn" in error.message
+        for n in range(14):
+            person.is_asked(wish(key=EACH, flow=on("/run/s", n)))
+            await settled()
+            person.consents.drop(on("/run/s", n))
+        assert len(person.questions) == 1
+        person.now += QUIET_S
+        person.is_asked(wish(key=EACH, flow=on("/run/s", 3)))
+        await settled()
+        assert len(person.questions) == 2
+
+    story(told)
+
+
+def test_a_question_that_was_withdrawn_before_it_was_shown_silences_nobody() -> None:
+    async def told(person: Person) -> None:
+        shown = person.is_asked(wish(key=EACH, flow=on("/run/s", 1)))
+        person.is_asked(wish(key=EACH, flow=on("/run/s", 2)))
+        last = person.is_asked(wish(key=EACH, flow=on("/run/s", 3)))
+        await settled()
+        person.consents.drop(on("/run/s", 2))
+        await person.answers()
+        await person.answers()
+        assert (shown, last) == ([None], [None])
+        assert len(person.questions) == 2
+
+    story(told)
+
+
+def test_a_turn_that_comes_as_its_connection_goes_is_passed_on() -> None:
+    async def told(person: Person) -> None:
+        person.is_asked(wish(key=EACH, flow=on("/run/a")))
+        gone = person.is_asked(wish(key=EACH, flow=on("/run/b")))
+        stays = person.is_asked(wish(key=EACH, flow=on("/run/c")))
+        await settled()
+        person._answers[0].set_result(None)
+        while len(person.consents._waiting) > 1:
+            await asyncio.sleep(0)
+        person.consents.drop(on("/run/b"))
+        await settled()
+        await person.answers()
+        assert (len(person.questions), len(gone), stays) == (2, 1, [None])
+
+    story(told)
+
+
+def test_sockets_take_turns_however_many_questions_one_has() -> None:
+    async def told(person: Person) -> None:
+        for n in range(MAX_QUESTIONS):
+            person.is_asked(wish(key=EACH, origin="https://evil.example", flow=on("/run/s", n)))
+        await settled()
+        honest = [person.is_asked(wish(key=EACH, flow=on(f"/run/{n}"))) for n in range(2)]
+        for _ in range(4):  # the flooding one's two, and one for each other
+            await settled()
+            person.is_asked(wish(key=EACH, origin="https://evil.example", flow=on("/run/s", 99)))
+            await person.answers()
+        assert honest == [[None], [None]]
+
+    story(told)
+
+
+def test_of_a_sockets_questions_few_wait_and_more_are_refused_until_one_is_answered() -> None:
+    async def told(person: Person) -> None:
+        came = [person.is_asked(wish(key=EACH, flow=on("/run/s", n))) for n in range(80)]
+        await settled()
+        refused = [one for one in came if one]
+        assert len(refused) == 80 - MAX_QUESTIONS
+        assert {refusal(one).retry for one in refused} == {"later"}
+        assert "8 other questions from this socket wait" in refusal(refused[0]).message
+        other = person.is_asked(wish(key=EACH, flow=on("/run/t")))
+        await settled()
+        assert other == [], "another socket has its own"
+        await person.answers()
+        late = person.is_asked(wish(key=EACH, flow=on("/run/s", 99)))
+        await settled()
+        assert late == []
+
+    story(told)
+
+
+def test_however_many_wait_for_what_one_yes_is_good_for_none_is_refused() -> None:
+    async def told(person: Person) -> None:
+        came = [person.is_asked(wish(flow=on("/run/s", n))) for n in range(80)]
+        await settled()
+        other = person.is_asked(wish(flow=on("/run/t")))
+        await settled()
+        await person.answers()
+        assert came == [[None]] * 80, "before the other socket's is answered"
+        assert (len(person.questions), other) == (2, [])
+
+    story(told)
+
+
+def test_a_yes_is_over_after_its_time_though_the_machine_slept_in_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slept_s = 0.0
+    clock_gettime = time.clock_gettime
+
+    def with_sleep(clock: int) -> float:
+        return clock_gettime(clock) + (slept_s if clock == time.CLOCK_BOOTTIME else 0.0)
+
+    async def told() -> None:
+        nonlocal slept_s
+
+        async def yes(question: str) -> None:
+            assert question
+
+        consents = Consents(yes, Background())
+        consents.start(wish(), announce=lambda: None, then=lambda _: None)
+        await settled()
+        assert consents.holds(wish())
+        slept_s = 900.0
+        assert not consents.holds(wish())
+
+    monkeypatch.setattr(time, "clock_gettime", with_sleep)
+    asyncio.run(told())
 
 
 def test_at_the_agents_end_the_question_ends_and_whoever_waits_is_told() -> None:
@@ -288,6 +416,9 @@ def test_the_question_names_key_origin_method_and_who_asks_as_a_hint() -> None:
     assert lines[-1] == "A yes holds for 15m, for every method."
     assert "holds" not in wish(key=EACH).question
     assert "asked for by a program that can't be told." in wish(pid=0).question
+    assert "socket" not in wish().question
+    lines = wish(socket="ci").question.splitlines()
+    assert lines[2:4] == ["GET at https://a.example", "by the filtered socket ci"]
 
 
 def test_a_process_is_told_by_its_program_and_its_service(

@@ -201,7 +201,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         },
         "background": set(),
         "asking": set(),
-        "consent": {"asking", "background", "keys", "queue", "rules"},
+        "consent": {"asking", "background", "keys", "queue", "records", "rules"},
         # Who asked for what.
         "programs": set(),
         "audit": {"keys"},
