@@ -576,15 +576,18 @@ class _OwnProof(_Signing):
 class _ClientsProof(_Signing):
     """A proof that a client built: signed as it is, or not at all."""
 
-    __slots__ = ("_htm", "_jti")
+    __slots__ = ("_htm", "_iat", "_jti")
 
     def __init__(
         self, proofs: Proofs, call: Call, choice: Choice, claims: Mapping[str, Any]
     ) -> None:
         super().__init__(proofs, call, choice)
         self._htm, self._jti = claims["htm"], json.dumps(claims["jti"])
+        self._iat = claims["iat"]
 
     def _signing_input(self) -> str:
+        if not _is_recent(self._iat):  # it waited: for a person, or for its turn
+            raise _wrong_proof(_NOT_RECENT, hint="build another, with the time of now")
         text: str = self._call.params["signing_input"]
         return text
 
@@ -647,12 +650,10 @@ def _require_proof(text: str, key: Key, generation: Generation) -> tuple[Target,
         wrong = "its ath isn't the SHA-256 of an access token"
     elif "nonce" in claims and not is_nonce(claims["nonce"]):
         wrong = "its nonce isn't one (RFC 9449 section 8.1)"
-    elif type(claims["iat"]) is not int or not (
-        0 <= int(time.time()) - claims["iat"] <= SIGN_PROOF_WINDOW_S
-    ):
-        wrong = f"its iat isn't within {SIGN_PROOF_WINDOW_S} seconds before now"
+    elif type(claims["iat"]) is not int or not _is_recent(claims["iat"]):
+        wrong = _NOT_RECENT
     if wrong:
-        raise InvalidParams(f"proof.sign: signing_input is refused: {wrong}")
+        raise _wrong_proof(wrong)
     where = target(claims["htu"]) if isinstance(claims["htu"], str) else None
     if where is None or where.htu != claims["htu"]:
         raise HtuRefused(
@@ -660,6 +661,17 @@ def _require_proof(text: str, key: Key, generation: Generation) -> tuple[Target,
             hint="no query, no fragment, host in lower case, no default port",
         )
     return where, claims
+
+
+_NOT_RECENT = f"its iat isn't within {SIGN_PROOF_WINDOW_S} seconds before now"
+
+
+def _is_recent(iat: int) -> bool:
+    return 0 <= int(time.time()) - iat <= SIGN_PROOF_WINDOW_S
+
+
+def _wrong_proof(why: str, *, hint: str = "") -> InvalidParams:
+    return InvalidParams(f"proof.sign: signing_input is refused: {why}", hint=hint)
 
 
 def _seconds(date: str) -> float:

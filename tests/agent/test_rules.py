@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from dpop_agent.agent.proofs import SIGN_PROOF_WINDOW_S
 from dpop_agent.client import AgentClient, Touch
 from dpop_agent.jose import access_token_hash, b64url, b64url_decode, thumbprint
 from dpop_agent.proof import header as proof_header
@@ -392,6 +393,25 @@ def test_what_a_program_calls_itself_is_escaped_in_the_question(
     shown = person.asked[-1][1]
     assert "bank__Press__b_OK_b_, process " in shown
     assert "bank\n" not in shown
+
+
+def test_a_clients_proof_that_got_too_old_while_a_person_was_asked_isnt_signed(
+    asking: Agent, person: Person
+) -> None:
+    person.says("wait")
+    with Wire(asking.socket) as wire:
+        jwk = jwk_of(wire, "each")
+        iat = int(time.time()) - SIGN_PROOF_WINDOW_S + 2
+        claims = {"jti": "x" * 22, "htm": "GET", "htu": f"{API}/", "iat": iat}
+        text = f"{proof_header('ES256', jwk)}.{b64url(json.dumps(claims).encode())}"
+        wire.send(request("proof.sign", {"signing_input": text, "jkt": thumbprint(jwk)}))
+        until(lambda: person.asked)
+        until(lambda: int(time.time()) > iat + SIGN_PROOF_WINDOW_S)
+        person.says("OK")
+        error = wire.next()["error"]
+    assert error["data"]["type"] == "invalid_params"
+    assert "its iat isn't within 5 seconds before now" in error["message"]
+    assert error["data"]["hint"] == "build another, with the time of now"
 
 
 def test_a_key_that_changes_while_somebody_is_asked_isnt_signed_with(
