@@ -265,6 +265,24 @@ def test_a_question_that_was_withdrawn_before_it_was_shown_silences_nobody() -> 
     story(told)
 
 
+def test_of_those_who_wait_and_go_nothing_stays() -> None:
+    async def told(person: Person) -> None:
+        person.is_asked(wish(key=EACH, flow=on("/run/s", 0)))
+        await settled()
+        for n in range(1, 100):
+            came = person.is_asked(wish(key=EACH, flow=on("/run/s", n)))
+            await asyncio.sleep(0)
+            assert len(person.consents._waiting) == 1
+            person.consents.drop(on("/run/s", n))
+            assert len(person.consents._waiting) == 0
+            await settled()
+            assert isinstance(came[0], Cancelled)
+        await person.answers()
+        assert not person.consents._questions
+
+    story(told)
+
+
 def test_a_turn_that_comes_as_its_connection_goes_is_passed_on() -> None:
     async def told(person: Person) -> None:
         person.is_asked(wish(key=EACH, flow=on("/run/a")))
