@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from concurrent.futures import Future
 from time import monotonic
 from typing import Any, Protocol
 
@@ -145,10 +146,11 @@ class Host(Hands):
         if self._process is not None:
             self._process.kill()
 
-    def reap(self, within_s: float = process.END_TIMEOUT_S) -> None:
-        """Wait until it has ended; it is killed if it takes longer. Blocks."""
-        if self._process is not None:
-            self._process.reap(within_s)
+    def reap(self, within_s: float = process.END_TIMEOUT_S) -> Future[None] | None:
+        """Wait in a thread until it has ended; it is killed if it takes longer. None where there is
+        no process.
+        """
+        return None if self._process is None else self._process.reap(within_s)
 
     def _heard(self, _: SignerProcess, answer: dict[str, Any] | Signed) -> None:
         """A frame from the process.

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, cast
 
 from dpop_agent.channel import Frames, Malformed, Signed, frame, sign_frame
@@ -17,6 +18,12 @@ log = logging.getLogger("dpop_agent.process")
 
 END_TIMEOUT_S = 3.0
 """Seconds that a signer whose channel is closed has for what it does; its own grace is half."""
+
+MAX_REAPING = 1024
+"""Signers that are waited for at once: more than there can be, so that those that hang keep neither
+others nor anything else waiting that is done in a thread."""
+
+_reaping = ThreadPoolExecutor(MAX_REAPING, thread_name_prefix="reaping")
 
 
 class Child(Protocol):
@@ -169,9 +176,9 @@ class SignerProcess(asyncio.BufferedProtocol):
         self._child.kill()
         self._transport.abort()
 
-    def reap(self, within_s: float = END_TIMEOUT_S) -> None:
-        """Wait until it has ended; it is killed if it takes longer. Blocks."""
-        self._child.wait(within_s)
+    def reap(self, within_s: float = END_TIMEOUT_S) -> Future[None]:
+        """Wait in a thread until it has ended; it is killed if it takes longer."""
+        return _reaping.submit(self._child.wait, within_s)
 
 
 async def start(

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -71,6 +72,7 @@ class Records:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._writing = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")  # nobody else's
         self._blocked: set[Block] = set(ledger.blocks.kept)
         self._commands: list[Command] = []  # what blocked them, where that isn't written
         self._trying = False
@@ -185,7 +187,7 @@ class Records:
             kept = {n: f for n, f in changed(self.sockets).items() if not f.with_connection}
             contents = Contents(keys, self._requests(commands), now_s, kept)
             try:
-                await _in_thread(self._ledger.write, contents)
+                await self._in_thread(self._ledger.write, contents)
             finally:
                 if self._ledger.contents is contents:  # replaced, if perhaps not durably
                     self._become(self._with_blocks(keys))
@@ -209,7 +211,7 @@ class Records:
 
     async def _clear_reserve(self) -> None:
         try:
-            await _in_thread(self._ledger.blocks.clear)
+            await self._in_thread(self._ledger.blocks.clear)
         except OSError as e:
             log.debug("blocks that are in the ledger stay in the reserve too: %s", e)
 
@@ -237,7 +239,7 @@ class Records:
         """
         async with self._writing:
             try:
-                await _in_thread(self._ledger.blocks.keep, frozenset(self._blocked))
+                await self._in_thread(self._ledger.blocks.keep, frozenset(self._blocked))
             except OSError as e:
                 raise NotDurable(e.strerror or str(e)) from e
 
@@ -249,7 +251,7 @@ class Records:
         """
         async with self._writing:
             times = Times(dict(self._uses), self.now_s, self._unclean_s)
-            await _in_thread(lambda: self._ledger.save(times, clean=clean))
+            await self._in_thread(lambda: self._ledger.save(times, clean=clean))
 
     def _requests(self, commands: Iterable[Command] = ()) -> Mapping[str, Remembered]:
         """The requests that are remembered now, these among them."""
@@ -266,6 +268,15 @@ class Records:
                     params["request_id"]: Remembered(method, digest, now_text(), now_s),
                 }
         return known
+
+    async def _in_thread(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Do it in a thread, and be there until that has ended, cancelled or not."""
+        working = asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+        try:
+            await asyncio.shield(working)
+        except asyncio.CancelledError:
+            await asyncio.wait([working])
+            raise
 
     def _become(self, keys: Keys, *, level: int = logging.INFO) -> None:
         for line in changes(self.keys, keys):
@@ -286,16 +297,6 @@ class Records:
 
     def _with_blocks(self, keys: Keys) -> Keys:
         return with_blocks(keys, self._blocked, now_text())
-
-
-async def _in_thread(work: Callable[..., None], *arguments: Any) -> None:
-    """Do it in a thread, and be there until that has ended, cancelled or not."""
-    working = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
-    try:
-        await asyncio.shield(working)
-    except asyncio.CancelledError:
-        await asyncio.wait([working])
-        raise
 
 
 def _stamped(before: Keys, keys: Keys, now_s: int) -> Keys:

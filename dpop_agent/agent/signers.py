@@ -477,7 +477,7 @@ class Signer:
     def _give_up(self, host: Host) -> list[Job]:
         """Let it end, whenever that is; what it had in its hands."""
         host.close()
-        self._loop.run_in_executor(None, host.reap)
+        host.reap()
         return self._work.end(host)
 
     def _failed(self, error: DPoPAgentError) -> None:
@@ -513,11 +513,12 @@ class Signer:
         self._starting.unlink_pin_socket()
         for host in ending:
             host.close()
-        await asyncio.gather(*(asyncio.to_thread(host.reap, within_s) for host in ending))
+        reaping = [host.reap(within_s) for host in ending]
+        await asyncio.gather(*(asyncio.wrap_future(one) for one in reaping if one is not None))
 
     def died(self, host: Host) -> None:
         """A process is gone: repeat what can be repeated, with another."""
-        self._loop.run_in_executor(None, host.reap)
+        host.reap()
         if not host.is_there:
             self._on_end()
             return

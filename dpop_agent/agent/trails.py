@@ -22,6 +22,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from dpop_agent import paths
@@ -61,6 +62,9 @@ MAX_TRAILS = 128
 """Trails that are kept; then the one goes that nothing was added to for longest. Sockets come and
 go, and what they left is to be found for a while."""
 
+MAX_WRITING = 4
+"""Trails that are written at once; the others wait for their turn."""
+
 Written = Callable[[DPoPAgentError | None], None]
 """Called once a line is written, or with the reason why it isn't."""
 
@@ -73,11 +77,13 @@ class Trails:
         max_bytes: the size of a file; a socket has two.
         folder: where they are.
         lost: how many lines couldn't be written since the start.
+        threads: that write them, and do nothing else.
     """
 
     def __init__(self, records: Records, *, mode: str, max_bytes: int) -> None:
         self.folder = paths.audit_folder(os.path.dirname(records.path))
         self.lost = 0
+        self.threads = ThreadPoolExecutor(MAX_WRITING, thread_name_prefix="audit")
         self._records = records
         self._trails: dict[str, Trail] = {}
         self.configure(mode=mode, max_bytes=max_bytes)
@@ -233,7 +239,7 @@ class Trail:
             self._late = self._loop.call_later(WRITE_S, self._give_up, held)
         path = paths.audit_file(self._trails.folder, self.socket)
         self._writing = self._loop.run_in_executor(
-            None, _append, path, data, self._trails.max_bytes
+            self._trails.threads, _append, path, data, self._trails.max_bytes
         )
         self._writing.add_done_callback(lambda done: self._written(done, lines, held, lost))
 

@@ -10,7 +10,9 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
+from threading import Semaphore
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 
@@ -19,10 +21,13 @@ from dpop_agent.agent import queue, signers
 from dpop_agent.agent.forker import Forker
 from dpop_agent.agent.frames import Outcome
 from dpop_agent.agent.hosts import Host
+from dpop_agent.agent.ledger import Ledger
 from dpop_agent.agent.process import SignerProcess, spawn_program
 from dpop_agent.agent.queue import MIN_RETRY_MS, MIN_WINDOW, Job
+from dpop_agent.agent.records import Records
 from dpop_agent.agent.signers import Signer
 from dpop_agent.agent.states import TRANSITIONS, Event, IllegalEvent, State, after
+from dpop_agent.agent.trails import Trails
 from dpop_agent.channel import Frames, frame
 from dpop_agent.config import PinSource, StoreConfig, TokenUri
 from dpop_agent.errors import Busy, Cancelled, Locked, SignerFailed, Timeout
@@ -487,5 +492,58 @@ def test_what_changes_keys_is_the_firsts_and_has_each_process_look_anew_whatever
         assert [process.ops for process in processes] == [[op, *anew], anew]
         assert store._tick is not None
         store._tick.cancel()
+
+    asyncio.run(story())
+
+
+def test_signers_that_hang_keep_no_thread_from_the_ledger_the_audit_and_another_store(
+    tmp_path: Path,
+) -> None:
+    ended, reaping = threading.Event(), Semaphore(0)
+    many = 3 * (32 + 4)  # threads that asyncio's own pool has at the most, and more
+
+    class Child:
+        def kill(self) -> None:
+            pass
+
+        def wait(self, within_s: float) -> None:
+            reaping.release()
+            ended.wait(30)
+
+    class Ended(Child):
+        def wait(self, within_s: float) -> None:
+            pass
+
+    def hanging(child: Child) -> Signer:
+        store = signer(tmp_path, "keychain")
+        process = SignerProcess(
+            "work", child, on_frame=lambda *_: None, on_end=lambda _: store.died(host)
+        )
+        process._transport = Mock()
+        host = hosted(store, process)
+        return store
+
+    async def story() -> None:
+        loop = asyncio.get_running_loop()
+        ledger = Ledger(str(tmp_path / "state"))
+        records = Records(ledger)
+        audit = Trails(records, mode="required", max_bytes=2**20)
+        line = loop.create_future()
+        closing = [asyncio.ensure_future(hanging(Child()).close()) for _ in range(many)]
+        waiting = [loop.run_in_executor(None, ended.wait, 30) for _ in range(many)]
+        try:
+            async with asyncio.timeout(20):
+                while sum(reaping.acquire(blocking=False) for _ in range(many)) == 0:
+                    await asyncio.sleep(0.01)
+                await records.save(clean=False)
+                audit.of("agent").proof(
+                    *("{", "{"), htm="GET", jti='"1"', took_s=0.0, written=line.set_result
+                )
+                await hanging(Ended()).close()
+                assert await line is None
+        finally:
+            ended.set()
+            await asyncio.gather(*closing, *waiting)
+            ledger.close()
 
     asyncio.run(story())

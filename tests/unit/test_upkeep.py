@@ -92,12 +92,12 @@ class Place:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    async def at_once(work: Callable[..., None], *arguments: Any) -> None:
+    async def at_once(_: Records, work: Callable[..., None], *arguments: Any) -> None:
         work(*arguments)
 
     with closing(Time()) as loop, closing(Ledger(str(tmp_path))) as ledger:
         monkeypatch.setattr(records, "boottime", loop.time)
-        monkeypatch.setattr(records, "_in_thread", at_once)  # threads have no part in this time
+        monkeypatch.setattr(Records, "_in_thread", at_once)  # threads have no part in this time
         monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
         yield Place(ledger, loop)
 
