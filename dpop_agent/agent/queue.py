@@ -220,6 +220,20 @@ class FairQueue(Generic[Item]):
         """Whether in any flow more than one waits."""
         return self._size > len(self._by_flow)
 
+    def is_below_part(self, flow: Flow, most: int) -> bool:
+        """Whether nothing of a flow waits, or of its socket less than its part of so much: sockets
+        share that equally.
+        """
+        if flow not in self._by_flow:
+            return True
+        socket, of_it = flow[:-1], 0
+        sockets = set[Flow]()
+        for other, items in self._by_flow.items():
+            sockets.add(other[:-1])
+            if other[:-1] == socket:
+                of_it += len(items)
+        return of_it < most // len(sockets)
+
     def push(self, flow: Flow, item: Item, *, fresh: bool = True) -> None:
         """It waits; where nothing else of its flow does, before the others if it is `fresh`."""
         items = self._by_flow.get(flow)
@@ -340,9 +354,11 @@ class Work(Generic[AnyHands]):
         """Whether there is anything but looks."""
         return self._waits or any(job.owner != LOOKING for job in self._in_hand())
 
-    def full(self, most: int) -> Busy | None:
-        """Why nothing more may wait, where so much does; it says when there will be room."""
-        if len(self._waiting) < most:
+    def full(self, most: int, owner: Flow) -> Busy | None:
+        """Why nothing more of somebody's may wait, where so much does; it says when there will be
+        room. Who has less waiting than his part is let in, whoever else filled it.
+        """
+        if len(self._waiting) < most or self._waiting.is_below_part(owner, most):
             return None
         return Busy(
             f"{most} requests wait for the store {self._store}, as many as may",

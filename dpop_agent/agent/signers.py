@@ -187,9 +187,11 @@ class Signer:
             if host is not None:
                 self._give(job, host)
                 return
-        if job.owner not in (LOOKING, AGENTS_OWN) and (busy := self._work.full(self.max_waiting)):
-            job.finish(busy)
-            return
+        if job.owner not in (LOOKING, AGENTS_OWN):
+            busy = self._work.full(self.max_waiting, job.owner)
+            if busy is not None:
+                job.finish(busy)
+                return
         self._work.push(job)
         self._pump()
 

@@ -267,6 +267,25 @@ def test_a_touch_isnt_announced_for_time_in_which_the_agent_heard_nobody() -> No
     assert told == ["touch"]
 
 
+def test_where_as_many_wait_as_may_only_who_has_his_part_waiting_is_refused() -> None:
+    store, told = Store(), Told()
+    flooding: list[Flow] = [(1, "filtered", number) for number in range(8)]
+    owner: Flow = (1, "admin", 99)
+
+    def let_in(flow: Flow, most: int = 40) -> bool:
+        if store.work.full(most, flow) is not None:
+            return False
+        store.work.push(Job(flow, dict, told.append, deadline=10.0, again=True))
+        return True
+
+    flooded = sum(let_in(flow) for _ in range(20) for flow in flooding)
+    assert flooded == 40
+    assert sum(let_in(owner) for _ in range(100)) == 20  # half: two sockets have something waiting
+    assert not any(let_in(flow) for flow in flooding)
+    assert let_in((1, "filtered", 100))  # nothing of it waits
+    assert not let_in((1, "filtered", 100))
+
+
 def order(queue: FairQueue[str]) -> str:
     """Whose turn it is, one after the other, until nothing waits."""
     return "".join(queue.pop() for _ in range(len(queue)))

@@ -302,7 +302,7 @@ def test_where_as_many_requests_wait_as_may_the_next_is_told_when_to_come_again(
     async def story(card: Card) -> None:
         card.signer.max_waiting = 3
         waiting = [card.submit(n, within_s=60, touch=False) for n in range(MIN_WINDOW + 3)]
-        [busy] = card.submit(99, within_s=60, touch=False, owner="another")
+        [busy] = card.submit(99, within_s=60, touch=False)
         assert isinstance(busy, Busy)
         assert busy.retry == "later"
         assert busy.retry_after_ms is not None
