@@ -37,6 +37,7 @@ from dpop_agent.errors import (
     HtuRefused,
     InvalidParams,
     KeyMissing,
+    Locked,
     PolicyRefused,
 )
 from dpop_agent.htu import Target, target
@@ -477,11 +478,21 @@ class _Signing(ABC):
         result = self._result(b64url(what), state)
         trace = self._call.owner.trace
         if trace.trail.holds:
-            self._record(lambda error: self._recorded(error, result))
+            self._hold(result)
             return
         self._record(_nobody_waits)
         self._proofs.given_out(self._choice, self._call.owner.client)
         self._call.respond(result)
+
+    def _hold(self, result: dict[str, Any] | bytes) -> None:
+        """Let it leave once its line is written."""
+        try:
+            signer = self._proofs.signer(self._choice.key)
+        except DPoPAgentError as e:  # its store isn't configured any more
+            self._call.respond(e)
+            return
+        locks = signer.locks
+        self._record(lambda error: self._recorded(error, result, signer, locks))
 
     def _record(self, written: Written) -> None:
         htm, jti = self._claims()
@@ -495,12 +506,20 @@ class _Signing(ABC):
             written=written,
         )
 
-    def _recorded(self, error: DPoPAgentError | None, result: dict[str, Any] | bytes) -> None:
-        """Its line is written, or isn't: somebody may have said `compromise` meanwhile."""
+    def _recorded(
+        self,
+        error: DPoPAgentError | None,
+        result: dict[str, Any] | bytes,
+        signer: Signer,
+        locks: int,
+    ) -> None:
+        """Its line is written, or not. Meanwhile somebody may have said `compromise` or `lock`."""
         try:
             if error is not None:
                 raise error
             self._proofs.require_still_signing(self._choice)
+            if signer.locks != locks:
+                raise _locked_meanwhile(self._choice.key)
         except DPoPAgentError as e:
             self._call.respond(e)
             return
@@ -599,6 +618,13 @@ class _ClientsProof(_Signing):
 
     def _result(self, signature: str, state: State) -> dict[str, Any]:  # noqa: ARG002
         return {"signature": signature}
+
+
+def _locked_meanwhile(key: Key) -> Locked:
+    return Locked(
+        f"the store {key.store} was locked before the proof left",
+        hint=f"dpop-agent unlock {key.store}",
+    )
 
 
 def _nobody_waits(error: DPoPAgentError | None) -> None:

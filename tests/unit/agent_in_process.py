@@ -67,7 +67,12 @@ class Store(DictStore):
         self.place: dict[str, Any] = {}
         self.error, self.fewer, self.pid, self.pids = None, None, 1, [1]
         self.has_slot = False
+        self.locks = 0
         self.may_be_looked_at = True
+
+    async def lock(self) -> None:
+        """Note that somebody said so; it signs on, as if it had been unlocked since."""
+        self.locks += 1
 
     def submit(self, job: Job) -> None:
         """Sign at once."""

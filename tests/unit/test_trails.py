@@ -28,6 +28,7 @@ from dpop_agent.errors import (
     DPoPAgentError,
     KeyCompromised,
     KeyUnknown,
+    Locked,
     NotRecorded,
     PolicyRefused,
 )
@@ -518,8 +519,19 @@ def test_the_trails_of_sockets_that_have_gone_are_bounded(
     story(tell)
 
 
-def test_a_proof_that_waits_for_its_line_doesnt_leave_once_its_key_is_compromised(
+@pytest.mark.parametrize(
+    ("method", "params", "refusal"),
+    [
+        ("key.compromise", {"key": "default"}, KeyCompromised),
+        ("lock", {"store": "dict"}, Locked),
+        ("lock", {}, Locked),
+    ],
+)
+def test_a_proof_that_waits_for_its_line_doesnt_leave_once_somebody_said_compromise_or_lock(
     monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    params: dict[str, Any],
+    refusal: type[DPoPAgentError],
 ) -> None:
     answers, asked = threading.Event(), threading.Event()
     append = trails._append
@@ -539,13 +551,13 @@ def test_a_proof_that_waits_for_its_line_doesnt_leave_once_its_key_is_compromise
             with AgentClient(agent.socket) as client:
                 try:
                     client.proof("GET", "https://api.example.com/")
-                except KeyCompromised as e:
+                except DPoPAgentError as e:
                     refused.append(e)
 
         asking = threading.Thread(target=ask)
         asking.start()
         assert asked.wait(30)
-        admin.call("key.compromise", {"key": "default"})
+        admin.call(method, params)
         answers.set()
         asking.join(30)
-        assert [type(e) for e in refused] == [KeyCompromised]
+        assert [type(e) for e in refused] == [refusal]
