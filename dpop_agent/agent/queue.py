@@ -134,7 +134,9 @@ class _Turns:
     __slots__ = ("_below", "_count", "_fresh", "_served")
 
     def __init__(self) -> None:
-        self._below: dict[Hashable, _Turns] = {}  # uids and sockets are few, and stay
+        self._below: dict[
+            Hashable, _Turns
+        ] = {}  # kept empty: a new one for each request costs more
         self._fresh: deque[Hashable] = deque()
         self._served: deque[tuple[Hashable, int]] = deque()  # and the number of their last turn
         self._count = 0
@@ -187,6 +189,14 @@ class _Turns:
             self._fresh.remove(part)
         else:
             self._served = deque(served for served in self._served if served[0] != part)
+
+    def forget(self, flow: Flow, depth: int) -> None:
+        """It comes no more: keep nothing for its socket and its uid in which nothing waits."""
+        below = self._below.get(flow[depth])
+        if below is not None:
+            below.forget(flow, depth + 1)
+            if not below:
+                del self._below[flow[depth]]
 
     @property
     def _is_for_fresh(self) -> bool:
@@ -255,8 +265,9 @@ class FairQueue(Generic[Item]):
         return item
 
     def drop(self, flow: Flow) -> None:
-        """Forget what waits in it."""
+        """Forget what waits in it: it comes no more."""
         self._keep(flow, lambda _: False)
+        self._turns.forget(flow, 0)
 
     def take(self, chosen: Callable[[Item], bool]) -> list[Item]:
         """Take out what is chosen, in whichever flow it waits."""

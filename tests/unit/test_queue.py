@@ -344,6 +344,33 @@ def test_what_is_dropped_or_taken_out_leaves_the_others_their_turns() -> None:
     assert order(queue) == "x"
 
 
+def test_nothing_is_kept_of_the_sockets_of_connections_that_have_gone() -> None:
+    def kept(queue: FairQueue[str]) -> int:
+        found, turns = 0, [queue._turns]
+        while turns:
+            below = turns.pop()._below.values()
+            found += len(below)
+            turns += below
+        return found
+
+    queue = queued("a1x", "a1y", "b1v")
+    order(queue)
+    for socket in range(100):
+        gone: Flow = ("a", f"exec-{socket}", socket)
+        queue.push(gone, "z")
+        if socket % 2:
+            queue.pop()
+        queue.drop(gone)
+    assert kept(queue) <= 4
+    for name in ("a1x", "a1y", "b1v"):
+        queue.push(flow(name), name[-1])
+    queue.drop(flow("a1x"))
+    assert order(queue) == "yv"
+    for name in ("a1y", "b1v"):
+        queue.drop(flow(name))
+    assert kept(queue) == 0
+
+
 def test_a_look_at_a_store_yields_to_who_has_something_signed_but_not_for_ever() -> None:
     store = Store()
     looks = str(*LOOKING)
