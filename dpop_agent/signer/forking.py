@@ -121,9 +121,10 @@ def _line(giver: _Signer | None) -> tuple[socket.socket, socket.socket]:
     on their lines.
 
     Raises:
-        OSError: the giver has ended.
+        OSError: the giver has ended, or reads nothing.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)  # a giver that hangs reads nothing
     if giver is None:
         return ours, theirs
     try:

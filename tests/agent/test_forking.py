@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from dpop_agent.signer import forking as forking_process
 from tests.agent.places import hurried, store, until, until_open
 from tests.agent.test_processes import Ordinary
 from tests.agent.wire import Wire, request
@@ -336,3 +337,17 @@ sys.stdout.buffer.write(done.stdout)
 """
     found = json.loads(ordinary.python(code).splitlines()[-1])
     assert {"mem", "environ", "maps", "pidfd_getfd", "ptrace"} <= set(found["opened"])
+
+
+def test_a_signer_that_reads_nothing_keeps_the_forking_process_from_nothing() -> None:
+    """Until its line is full there is an heir for each order; then an error, at once."""
+    line, unread = forking_process._line(None)
+    giver = forking_process._Signer(os.getpid(), line)
+
+    def order_many() -> None:
+        for _ in range(10_000):
+            for end in forking_process._line(giver):
+                end.close()
+
+    with line, unread, pytest.raises(BlockingIOError):
+        order_many()
