@@ -28,8 +28,8 @@ AGENT, ADMIN, MOUNTED = "agent", "admin", "mount"
 """The names of the sockets that every agent has; `MOUNTED` is its folder's name too."""
 
 EXEC = "exec"
-"""Under this name all filtered sockets are counted and recorded that go with their connection:
-there is a new one for each command."""
+"""Under this name all filtered sockets are recorded that go with their connection: there is a new
+one for each command."""
 
 _ADMIN = "admin.sock"
 _AUDIT = "audit"

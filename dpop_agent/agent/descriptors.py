@@ -1,7 +1,7 @@
 """How many connections there can be: as many as this process may open files, less its own.
 
-Each socket has a part that no client of another one takes. No uid has one of its own: only the
-agent's gets as far as being counted.
+Each socket has a part that no client of another one takes; the further ones share the rest. No uid
+has one of its own: only the agent's gets as far as being counted.
 """
 
 from __future__ import annotations
@@ -21,18 +21,20 @@ ADMIN_CONNECTIONS = 64
 """Connections on `admin.sock`, to which those on `agent.sock` leave room."""
 
 FURTHER_CONNECTIONS = 256
-"""Those on all further sockets together, to which those on `agent.sock` leave room; more where one
-of them may have more."""
+"""Those on all further sockets together, beside the reserved ones, to which those on `agent.sock`
+leave room; more where one of them may have more."""
+
+RESERVED = 4
+"""Connections of each further socket that no client of another takes, where so many files may be
+open."""
 
 RETRY_MS = 1000
 """Milliseconds after which who found no room may try again: programs that ask for one proof are
 gone by then."""
 
-SOCKET = 2
-"""Files of a filtered socket: it listens, and its lock."""
-
 _OWN = 20  # the agent's sockets and locks, and some for what is opened for a moment
 _SIGNER = 4
+_SOCKET = 2  # a filtered one listens, and has a lock
 
 
 class Room(NamedTuple):
@@ -42,13 +44,15 @@ class Room(NamedTuple):
         agent: on `agent.sock`.
         admin: on `admin.sock`.
         each: on each further socket.
-        further: on all of those together.
+        further: on all of those together, beside the reserved ones.
+        reserved: on each of those, whatever others have.
     """
 
     agent: int
     admin: int
     each: int
     further: int
+    reserved: int
 
     def require(self, open_now: Mapping[str, int], socket: str) -> None:
         """Let another connection pass on a socket, given how many each has.
@@ -57,11 +61,11 @@ class Room(NamedTuple):
             TooManyConnections
         """
         own = {paths.AGENT: self.agent, paths.ADMIN: self.admin}
-        most = own.get(socket, self.each)
-        full = open_now.get(socket, 0) >= most
-        if not full and socket not in own:
-            further = sum(count for name, count in open_now.items() if name not in own)
-            full = further >= self.further
+        here = open_now.get(socket, 0)
+        full = here >= own.get(socket, self.each)
+        if not full and socket not in own and here >= self.reserved:
+            counts = (count for name, count in open_now.items() if name not in own)
+            full = sum(max(0, count - self.reserved) for count in counts) >= self.further
         if full:
             raise TooManyConnections(
                 "as many connections are open here as can be",
@@ -75,25 +79,31 @@ def open_now() -> int:
     return len(os.listdir("/dev/fd"))
 
 
-def make_room(connections: int | None, *, each: int, signers: int, others: int) -> Room:
+def make_room(
+    connections: int | None, *, each: int, signers: int, filtered: int, others: int
+) -> Room:
     """Raise the limit of open files as far as is needed, and say what fits in.
 
     Args:
         connections: how many are wanted on `agent.sock`; None for the usual number, or fewer.
         each: how many are wanted on each further socket, or fewer.
         signers: how many there are, of all stores.
+        filtered: how many filtered sockets there are.
         others: how many files were open at the start.
 
     Raises:
         ConfigurationError: so many don't fit.
     """
-    own = others + _OWN + _SIGNER * signers
+    own = others + _OWN + _SIGNER * signers + _SOCKET * filtered
     wanted = connections or USUAL_CONNECTIONS
-    wanted_further = max(FURTHER_CONNECTIONS, each)
+    sockets = filtered + 1  # with the one in `mount`
+    wanted_further = max(FURTHER_CONNECTIONS, each) + RESERVED * sockets
     limit = _raise_limit(own + ADMIN_CONNECTIONS + wanted_further + wanted)
     room = limit - own
     admin = min(ADMIN_CONNECTIONS, room // 8)
-    further = min(wanted_further, max(room // 8, room - admin - wanted))
+    least = max(room // 8, min(RESERVED * sockets, room // 4))
+    further = min(wanted_further, max(least, room - admin - wanted))
+    reserved = min(RESERVED, further // sockets)
     if connections is not None and connections > room - admin - further:
         raise ConfigurationError(
             f"agent.max_connections is {connections}, and this process may open {limit} files: "
@@ -105,7 +115,10 @@ def make_room(connections: int | None, *, each: int, signers: int, others: int) 
             f"this process may open {limit} files, too few for {signers} signers and clients",
             hint=f"raise the limit (ulimit -n, LimitNOFILE=) to {own + 64} or more",
         )
-    return Room(min(wanted, room - admin - further), admin, min(each, further), further)
+    shared = further - reserved * sockets
+    return Room(
+        min(wanted, room - admin - further), admin, min(each, reserved + shared), shared, reserved
+    )
 
 
 def _raise_limit(needed: int) -> int:

@@ -98,8 +98,8 @@ class Agent:
         self._starting: defaultdict[str | None, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._reloading = asyncio.Lock()
         self._ended = asyncio.Event()
-        self._connections: set[Connection] = set()
-        self._on: Counter[str] = Counter()  # how many of them, by their socket
+        self._connections: dict[Connection, str] = {}  # and what they're counted under
+        self._on: Counter[str] = Counter()  # how many of them, by that
         self._open_at_start = descriptors.open_now()
         self._records = Records(ledger)
         self._room = self._make_room(config)
@@ -204,7 +204,8 @@ class Agent:
         Raises:
             TooManyConnections: there is no room on its socket.
         """
-        self._room.require(self._on, listener.name)
+        counted = listener.path if listener.name == paths.EXEC else listener.name  # each by itself
+        self._room.require(self._on, counted)
         is_admin = requests.methods is protocol.ADMIN_METHODS
         intake = self._admin_intake if is_admin else self._intake
         flow = (peer.uid, listener.path, next(self._numbers))
@@ -212,8 +213,8 @@ class Agent:
         connection = Connection(
             served or self, requests, intake, flow, trace, str(peer), is_filtered=served is not None
         )
-        self._connections.add(connection)
-        self._on[listener.name] += 1
+        self._connections[connection] = counted
+        self._on[counted] += 1
         return connection
 
     def _refused(self, listener: Listener, peer: Peer, error: DPoPAgentError) -> None:
@@ -222,9 +223,11 @@ class Agent:
 
     def disconnected(self, connection: Connection) -> None:
         """Count a connection out, and drop what it waited for."""
-        if connection in self._connections:
-            self._connections.discard(connection)
-            self._on[connection.trace.trail.socket] -= 1
+        counted = self._connections.pop(connection, None)
+        if counted is not None:
+            self._on[counted] -= 1
+            if not self._on[counted]:
+                del self._on[counted]
             for signer in self.signers.values():
                 signer.drop(connection.flow)
             self._consents.drop(connection.flow)
@@ -428,12 +431,12 @@ class Agent:
                 await self._upkeep.reconcile(name, anew=True)
 
     def _make_room(self, config: Config, *, more: int = 0) -> descriptors.Room:
-        sockets = len(self._records.sockets) + more
         return descriptors.make_room(
             config.max_connections,
             each=config.max_socket_connections,
             signers=sum(store.signers for store in config.stores.values()),
-            others=self._open_at_start + sockets * descriptors.SOCKET,
+            filtered=len(self._records.sockets) + more,
+            others=self._open_at_start,
         )
 
     def _hang_up(self) -> None:

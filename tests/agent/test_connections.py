@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from dpop_agent.agent.descriptors import RETRY_MS
+from dpop_agent.agent.descriptors import FURTHER_CONNECTIONS, RESERVED, RETRY_MS
 from dpop_agent.agent.descriptors import USUAL_CONNECTIONS as MAX_CONNECTIONS
 from dpop_agent.agent.queue import MAX_WINDOW
 from dpop_agent.jose import b64url_decode
@@ -242,6 +242,45 @@ def test_whoever_fills_a_further_socket_takes_no_room_on_others(
         until(lambda: agent.client().status()["connections"] <= 5)
         with Wire(mount) as again:
             assert "proof" in again.result("proof", **TARGET)
+
+
+def test_however_many_further_sockets_are_full_each_other_one_has_connections_of_its_own(
+    make_agent: Callable[..., Agent], token: Token
+) -> None:
+    text = token.config.read_text()
+    token.config.write_text(text.replace("[agent]\n", "[agent]\nmax_socket_connections = 100\n"))
+    agent = make_agent(token.config).start()
+    agent.create_key("default")
+
+    def fill(stack: ExitStack, path: str) -> int:
+        """How many are let in; those stay."""
+        let_in = 0
+        for _ in range(101):
+            wire = stack.enter_context(Wire(path))
+            wire.send(request("status"))
+            if wire.next()["id"] is None:
+                break
+            let_in += 1
+        return let_in
+
+    with Wire(agent.admin_socket) as admin, ExitStack() as stack:
+
+        def add(name: str, **params: Any) -> str:
+            (added,) = admin.result("socket.add", socket=name, keys=["default"], **params)[
+                "sockets"
+            ]
+            path: str = added["path"]
+            return path
+
+        taken = [
+            fill(stack, add("kept")),
+            *(fill(stack, add(f"command{n}", with_connection=True)) for n in (1, 2)),
+        ]
+        assert taken[:2] == [100, 100]  # one command's are not another's
+        assert sum(taken) == FURTHER_CONNECTIONS + 3 * RESERVED
+        mount = str(agent.runtime / "mount" / "agent.sock")
+        for path in (mount, add("another"), add("command3", with_connection=True)):
+            assert fill(stack, path) == RESERVED
 
 
 def test_a_client_that_never_reads_stops_only_itself(agent: Agent) -> None:
