@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import stat
 from typing import Self
@@ -143,7 +144,19 @@ class Listener:
 
 def holder_of(path: str) -> str:
     """What another agent is told that wants what this one has."""
-    return f"process {os.getpid()}, which serves {path}"
+    return _holder(str(os.getpid()), path)
+
+
+def _holder(pid: str, path: str) -> str:
+    return f"process {pid}, which serves {path}"
+
+
+def was_held_for(lock_path: str, path: str) -> bool:
+    """Whether a lock is one that an agent took for the socket at that path, ended or not."""
+    try:
+        return re.fullmatch(_holder("[0-9]+", re.escape(path)), lock.holder(lock_path)) is not None
+    except OSError:
+        return False
 
 
 def is_dead(path: str) -> bool:

@@ -12,6 +12,19 @@ class Held(Exception):
     """Somebody else holds it; the text is what he said of himself."""
 
 
+def holder(path: str) -> str:
+    """Who holds or held the lock at `path`, as `take` was told.
+
+    Raises:
+        OSError: there is none.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        return _told(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def take(path: str, *, holder: str) -> int:
     """Hold the lock at `path` until the descriptor that is returned is closed.
 
@@ -28,9 +41,9 @@ def take(path: str, *, holder: str) -> int:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as e:
-        told = os.read(descriptor, _MAX_HOLDER)
+        told = _told(descriptor)
         os.close(descriptor)
-        raise Held(told.decode("utf-8", "replace").strip() or "a process") from e
+        raise Held(told or "a process") from e
     except BaseException:
         os.close(descriptor)
         raise
@@ -40,3 +53,7 @@ def take(path: str, *, holder: str) -> int:
     except OSError:
         pass  # it is held, on a full or read-only disk too
     return descriptor
+
+
+def _told(descriptor: int) -> str:
+    return os.read(descriptor, _MAX_HOLDER).decode("utf-8", "replace").strip()

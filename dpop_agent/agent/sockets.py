@@ -14,7 +14,7 @@ import re
 import time
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -27,7 +27,7 @@ from dpop_agent.agent.connection import Connection
 from dpop_agent.agent.excerpts import Excerpt
 from dpop_agent.agent.filters import Filter
 from dpop_agent.agent.keys import Key, Keys
-from dpop_agent.agent.listener import Listener, is_dead
+from dpop_agent.agent.listener import Listener, is_dead, was_held_for
 from dpop_agent.agent.policy import allowing, allowing_origin
 from dpop_agent.agent.queue import Flow
 from dpop_agent.agent.records import Records, now_text
@@ -327,7 +327,7 @@ class Sockets:
             log.info("the socket %s is gone: its time was over", name)
         if over:
             self._background.start(self._background.quietly("ledger", self._records.write()))
-        self._tidy_up()
+        self._tidy_up(over)
         for name, found in self._records.sockets.items():
             try:
                 self._serve(name, self._listen(found))
@@ -444,8 +444,10 @@ class Sockets:
         with suppress(OSError):
             os.unlink(self._lock_of(name))
 
-    def _tidy_up(self) -> None:
-        """Remove what a killed agent left of sockets that aren't any more."""
+    def _tidy_up(self, over: Collection[str]) -> None:
+        """Remove what a killed agent left of sockets that aren't any more, and nothing that another
+        program may have put there: what neither was in the ledger nor has a lock of an agent's.
+        """
         try:
             entries = os.listdir(self._folder)
         except OSError:
@@ -456,6 +458,8 @@ class Sockets:
             if name in self._records.sockets or not is_socket_name(name):
                 continue
             path = paths.filtered_socket(self._agent_socket, name)
+            if name not in over and not was_held_for(self._lock_of(name), path):
+                continue
             if paths.socket_at(path) is not None and is_dead(path):
                 with suppress(OSError):
                     os.unlink(path)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
@@ -18,6 +20,7 @@ from dpop_agent.agent.excerpts import Excerpt
 from dpop_agent.agent.filters import Filter
 from dpop_agent.agent.keys import Generation, Key, State
 from dpop_agent.agent.ledger import Ledger
+from dpop_agent.agent.listener import holder_of
 from dpop_agent.agent.nonces import Nonces
 from dpop_agent.agent.proofs import Proofs
 from dpop_agent.agent.queue import Job
@@ -242,6 +245,37 @@ def test_one_whose_time_was_over_while_no_agent_ran_isnt_there_at_the_next_start
         assert place.sockets.page({}) == {"sockets": []}
         await asyncio.sleep(0.2)
         assert Records(place.ledger).sockets == {}
+
+    run(place, story)
+
+
+def test_what_other_programs_put_beside_its_sockets_is_left_and_what_a_killed_agent_left_isnt(
+    place: Place,
+) -> None:
+    sockets = place.runtime / "sockets"
+    sockets.mkdir(mode=0o700)
+
+    def dead_socket(name: str) -> str:
+        path = sockets / name / "agent.sock"
+        path.parent.mkdir(mode=0o700)
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(str(path))
+        return str(path)
+
+    (sockets / "empty").mkdir(mode=0o700)
+    (sockets / ".text.lock").write_text("pid 4711, of another program")
+    (sockets / ".folder.lock").mkdir()
+    (sockets / ".nothing.lock").touch()
+    (sockets / ".link.lock").symlink_to(sockets / ".ours.lock")
+    os.mkfifo(sockets / ".fifo.lock")
+    dead_socket("dead")
+    (sockets / ".another.lock").write_text(f"{holder_of(dead_socket('locked'))}\n")
+    others = sorted(path.relative_to(sockets) for path in sockets.rglob("*"))
+    (sockets / ".ours.lock").write_text(f"{holder_of(dead_socket('ours'))}\n")
+
+    async def story() -> None:
+        await place.sockets.start()
+        assert sorted(path.relative_to(sockets) for path in sockets.rglob("*")) == others
 
     run(place, story)
 
