@@ -195,6 +195,7 @@ class Sockets:
         self._folder = paths.filtered_sockets(agent_socket)
         self._served: dict[str, Served] = {}
         self._failing: dict[str, str] = {}  # why one isn't served
+        self._to_serve: set[str] = set()  # those of them that are tried again
         self._of_connection: defaultdict[Flow, list[str]] = defaultdict(list)
         self._changing = asyncio.Lock()
         self._stopped = False
@@ -281,6 +282,7 @@ class Sockets:
             if found.with_connection:
                 self._drop(name, "it was removed")
                 return {"sockets": []}
+            self._to_serve.discard(name)
             served = self._served.pop(name, None)
             if served is not None:
                 self._made_before += served.made
@@ -329,15 +331,24 @@ class Sockets:
             self._background.start(self._background.quietly("ledger", self._records.write()))
         self._tidy_up(over)
         for name, found in self._records.sockets.items():
-            try:
-                self._serve(name, self._listen(found))
-            except DPoPAgentError as e:
-                self._failing[name] = str(e)
-                log.warning("the socket %s isn't served: %s", name, e)
+            self._to_serve.add(name)
+            self._try_to_serve(found)
+
+    def _try_to_serve(self, found: Filter) -> None:
+        try:
+            served = self._listen(found)
+        except DPoPAgentError as e:
+            if self._failing.get(found.name) != str(e):
+                log.warning("the socket %s isn't served: %s", found.name, e)
+            self._failing[found.name] = str(e)
+            return
+        self._to_serve.discard(found.name)
+        self._failing.pop(found.name, None)
+        self._serve(found.name, served)
 
     async def look(self) -> None:
-        """End those whose time is over, or was when a request came, and listen anew where a socket
-        was removed.
+        """End those whose time is over, or was when a request came; listen anew where a socket was
+        removed, and where that couldn't be done at the start.
         """
         now, now_s = time.time(), self._records.now_s
         for name, found in self._records.sockets.items():
@@ -345,6 +356,8 @@ class Sockets:
             was_over = here is not None and here.excerpt.has_expired
             if was_over or found.is_over(now, now_s):
                 self._drop(name, "its time is over")
+        for name in list(self._to_serve):
+            self._try_to_serve(self._records.sockets[name])
         for name, served in list(self._served.items()):
             try:
                 if self._served.get(name) is served and served.listener.lost:
@@ -375,6 +388,7 @@ class Sockets:
         """It is gone from now on; from the ledger as soon as that can be written."""
         found = self._records.sockets[name]
         self._records.drop_socket(name)
+        self._to_serve.discard(name)
         self._failing.pop(name, None)
         served = self._served.pop(name, None)
         log.info("the socket %s is gone: %s", name, why)

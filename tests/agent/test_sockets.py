@@ -513,7 +513,7 @@ def test_there_are_so_many_sockets_at_most(agent: Agent, admin: Wire) -> None:
     assert [found["socket"] for found in pages] == sorted(f"n{n}" for n in range(MAX_SOCKETS))
 
 
-def test_a_folder_that_others_can_reach_closes_that_socket_and_no_other(
+def test_a_folder_that_others_can_reach_closes_that_socket_alone_and_until_they_cant(
     make_agent: MakeAgent,
 ) -> None:
     agent = make_agent().start()
@@ -527,6 +527,11 @@ def test_a_folder_that_others_can_reach_closes_that_socket_and_no_other(
     shown = agent.run("socket", "show", "ci", check=True).stdout
     assert f"ci: {folder} has mode 0755: others can reach it; chmod 700 {folder}" in shown
     with Wire(path_of(agent, "two")) as wire:
+        assert wire.result("hello")["protocol"] == 1
+    folder.chmod(0o700)
+    until(lambda: Path(path_of(agent, "ci")).exists())
+    assert "open" in agent.run("socket", "show", "ci", check=True).stdout
+    with Wire(path_of(agent, "ci")) as wire:
         assert wire.result("hello")["protocol"] == 1
 
 
