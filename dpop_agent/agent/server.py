@@ -300,15 +300,18 @@ class Agent:
         )
 
     async def _watch_places(self, listeners: Mapping[Listener, Decoder]) -> None:
-        """Listen anew where a socket was removed; end where that can't be done, or where the
-        terminal has gone.
+        """Listen anew where a socket was removed; end where that can't be done, unless it is the
+        one in `mount`, or where the terminal has gone.
         """
         failed = 0
+        failing: str | None = None
         while not self._end_without_terminal():
             await asyncio.sleep(PLACE_LOOK_S)
             try:
                 for listener, requests in listeners.items():
-                    if listener.lost:
+                    if listener.name == paths.MOUNTED:
+                        failing = await self._look_for_mounted(listener, requests, failing)
+                    elif listener.lost:
                         await self._listen_again(listener, requests)
                 await self._sockets.look()
                 failed = 0
@@ -318,6 +321,21 @@ class Agent:
                     self._failure = e
                     self._ended.set()
                     return
+
+    async def _look_for_mounted(
+        self, listener: Listener, requests: Decoder, failing: str | None
+    ) -> str | None:
+        """Listen anew where the socket in `mount` was removed; why that can't be done, which is
+        logged unless it was `failing` for that before.
+        """
+        try:
+            if listener.lost:
+                await self._listen_again(listener, requests)
+        except DPoPAgentError as e:
+            if str(e) != failing:
+                log.warning("nobody can connect to %s: %s", listener.path, e)
+            return str(e)
+        return None
 
     async def _listen_again(self, listener: Listener, requests: Decoder) -> None:
         listener.listen_again()

@@ -17,6 +17,7 @@ from shlex import quote
 
 import pytest
 
+from dpop_agent.agent.server import PLACE_TRIES
 from dpop_agent.client import AgentClient
 from dpop_agent.errors import DPoPAgentError
 from tests.agent.places import refused_to_serve, serve_with, until, until_logged
@@ -136,6 +137,25 @@ def test_an_agent_whose_socket_became_something_else_ends_with_a_line_and_leaves
     Path(agent.socket).write_text("a diary")
     ended_with(agent, f"{agent.socket} is there and isn't a socket")
     assert Path(agent.socket).read_text() == "a diary"
+
+
+def test_an_agent_that_cant_serve_mount_serves_its_other_sockets_and_mount_once_it_can(
+    agent: Agent,
+) -> None:
+    agent.create_key("default")
+    agent.run("socket", "add", "ci", "--key", "default", check=True)
+    mount, filtered = agent.runtime / "mount", agent.runtime / "sockets" / "ci" / "agent.sock"
+    _removed(mount)
+    mount.write_text("a diary")
+    until_logged(agent, f"nobody can connect to {mount}/agent.sock: ")
+    for _ in range(PLACE_TRIES + 1):  # in each look one comes back
+        filtered.unlink()
+        until(filtered.exists)
+    assert answers(agent.socket, agent.pid)
+    assert agent.log.read_text().count("nobody can connect to") == 1
+    assert mount.read_text() == "a diary"
+    mount.unlink()
+    until(lambda: answers(str(mount / "agent.sock"), agent.pid))
 
 
 def test_an_agent_whose_place_another_took_ends_with_a_line_and_leaves_it_its_sockets(
