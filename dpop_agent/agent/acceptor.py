@@ -24,6 +24,10 @@ AT_ONCE = 16
 PAUSE_S = 0.2
 """Seconds until the next try where the system has no room for a connection."""
 
+SOON_S = 0.01
+"""The same after some were taken in: with few descriptors left, a backlog of clients that went
+is worked off a few at a time."""
+
 QUIET_S = 60.0
 """Seconds in which that is told once."""
 
@@ -67,20 +71,20 @@ class Acceptor:
         self._loop.add_reader(self._listening, self._accept)
 
     def _accept(self) -> None:
-        for _ in range(AT_ONCE):
+        for taken in range(AT_ONCE):
             try:
                 sock, _ = self._listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as e:
-                self._pause(e)
+                self._pause(e, SOON_S if taken else PAUSE_S)
                 return
             sock.setblocking(False)
             self._take_in(sock)
 
-    def _pause(self, error: OSError) -> None:
+    def _pause(self, error: OSError, seconds: float) -> None:
         self._loop.remove_reader(self._listening)
-        self._paused = self._loop.call_later(PAUSE_S, self._go_on)
+        self._paused = self._loop.call_later(seconds, self._go_on)
         now = self._loop.time()
         if self._told is None or now > self._told + QUIET_S:
             log.warning("no connection can be taken in for now: %s", error.strerror)
