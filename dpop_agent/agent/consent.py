@@ -58,7 +58,7 @@ class Wish(NamedTuple):
         locks: its store, and how often that was locked: after one more, none holds either.
         origin: which server the proof is for.
         htm: with which method.
-        pid: who asks; 0 where that can't be told.
+        process: gives the pid of who asks; 0 where that can't be told, or once it has ended.
         flow: on which connection.
         socket: the name of the filtered socket that it came by, if it was one.
     """
@@ -67,7 +67,7 @@ class Wish(NamedTuple):
     locks: tuple[Hashable, int]
     origin: str
     htm: str
-    pid: int
+    process: Callable[[], int]
     flow: Flow
     socket: str | None = None
 
@@ -83,8 +83,8 @@ class Wish(NamedTuple):
         return (
             f"Sign a proof with the key {self.key.name}?\n\n"
             f"{self.htm} at {self.origin}\n{by}"
-            f"It seems to be asked for by {asker(self.pid)}. That is a hint alone: programs can "
-            f"pose as others.{holds}"
+            f"It seems to be asked for by {asker(self.process())}. That is a hint alone: programs "
+            f"can pose as others.{holds}"
         )
 
 

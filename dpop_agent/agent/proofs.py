@@ -144,7 +144,7 @@ class Proofs:
             locks=(signer, signer.locks),
             origin=choice.where.origin,
             htm=choice.htm,
-            pid=call.owner.trace.pid,
+            process=call.owner.trace.process,
             flow=call.owner.flow,
             socket=self._socket,
         )

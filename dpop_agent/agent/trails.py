@@ -323,12 +323,10 @@ class Trace:
 
     Attributes:
         trail: that one.
-        pid: the process that connected, where that is known; else 0.
     """
 
     def __init__(self, trail: Trail, peer: Peer) -> None:
         self.trail = trail
-        self.pid = peer.pid
         self._peer = peer
         self._program = program_of(peer.pid)
         self._look_at = 0.0
@@ -342,12 +340,20 @@ class Trace:
         """
         if now >= self._look_at:
             self._look_at = now + PROGRAM_S
-            there = program_of(self._peer.pid)
-            if there is None or self._program is None or there.started != self._program.started:
-                self._program = None
+            self._look()
             name = None if self._program is None else self._program.name
             self._who = audit.who(self.trail.socket, self._peer, name)
         return self._who
+
+    def process(self) -> int:
+        """The process that connected; 0 once it has ended, for its pid is given to others."""
+        self._look()
+        return 0 if self._program is None else self._peer.pid
+
+    def _look(self) -> None:
+        there = program_of(self._peer.pid)
+        if there is None or self._program is None or there.started != self._program.started:
+            self._program = None
 
     def refused(
         self,

@@ -26,7 +26,8 @@ NOT_YET = object()
 
 
 def wish(**changes: Any) -> Wish:
-    one = Wish(SHOP, ("work", 0), "https://a.example", "GET", 0, (1000, "/run/agent.sock", 1))
+    flow = (1000, "/run/agent.sock", 1)
+    one = Wish(SHOP, ("work", 0), "https://a.example", "GET", lambda: 0, flow)
     return one._replace(**changes)
 
 
@@ -95,7 +96,7 @@ def test_a_yes_holds_for_its_time_for_that_key_origin_and_socket() -> None:
         assert came == [None]
         holds = person.consents.holds
         assert holds(wish())
-        assert holds(wish(htm="DELETE", pid=7, flow=on("/run/agent.sock", 2)))
+        assert holds(wish(htm="DELETE", process=lambda: 7, flow=on("/run/agent.sock", 2)))
         assert not holds(wish(origin="https://b.example"))
         assert not holds(wish(flow=on("/run/sockets/ci/agent.sock")))
         assert not holds(wish(flow=(1001, "/run/agent.sock", 1)))
@@ -423,7 +424,7 @@ def test_whoever_waits_is_told_so_before_and_when_it_is_asked() -> None:
 
 
 def test_the_question_names_key_origin_method_and_who_asks_as_a_hint() -> None:
-    lines = wish(htm="POST", pid=os.getpid()).question.splitlines()
+    lines = wish(htm="POST", process=os.getpid).question.splitlines()
     assert lines[0] == "Sign a proof with the key shop?"
     assert (
         "POST at https://api.example.com"
@@ -433,7 +434,7 @@ def test_the_question_names_key_origin_method_and_who_asks_as_a_hint() -> None:
     assert "That is a hint alone" in lines[3]
     assert lines[-1] == "A yes holds for 15m, for every method."
     assert "holds" not in wish(key=EACH).question
-    assert "asked for by a program that can't be told." in wish(pid=0).question
+    assert "asked for by a program that can't be told." in wish().question
     assert "socket" not in wish().question
     lines = wish(socket="ci").question.splitlines()
     assert lines[2:4] == ["GET at https://a.example", "by the filtered socket ci"]
