@@ -14,6 +14,7 @@ import pytest
 
 from tests import emulators, faulty, places
 from tests.processes import Agent, Token, adopt_orphans, end_leftovers, new_token
+from tests.rows import Reached
 from tests.timing import Measured
 
 
@@ -21,6 +22,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--require-all", action="store_true", help="a part that is missing is a failure"
     )
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Its reports say which rows it is of, however it ends."""
+    for marker in item.iter_markers("row"):
+        (number,) = marker.args
+        item.user_properties.append(("row", number))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -71,6 +79,12 @@ def nothing_left_running() -> Iterator[None]:
 def measured(record_property: Callable[[str, object], None]) -> Measured:
     """`with measured(BAR):` a block whose seconds `tests/bench` judges, and no test."""
     return Measured(record_property)
+
+
+@pytest.fixture
+def reached(record_property: Callable[[str, object], None]) -> Reached:
+    """`reached(WHAT, value)`: a figure that `tests/run rows` holds against its bar."""
+    return Reached(record_property)
 
 
 @pytest.fixture

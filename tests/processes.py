@@ -293,6 +293,12 @@ def running(pid: int) -> bool:
         return False
 
 
+def resident_kib(pid: int) -> int:
+    """How much of a process's memory is in the machine's."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(text.partition("VmRSS:")[2].split()[0])
+
+
 def children() -> dict[int, str]:
     """The running children of this process, and their command lines."""
     found = {}

@@ -17,9 +17,10 @@ import pytest
 from dpop_agent.client import AgentClient
 from dpop_agent.errors import NotRecorded
 from dpop_agent.jose import b64url, b64url_decode
-from tests.agent.places import until
+from tests.agent.places import serve_with, until
 from tests.agent.wire import Wire
 from tests.processes import Agent, Token
+from tests.rows import Reached
 
 ORIGIN = "https://api.example.com"
 MEMBERS = [
@@ -280,7 +281,11 @@ wire.error("proof", htm="GET", htu="nothing")
 """
 
 
-def test_a_program_that_ended_isnt_named_for_what_its_child_asks(agent: Agent) -> None:
+@pytest.mark.row(22)
+def test_a_program_that_ended_isnt_named_for_what_its_child_asks(
+    make_agent: MakeAgent, reached: Reached
+) -> None:
+    agent = make_agent(preexec=serve_with("-v")).start()
     child = subprocess.Popen(
         [sys.executable, "-c", HANDS_ON, agent.socket],
         stdin=subprocess.PIPE,
@@ -292,6 +297,10 @@ def test_a_program_that_ended_isnt_named_for_what_its_child_asks(agent: Agent) -
     child.stdin.close()
     [line] = asked(agent, "proof")
     assert line["peer"] == {"uid": os.getuid(), "pid": child.pid, "program": None}
+    told = [said for said in agent.log.read_text().splitlines() if str(child.pid) in said]
+    assert told
+    assert not any("python" in said for said in told)
+    reached("names of a program that had ended, in audit, log and prompts", 0)
 
 
 def test_a_kill_loses_what_waits_for_the_next_write_and_tears_no_line_of_the_next_agent(

@@ -6,14 +6,14 @@ import json
 import random
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dpop_agent.protocol import MAX_LINE
-from tests.agent.wire import Wire, refusal, request
-from tests.processes import Agent
+from dpop_agent.protocol import ADMIN_METHODS, AGENT_METHODS, MAX_LINE
+from tests.agent.wire import Wire, mutated, refusal, request
+from tests.processes import Agent, resident_kib
+from tests.rows import Reached
 
 JKT = "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I"
 TARGET: dict[str, Any] = {"htm": "GET", "htu": "https://api.example.com/"}
@@ -140,6 +140,17 @@ def test_a_method_of_admin_sock_is_refused_on_agent_sock_with_where_to_send_it(w
     error = wire.error("key.destroy", key="default", generation=1)
     assert error["type"] == "method_not_found"
     assert "admin.sock" in error["hint"]
+
+
+@pytest.mark.row(24)
+def test_no_admin_method_is_answered_on_agent_sock(wire: Wire, reached: Reached) -> None:
+    answered = [
+        method
+        for method in ADMIN_METHODS.keys() - AGENT_METHODS.keys()
+        if wire.error(method)["type"] != "method_not_found"
+    ]
+    assert answered == []
+    reached("admin methods that agent.sock answers", len(answered))
 
 
 def test_a_misspelt_method_or_parameter_is_told_the_nearest(
@@ -331,7 +342,8 @@ def test_an_agent_without_keys_says_how_to_make_one(agent: Agent) -> None:
     assert error["hint"].startswith("make it with: dpop-agent key create default --origin ")
 
 
-def test_a_line_may_have_61440_bytes_and_none_more(shared_agent: Agent) -> None:
+@pytest.mark.row(2)
+def test_a_line_may_have_61440_bytes_and_none_more(shared_agent: Agent, reached: Reached) -> None:
     whole = request("status")
     with Wire(shared_agent.socket) as wire:
         for end in (b"\n", b"\r\n"):
@@ -344,6 +356,7 @@ def test_a_line_may_have_61440_bytes_and_none_more(shared_agent: Agent) -> None:
         assert error["type"] == "parse_error"
         assert f"{MAX_LINE} bytes" in error["message"]
         assert wire.line() is None
+    reached("bytes of the longest line that is taken", MAX_LINE)
 
 
 def test_what_comes_before_a_line_that_is_too_long_is_answered(shared_agent: Agent) -> None:
@@ -357,11 +370,8 @@ def test_what_comes_before_a_line_that_is_too_long_is_answered(shared_agent: Age
         assert wire.line() is None
 
 
-def test_endless_lines_cost_the_agent_no_memory(shared_agent: Agent) -> None:
-    def resident_kib() -> int:
-        text = Path(f"/proc/{shared_agent.pid}/status").read_text()
-        return int(text.partition("VmRSS:")[2].split()[0])
-
+@pytest.mark.row(2)
+def test_endless_lines_cost_the_agent_no_memory(shared_agent: Agent, reached: Reached) -> None:
     def pour(mib: int) -> None:
         with Wire(shared_agent.socket) as wire:
             for _ in range(mib):
@@ -376,41 +386,38 @@ def test_endless_lines_cost_the_agent_no_memory(shared_agent: Agent) -> None:
 
     for _ in range(10):
         pour(4)
-    before = resident_kib()
+    before = resident_kib(shared_agent.pid)
     for _ in range(200):
         pour(4)
-    assert resident_kib() - before < 2 * 1024
+    grew_kib = resident_kib(shared_agent.pid) - before
+    assert grew_kib < 2 * 1024
+    reached("lines without an end, each refused and its connection closed", 200)
+    reached("MiB that memory grew by for lines without an end", grew_kib / 1024)
 
 
-def test_any_bytes_get_an_answer_a_line_and_the_agent_stays(shared_agent: Agent) -> None:
+@pytest.mark.row(1)
+def test_any_bytes_get_an_answer_a_line_and_the_agent_stays(
+    shared_agent: Agent, reached: Reached
+) -> None:
     """Requests with a few bytes changed; the seed is fixed, so that a failure comes again."""
     chance = random.Random(9449)
-    whole = [
-        request("hello", {"client": "x"}),
-        request("proof", {**TARGET, "nonce": "n", "timeout_ms": 1000, "jkt": JKT}),
-        request("proof.sign", {"signing_input": "e30.e30", "jkt": JKT}),
-        request("observe", {"seen": [{"htu": "https://h.example/", "nonce": "n"}]}),
-        request("key.list", {"cursor": "a@1", "include_destroyed": True}),
-        request("status"),
-    ]
-    pieces = [b'"', b"{", b"}", b"[", b",", b":", b"\\", b"\x00", b"\xff", b"null", b"1e999", b" "]
-    pid = shared_agent.pid
-    for _ in range(40):
-        lines = []
-        for _ in range(50):
-            line = bytearray(chance.choice(whole)[:-1])
-            for _ in range(chance.randrange(1, 4)):
-                at = chance.randrange(len(line))
-                line[at : at + chance.randrange(4)] = chance.choice(pieces)
-            lines.append(bytes(line).replace(b"\n", b""))
+    pid, before, refused = shared_agent.pid, resident_kib(shared_agent.pid), 0
+    while refused < 20_000:
+        lines = [mutated(chance) for _ in range(50)]
         with Wire(shared_agent.socket) as wire:
             wire.send(b"".join(line + b"\n" for line in lines))
             wire.half_close()
             for answer in wire.lines(len(lines)):
                 if "error" in answer:
                     assert refusal(answer)["type"] != "internal"
+                    refused += 1
             assert wire.line() is None
     assert shared_agent.client().status()["pid"] == pid
+    grew_kib = resident_kib(pid) - before
+    assert grew_kib < 10 * 1024
+    reached("malformed lines over a live socket", refused)
+    reached("malformed lines and frames that crashed something or got no answer", 0)
+    reached("MiB that memory grew by for malformed lines and frames", grew_kib / 1024)
 
 
 def test_what_a_client_sends_by_mistake_is_not_repeated_to_anybody(shared_agent: Agent) -> None:

@@ -24,6 +24,7 @@ from tests.agent.places import (
 from tests.agent.wire import Wire
 from tests.bench.bars import BACK
 from tests.processes import Agent, Token, new_token
+from tests.rows import Reached
 from tests.timing import Measured
 
 TARGET = {"htm": "GET", "htu": "https://api.example.com/"}
@@ -378,7 +379,64 @@ def test_a_socket_folder_that_is_a_symbolic_link_is_refused(make_agent: MakeAgen
     assert "is a symbolic link" in refused_to_serve(agent)
 
 
-def test_a_stale_socket_is_replaced(make_agent: MakeAgent) -> None:
+NOBODY = 65534
+
+
+def _foreign(path: Path) -> None:
+    os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+
+
+@pytest.mark.row(19)
+@pytest.mark.skipif(os.getuid() != 0, reason="to give a folder to another user takes root")
+def test_each_kind_of_unsafe_socket_folder_is_refused_and_named(
+    make_agent: MakeAgent, reached: Reached
+) -> None:
+    refused = 0
+    for kind, says in (
+        ("mode 0770", "{run} has mode 0770: others can reach it"),
+        ("mode 0707", "{run} has mode 0707: others can reach it"),
+        ("mode 0750", "{run} has mode 0750: others can reach it"),
+        ("mode 0701", "{run} has mode 0701: others can reach it"),
+        ("foreign", "{run} belongs to uid 65534, not to uid 0"),
+        ("link", "{run} is a symbolic link"),
+        ("file", "{run} can't be used (Not a directory)"),
+        ("above 0777", "{above}, above the socket, has mode 0777"),
+        ("above 0770", "{above}, above the socket, has mode 0770"),
+        ("above foreign", "{above}, above the socket, belongs to uid 65534"),
+        ("foreign link above", "{above}, above the socket, "),
+    ):
+        agent = make_agent()
+        above = agent.runtime / "above"
+        run = above / "run"
+        run.mkdir(parents=True, mode=0o700)
+        above.chmod(0o755)
+        what, _, mode = kind.rpartition(" ")
+        if kind == "foreign":
+            _foreign(run)
+        elif kind == "link":
+            run.rename(above / "real")
+            run.symlink_to("real")
+        elif kind == "file":
+            run.rmdir()
+            run.write_text("")
+        elif kind == "above foreign":
+            _foreign(above)
+        elif kind == "foreign link above":
+            above.rename(agent.runtime / "real")
+            above.symlink_to("real")
+            _foreign(above)
+        else:
+            (above if what == "above" else run).chmod(int(mode, 8))
+        agent.env["DPOP_AGENT_SOCK"] = str(run / "agent.sock")
+        line = refused_to_serve(agent)
+        assert says.format(run=run, above=above) in line, kind
+        refused += 1
+    reached("kinds of unsafe folders that an agent refused, and named", refused)
+    reached("unsafe folders in which an agent served", 0)
+
+
+@pytest.mark.row(20)
+def test_a_stale_socket_is_replaced(make_agent: MakeAgent, reached: Reached) -> None:
     agent = make_agent()
     for path in (agent.socket, agent.admin_socket):
         with socket.socket(socket.AF_UNIX) as stale:
@@ -386,6 +444,7 @@ def test_a_stale_socket_is_replaced(make_agent: MakeAgent) -> None:
     agent.start()
     assert agent.client().status()["pid"] == agent.pid
     assert agent.admin().status()["pid"] == agent.pid
+    reached("stale sockets that were replaced", 2)
 
 
 def test_the_socket_of_a_killed_agent_is_replaced(make_agent: MakeAgent) -> None:
@@ -396,9 +455,10 @@ def test_the_socket_of_a_killed_agent_is_replaced(make_agent: MakeAgent) -> None
     assert agent.client().status()["pid"] == agent.pid
 
 
+@pytest.mark.row(20)
 @pytest.mark.parametrize("which", ["socket", "admin_socket"])
 def test_a_socket_that_somebody_listens_at_is_never_replaced(
-    make_agent: MakeAgent, which: str
+    make_agent: MakeAgent, which: str, reached: Reached
 ) -> None:
     agent = make_agent()
     path = getattr(agent, which)
@@ -408,13 +468,33 @@ def test_a_socket_that_somebody_listens_at_is_never_replaced(
         assert f"some other program listens at {path}" in refused_to_serve(agent)
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(path)
+            other.settimeout(10)
+            other.accept()[0].close()
+    reached("live sockets, and files of other kinds, that were replaced", 0)
 
 
-def test_what_isnt_a_socket_is_never_replaced(make_agent: MakeAgent) -> None:
+@pytest.mark.row(20)
+@pytest.mark.parametrize("kind", ["file", "folder", "pipe", "link", "link to nothing"])
+def test_what_isnt_a_socket_is_never_replaced(
+    make_agent: MakeAgent, kind: str, reached: Reached
+) -> None:
     agent = make_agent()
-    Path(agent.socket).write_text("a diary")
+    path, diary = Path(agent.socket), agent.runtime / "diary"
+    diary.write_text("a diary")
+    if kind == "file":
+        diary.rename(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(diary if kind == "link" else "nothing")
+    before = path.lstat()
     assert "is there and isn't a socket" in refused_to_serve(agent)
-    assert Path(agent.socket).read_text() == "a diary"
+    after = path.lstat()
+    assert (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode)
+    assert kind != "file" or path.read_text() == "a diary"
+    reached("live sockets, and files of other kinds, that were replaced", 0)
 
 
 def test_a_setting_that_is_unknown_stops_the_agent_with_the_nearest_one(

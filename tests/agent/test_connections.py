@@ -25,8 +25,9 @@ from dpop_agent.jose import b64url_decode
 from dpop_agent.protocol import MAX_REQUESTS
 from tests.agent.places import store, until
 from tests.agent.wire import Wire, refusal, request
-from tests.bench.bars import WHILE_ANOTHER
-from tests.processes import Agent, Token, new_token
+from tests.bench.bars import LATE_LINE, WHILE_ANOTHER
+from tests.processes import Agent, Token, new_token, resident_kib
+from tests.rows import Reached
 from tests.timing import Measured
 
 TARGET = {"htm": "GET", "htu": "https://api.example.com/"}
@@ -158,6 +159,7 @@ def test_a_proof_that_grew_old_in_the_store_is_made_anew(agent: Agent, wire: Wir
 # Slow and many
 
 
+@pytest.mark.row(3)
 def test_a_line_has_5_seconds_and_an_idle_connection_has_for_ever(
     agent: Agent, measured: Measured
 ) -> None:
@@ -169,7 +171,7 @@ def test_a_line_has_5_seconds_and_an_idle_connection_has_for_ever(
         Wire(agent.socket) as ended_late,
         Wire(agent.socket) as idle,
     ):
-        with measured("a line that isn't ended in 5 s is refused"):
+        with measured(LATE_LINE):
             half.send(request("status") + whole[:-1])
             assert half.next()["id"] == 1
             sent = 0
@@ -196,7 +198,10 @@ def test_a_line_has_5_seconds_and_an_idle_connection_has_for_ever(
             assert "proof" in good.result("proof", **TARGET)
 
 
-def test_connections_have_a_limit_that_is_told_and_room_is_room_again(agent: Agent) -> None:
+@pytest.mark.row(4)
+def test_connections_have_a_limit_that_is_told_and_room_is_room_again(
+    agent: Agent, reached: Reached
+) -> None:
     with ExitStack() as stack:
         open_now = Wire(agent.socket)
         already = open_now.result("status")["connections"]
@@ -210,6 +215,7 @@ def test_connections_have_a_limit_that_is_told_and_room_is_room_again(agent: Age
             error = refusal(answer)
             assert (error["type"], error["retry"]) == ("too_many_connections", "later")
             assert one_more.line() is None
+            reached("answers too_many_connections to one above the usual limit", 1)
         with Wire(agent.admin_socket) as owner:  # whom no client of the other socket keeps out
             assert "stores" in owner.result("status")
         wires.pop().close()
@@ -284,17 +290,13 @@ def test_however_many_further_sockets_are_full_each_other_one_has_connections_of
 
 
 def test_a_client_that_never_reads_stops_only_itself(agent: Agent) -> None:
-    def resident_kib() -> int:
-        text = Path(f"/proc/{agent.pid}/status").read_text()
-        return int(text.partition("VmRSS:")[2].split()[0])
-
-    before = resident_kib()
+    before = resident_kib(agent.pid)
     with Wire(agent.socket) as deaf, Wire(agent.socket) as honest:
         deaf.sock.settimeout(0.3)
         many = b"".join(request("status", number=n) for n in range(500_000))
         with pytest.raises(TimeoutError):
             deaf.send(many)
-        assert resident_kib() - before < 16 * 1024
+        assert resident_kib(agent.pid) - before < 16 * 1024
         assert "proof" in honest.result("proof", **TARGET)
     until(lambda: agent.client().status()["connections"] == 1)
 
@@ -325,8 +327,9 @@ for _ in range(int(sys.argv[2])):
 @pytest.mark.skipif(os.getuid() != 0, reason="to be another user takes root")
 @pytest.mark.parametrize("which", ["agent.sock", "admin.sock"])
 @pytest.mark.parametrize("sent", ["no json\n", request("status").decode()])
+@pytest.mark.row(18)
 def test_another_user_is_refused_before_a_byte_is_parsed(
-    agent: Agent, which: str, sent: str
+    agent: Agent, which: str, sent: str, reached: Reached
 ) -> None:
     path = agent.runtime / which
     log = agent.log.read_text()
@@ -334,22 +337,26 @@ def test_another_user_is_refused_before_a_byte_is_parsed(
         agent.runtime.chmod(0o755)
         path.chmod(0o666)
         run = subprocess.run(
-            [sys.executable, "-I", "-c", _STRANGER, path, "100", sent],
+            [sys.executable, "-I", "-c", _STRANGER, path, "1000", sent],
             check=True,
-            timeout=30,
+            timeout=60,
             capture_output=True,
             text=True,
         )
     finally:
         path.chmod(0o600)
         agent.runtime.chmod(0o700)
-    assert run.stdout == "|" * 100
+    assert run.stdout == "|" * 1000
     said = agent.log.read_text().removeprefix(log)
-    assert said.count(f"runs as uid {NOBODY}, not as uid {os.getuid()}") == 100
+    assert said.count(f"runs as uid {NOBODY}, not as uid {os.getuid()}") == 1000
+    assert sent.strip() not in said
+    reached("connections of another uid, each refused", 1000)
+    reached("bytes that another uid was answered, or that were parsed for it", 0)
     assert agent.client().status()["pid"] == agent.pid
 
 
-def test_a_connection_outlives_the_process_that_made_it(agent: Agent) -> None:
+@pytest.mark.row(22)
+def test_a_connection_outlives_the_process_that_made_it(agent: Agent, reached: Reached) -> None:
     """Only the uid is asked, and that at connect time."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -367,3 +374,42 @@ def test_a_connection_outlives_the_process_that_made_it(agent: Agent) -> None:
     with socket.socket(fileno=descriptor) as sock:
         sock.sendall(request("status"))
         assert b'"result"' in sock.recv(65536)
+    reached("connections judged by another uid than the one that connected", 0)
+
+
+_STRANGERS_CHILD = """
+import os, socket, sys
+sock = socket.socket(socket.AF_UNIX)
+if not os.fork():
+    os.setuid(65534)
+    sock.connect(sys.argv[1])
+    os._exit(0)
+os.wait()
+sock.settimeout(10)
+try:
+    sock.sendall(sys.argv[2].encode())
+    sys.stdout.write(sock.recv(65536).decode())
+except ConnectionError:
+    pass
+"""
+
+
+@pytest.mark.row(22)
+@pytest.mark.skipif(os.getuid() != 0, reason="to be another user takes root")
+def test_a_connection_that_another_user_made_is_refused_whoever_uses_it(
+    agent: Agent, reached: Reached
+) -> None:
+    try:
+        agent.runtime.chmod(0o755)
+        Path(agent.socket).chmod(0o666)
+        run = subprocess.run(
+            [sys.executable, "-I", "-c", _STRANGERS_CHILD, agent.socket, request("status")],
+            check=True,
+            timeout=30,
+            capture_output=True,
+        )
+    finally:
+        Path(agent.socket).chmod(0o600)
+        agent.runtime.chmod(0o700)
+    assert run.stdout == b""
+    reached("connections judged by another uid than the one that connected", 0)

@@ -21,6 +21,7 @@ from tests.agent.test_processes import Ordinary
 from tests.agent.wire import Wire, request
 from tests.bench.bars import REPLACED
 from tests.processes import Agent, Token, running
+from tests.rows import Reached
 from tests.timing import Measured
 
 TARGET = {"htm": "GET", "htu": "https://api.example.com/"}
@@ -317,10 +318,13 @@ def test_another_program_of_the_user_opens_no_signer_at_any_moment(ordinary: Ord
 
 
 @pytest.mark.long
-def test_ten_thousand_tries_to_open_a_new_signer_fail(ordinary: Ordinary) -> None:
+@pytest.mark.row(21)
+def test_ten_thousand_tries_to_open_a_new_signer_fail(ordinary: Ordinary, reached: Reached) -> None:
     found = thieves(ordinary, 10_000)
     assert found["tried"] >= 10_000
     assert found["opened"] == []
+    reached("tries at new signers, from their first moment on", found["tried"])
+    reached("tries at new signers that opened something", len(found["opened"]))
 
 
 def test_the_thief_opens_what_isnt_closed(ordinary: Ordinary) -> None:

@@ -22,7 +22,10 @@ from dpop_agent.client import AgentClient
 from dpop_agent.errors import DPoPAgentError
 from tests.agent.places import refused_to_serve, serve_with, until, until_logged
 from tests.agent.wire import Wire, refusal, request
+from tests.bench.bars import DESCRIPTORS_BACK
 from tests.processes import Agent, Token, running
+from tests.rows import Reached
+from tests.timing import Measured
 
 MakeAgent = Callable[..., Agent]
 
@@ -290,21 +293,61 @@ def test_descriptors_that_whoever_started_it_left_open_are_counted(make_agent: M
         agent.create_key("default")
 
 
+@pytest.mark.row(5)
+def test_200_connections_to_an_agent_with_64_descriptors_end_it_not_and_keep_it_not_busy(
+    make_agent: MakeAgent, measured: Measured, reached: Reached
+) -> None:
+    agent = make_agent(preexec=limits(64, 64)).start()
+    agent.create_key("default")
+    with ExitStack() as idle:
+        for _ in range(200):
+            idle.enter_context(Wire(agent.socket))
+        cores = _cores(agent)
+        assert cores < 0.5
+    with measured(DESCRIPTORS_BACK):
+        until(lambda: gives_a_proof(agent))
+    assert agent.process.poll() is None
+    reached("connections to an agent that may have 64 descriptors", 200)
+    reached("agents that ended for want of descriptors", 0)
+    reached("cores that an agent without descriptors keeps busy", cores)
+
+
+@pytest.mark.row(5)
 def test_running_out_of_descriptors_all_the_same_is_told_once_and_over_when_it_is_over(
-    make_agent: MakeAgent,
+    make_agent: MakeAgent, measured: Measured, reached: Reached
 ) -> None:
     agent = make_agent().start()
+    agent.create_key("default")
     used = open_files(agent)
     subprocess.run(["prlimit", f"--pid={agent.pid}", f"--nofile={used + 3}"], check=True)
-    spent = _cpu_ticks(agent)
     with ExitStack() as idle:
         for _ in range(100):
             idle.enter_context(Wire(agent.socket))
         until_logged(agent, "no connection can be taken in for now")
-        time.sleep(1)
-        assert _cpu_ticks(agent) - spent < os.sysconf("SC_CLK_TCK") / 2
-    until(lambda: answers(agent.socket, agent.pid))
+        cores = _cores(agent)
+        assert cores < 0.5
+    with measured(DESCRIPTORS_BACK):
+        until(lambda: gives_a_proof(agent))
+    assert answers(agent.socket, agent.pid)
+    reached("cores that an agent without descriptors keeps busy", cores)
+    reached("agents that ended for want of descriptors", 0)
     assert agent.log.read_text().count("no connection can be taken in for now") == 1
+
+
+def gives_a_proof(agent: Agent) -> bool:
+    """Whether it does, or refuses the connection."""
+    with Wire(agent.socket) as wire:
+        with suppress(BrokenPipeError):
+            wire.send(request("proof", {"htm": "GET", "htu": "https://api.example.com/"}))
+        answer = wire.line()
+    return answer is not None and "result" in answer
+
+
+def _cores(agent: Agent) -> float:
+    """How much of a core it keeps busy in a second of its doing nothing."""
+    before = _cpu_ticks(agent)
+    time.sleep(1)
+    return (_cpu_ticks(agent) - before) / os.sysconf("SC_CLK_TCK")
 
 
 def _cpu_ticks(agent: Agent) -> int:

@@ -19,7 +19,10 @@ from packaging.utils import canonicalize_name
 
 from tests.agent.places import descendants, serve_with, until, until_open
 from tests.agent.wire import Wire, request
+from tests.emulators import need
 from tests.processes import ROOT, Agent, Token, new_token
+from tests.rows import Reached
+from tests.unit.fake_server import FakeServer, Reply, Seen
 
 TARGET = {"htm": "GET", "htu": "https://api.example.com/"}
 NOBODY = 65534
@@ -180,7 +183,10 @@ def test_a_client_in_a_user_namespace_reaches_a_socket_mounted_into_a_folder_of_
     assert run.stdout.split() == ["65534", str(ordinary.agent.pid)]
 
 
-def test_agent_and_signers_are_closed_to_other_programs_of_their_user(ordinary: Ordinary) -> None:
+@pytest.mark.row(21)
+def test_agent_and_signers_are_closed_to_other_programs_of_their_user(
+    ordinary: Ordinary, reached: Reached
+) -> None:
     until(lambda: ordinary.store()["state"] == "ready")
     pids = [ordinary.agent.pid, *descendants(ordinary.agent.pid)]
     assert len(pids) == 3  # the agent, the process that forks signers, and the signer
@@ -195,19 +201,24 @@ def test_agent_and_signers_are_closed_to_other_programs_of_their_user(ordinary: 
     )
     (seen,) = json.loads(open_process).values()
     assert {"environ", "maps", "fd"} <= set(seen)  # so that a refusal means something
-    assert json.loads(ordinary.python(_PEEK, *map(str, pids))) == {str(pid): [] for pid in pids}
+    found = json.loads(ordinary.python(_PEEK, *map(str, pids)))
+    assert found == {str(pid): [] for pid in pids}
+    ways = sum(map(len, found.values()))
+    reached("ways into agent and signer that another program of the user has", ways)
 
 
 def ordinary_uid() -> int:
     return os.getuid() or NOBODY
 
 
-def test_no_process_leaves_a_core_file(agent: Agent) -> None:
+@pytest.mark.row(17)
+def test_no_process_leaves_a_core_file(agent: Agent, reached: Reached) -> None:
     until_open(agent)
     for pid in (agent.pid, *descendants(agent.pid)):
         limits = Path(f"/proc/{pid}/limits").read_text()
         (line,) = [line for line in limits.splitlines() if line.startswith("Max core file size")]
         assert line.split()[4:6] == ["0", "0"]
+    reached("processes that may leave a core file", 0)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="the maps of a closed process are root's to read")
@@ -277,6 +288,88 @@ def test_the_most_talkative_log_has_no_secret(
     for secret in (pin, access_token, nonce, str(proof), parts[1], parts[2], "canary-path"):
         assert all(secret not in text for text in told)
     assert str(proof) not in repr(proof)
+
+
+_RENEWS = """
+import json, logging, sys
+logging.basicConfig(level=logging.DEBUG)
+import httpx
+from dpop_agent.client import AgentClient, BoundToken
+from dpop_agent.client.httpx import DPoPAuth, DPoPTransport
+given = json.loads(sys.stdin.readline())
+
+def renew(old):
+    asks = {"grant_type": "refresh_token", "refresh_token": old.refresh_token}
+    response = http.post(sys.argv[1] + "/token", data=asks)
+    jkt = response.extensions["dpop"].jkt
+    return BoundToken.from_response(response.json(), jkt=jkt, refresh_token=old.refresh_token)
+
+with httpx.Client(transport=DPoPTransport(AgentClient(), origins=[sys.argv[1]])) as http:
+    old = BoundToken(given["access"], given["jkt"], 1.0, given["refresh"])
+    http.get(sys.argv[1] + "/me", auth=DPoPAuth(renew, token=old)).raise_for_status()
+"""
+_CURL = """
+"$1" -m dpop_agent proof GET "$2" --header --access-token-file "$3/access" >"$3/proof"
+sed 's/^/Authorization: DPoP /' "$3/access" >"$3/authorization"
+exec curl --silent --fail --header "@$3/proof" --header "@$3/authorization" "$2"
+"""
+
+
+@pytest.mark.row(17)
+@pytest.mark.skipif(os.getuid() != 0, reason="the environment of a closed process is root's")
+def test_pin_access_token_refresh_token_and_proofs_are_nowhere_that_others_read(
+    make_agent: Callable[..., Agent], token: Token, tmp_path: Path, reached: Reached
+) -> None:
+    """While a program renews an access token, and while a script calls curl with one."""
+    need("curl")
+    secrets = {
+        "PIN": token.pin,
+        "access": "canary-access-token",
+        "renewed": "canary-renewed-access-token",
+        "refresh": "canary-refresh-token",
+    }
+    told, proofs = list[str](), list[str]()
+
+    def look(seen: Seen) -> Reply:
+        proofs.extend(seen.proofs)
+        for pid in descendants(os.getpid()):
+            for name in ("cmdline", "environ"):
+                told.append(Path(f"/proc/{pid}/{name}").read_bytes().decode(errors="replace"))
+        body = {"access_token": secrets["renewed"], "token_type": "DPoP", "expires_in": 60}
+        return Reply(200, json.dumps(body).encode(), Content_Type="application/json")
+
+    agent = make_agent(token.config, preexec=serve_with("-v")).start()
+    jkt = agent.create_key("default")["jkt"]
+    with FakeServer(look) as server:
+        renews = subprocess.run(
+            [sys.executable, "-c", _RENEWS, server.origin],
+            input=json.dumps({**secrets, "jkt": jkt}),
+            env=agent.env,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert renews.returncode == 0, renews.stderr
+        presented = [seen.headers["Authorization"] for seen in server.seen]
+        assert presented == [None, f"DPoP {secrets['renewed']}"]
+        folder = tmp_path / "curl"
+        folder.mkdir(mode=0o700)
+        (folder / "access").write_text(secrets["access"])
+        words = ["--key", "default", "--", "sh", "-ec", _CURL, "sh", sys.executable]
+        asks = agent.run("exec", *words, f"{server.origin}/curl", str(folder), check=True)
+        assert server.seen[-1].headers["Authorization"] == f"DPoP {secrets['access']}"
+    assert any(text.startswith("curl\0") for text in told)
+    assert len(proofs) == 3
+    told += [renews.stderr, renews.stdout, asks.stderr, agent.log.read_text()]
+    told += [file.read_text() for file in agent.state.rglob("*") if file.is_file()]
+    assert "DEBUG" in agent.log.read_text()
+    assert "DEBUG" in renews.stderr
+    parts = [part for proof in proofs for part in (proof, *proof.split(".")[1:])]
+    hits = [secret for secret in (*secrets.values(), *parts) for text in told if secret in text]
+    assert hits == []
+    reached("kinds of secrets looked for: PIN, access and refresh token, proof", 4)
+    reached("secrets in DEBUG logs, state files, command lines and environments", len(hits))
 
 
 TRACE = """

@@ -6,7 +6,9 @@ import json
 import math
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,9 +18,11 @@ import jwt
 import pytest
 
 from dpop_agent.jose import ALGORITHMS, access_token_hash, b64url, b64url_decode, thumbprint
+from dpop_agent.protocol import MAX_REQUESTS
 from dpop_agent.verify import verify
 from tests.agent.wire import Wire, refusal, request
 from tests.processes import Agent, new_token
+from tests.rows import Reached
 
 ALGS = ("ES256", "ES384", "ES512", "RS256", "PS256", "EdDSA", "Ed25519")
 HTM, HTU = "GET", "https://api.example.com/v1/me"
@@ -80,6 +84,31 @@ def jwk_of(wire: Wire, key: str) -> dict[str, str]:
     (listed,) = wire.result("key.list", key=key)["keys"]
     jwk: dict[str, str] = listed["generations"][0]["jwk"]
     return jwk
+
+
+@pytest.mark.parametrize(
+    "count", [5_000, pytest.param(1_000_000, marks=[pytest.mark.long, pytest.mark.row(16)])]
+)
+def test_each_proof_end_to_end_has_its_own_jti(agent: Agent, count: int, reached: Reached) -> None:
+    batch = b"".join(request("proof", TARGET, number=n) for n in range(MAX_REQUESTS))
+    seen = set[bytes]()
+    asked = 0
+    with ExitStack() as stack:
+        wires = deque(stack.enter_context(Wire(agent.socket)) for _ in range(8))
+        for wire in wires:
+            wire.send(batch)
+        while asked < count:
+            wires.rotate()
+            for answer in wires[0].lines(MAX_REQUESTS):
+                jti = b64url_decode(claims(answer["result"])["jti"])
+                assert len(jti) == 16
+                seen.add(jti)
+                asked += 1
+            wires[0].send(batch)
+        again = asked - len(seen)
+    assert again == 0
+    reached("proofs, end to end", asked)
+    reached("proofs that have another's jti", again)
 
 
 # The form

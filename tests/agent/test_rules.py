@@ -23,6 +23,7 @@ from dpop_agent.proof import header as proof_header
 from tests.agent.places import hurried, until, until_logged, until_open
 from tests.agent.wire import Wire, request
 from tests.processes import ROOT, Agent, Token, new_token, running
+from tests.rows import Reached
 
 API = "https://api.example.com"
 ATH = access_token_hash("an access token")
@@ -226,6 +227,37 @@ def test_a_rule_that_is_none_changes_nothing(
         assert admin.error("key.create", key="new", origins=[], **params)["message"]
         assert admin.result("key.list", key="narrow") == before
         assert admin.error("key.list", key="new")["type"] == "key_unknown"
+
+
+_HANDS_ON = """
+import os, sys, time
+from tests.agent.wire import Wire
+wire = Wire(sys.argv[1])
+wire.result("status")
+if os.fork():
+    os._exit(0)
+sys.stdin.readline()
+print(wire.result("proof", key="each", htm="GET", htu="https://api.example.com/")["state"])
+"""
+
+
+@pytest.mark.row(22)
+def test_a_person_isnt_told_the_name_of_a_program_that_ended(
+    asking: Agent, person: Person, reached: Reached
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _HANDS_ON, asking.socket],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ) as parent:
+        parent.wait(30)
+        said, _ = parent.communicate(b"\n", timeout=30)
+    assert said == b"active\n"
+    ((_, question),) = person.asked
+    assert "It seems to be asked for by a program that can't be told." in question
+    assert "python" not in question
+    reached("names of a program that had ended, in audit, log and prompts", 0)
 
 
 def test_rules_outlive_the_agent_and_are_shown_as_a_sentence(

@@ -21,6 +21,7 @@ from tests.agent.test_processes import Ordinary
 from tests.agent.wire import Wire, request
 from tests.emulators import need
 from tests.processes import Agent
+from tests.rows import Reached
 
 MakeAgent = Callable[..., Agent]
 
@@ -330,8 +331,9 @@ SOCKET: dict[str, Any] = {
 }
 
 
+@pytest.mark.row(24)
 def test_a_client_in_a_sandbox_gets_its_proofs_and_learns_nothing_of_what_else_the_agent_has(
-    ordinary: Ordinary, make_agent: MakeAgent
+    ordinary: Ordinary, make_agent: MakeAgent, reached: Reached
 ) -> None:
     need("bubblewrap")
     serve(ordinary)
@@ -385,3 +387,5 @@ def test_a_client_in_a_sandbox_gets_its_proofs_and_learns_nothing_of_what_else_t
         sandbox.end()
     found = {key["key"]: key["origins"] for key in ask("key.list")["keys"]}
     assert found == {"default": [], "secret": [], "shop": [API, SECRET]}, "nothing was changed"
+    reached("attempts at more than a filtered socket gives", len(requests))
+    reached("attempts at more that got or told something", 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import select
 import socket
 from types import TracebackType
@@ -14,6 +15,28 @@ def request(method: str, params: dict[str, Any] | None = None, *, number: str | 
     """A request's line."""
     message = {"jsonrpc": "2.0", "id": number, "method": method, "params": params or {}}
     return json.dumps(message).encode() + b"\n"
+
+
+_TARGET = {"htm": "GET", "htu": "https://api.example.com/"}
+_JKT = "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I"
+_WHOLE = [
+    request("hello", {"client": "x"}),
+    request("proof", {**_TARGET, "nonce": "n", "timeout_ms": 1000, "jkt": _JKT}),
+    request("proof.sign", {"signing_input": "e30.e30", "jkt": _JKT}),
+    request("observe", {"seen": [{"htu": "https://h.example/", "nonce": "n"}]}),
+    request("key.list", {"cursor": "a@1", "include_destroyed": True}),
+    request("status"),
+]
+_PIECES = [b'"', b"{", b"}", b"[", b",", b":", b"\\", b"\x00", b"\xff", b"null", b"1e999", b" "]
+
+
+def mutated(chance: random.Random) -> bytes:
+    """A request's line with a few of its bytes changed, and without its newline."""
+    line = bytearray(chance.choice(_WHOLE)[:-1])
+    for _ in range(chance.randrange(1, 4)):
+        at = chance.randrange(len(line))
+        line[at : at + chance.randrange(4)] = chance.choice(_PIECES)
+    return bytes(line).replace(b"\n", b"")
 
 
 class Wire:

@@ -15,6 +15,10 @@ RECOVERED = "an agent that was killed has recovered"
 REPLACED = "a signer that was killed is replaced after 0.01 s, and its successor signs"
 PROOF = "`dpop-agent proof`, in starts of the interpreter"
 HONEST = "a proof beside 80 greedy clients, in proofs of a client alone"
+HONEST_400 = "a proof beside 400 greedy clients, in proofs of a client alone"
+OWNER = "the owner's status on admin.sock beside 400 greedy clients"
+LATE_LINE = "a line that isn't ended in 5 s is refused"
+DESCRIPTORS_BACK = "a proof, once an agent without descriptors has some again"
 
 SECONDS = {
     RECOVERED: 2.0,
@@ -31,7 +35,9 @@ SECONDS = {
     "a key is made behind a store that hangs in the same module": 10.0,
     "a reload, and the agent's end, while somebody types": 5.0,
     "a proof with a deadline of 0.3 s, from a store that hangs, is refused": 1.0,
-    "a line that isn't ended in 5 s is refused": 6.5,
+    LATE_LINE: 6.5,
+    OWNER: 0.5,
+    DESCRIPTORS_BACK: 1.0,
     "a proof with a touch that comes after 2.2 s": 3.5,
     "a touch that is due is announced": 1.0,
     "a touch that the card waits 1.1 s for in vain is told": 2.2,
@@ -68,6 +74,7 @@ AT_MOST = {
     **SECONDS,
     PROOF: 2.7,
     HONEST: 2.0,
+    HONEST_400: 2.0,
     SEQUENTIAL: 3.5,
     PAUSED_TO_BEFORE: 0.7,
     CPU_BEYOND: 40.0,

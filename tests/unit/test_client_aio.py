@@ -24,6 +24,7 @@ from dpop_agent.errors import (
 )
 from dpop_agent.peer import Peer
 from dpop_agent.protocol import MAX_LINE, encode_error
+from tests.rows import Reached
 from tests.unit.fake_agent import HANG_UP, JKT, NOTHING, TOUCH, TOUCH_DUE, FakeAgent, Raw
 
 URI = "https://api.example.com/me"
@@ -277,8 +278,9 @@ def test_an_agent_that_is_full_says_so(agent: FakeAgent) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.row(23)
 def test_nothing_is_sent_to_a_foreign_listener(
-    agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+    agent: FakeAgent, monkeypatch: pytest.MonkeyPatch, reached: Reached
 ) -> None:
     monkeypatch.setattr(connection_module, "peer_of", lambda _: Peer(1, os.getuid() + 1, 0))
 
@@ -289,6 +291,7 @@ def test_nothing_is_sent_to_a_foreign_listener(
 
     asyncio.run(main())
     assert agent.bytes == 0
+    reached("bytes that a client sent to a foreign place", agent.bytes)
 
 
 def test_no_agent_is_agent_unavailable(tmp_path: Path) -> None:

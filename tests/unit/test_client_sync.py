@@ -36,6 +36,7 @@ from dpop_agent.errors import (
 from dpop_agent.jose import b64url
 from dpop_agent.peer import Peer
 from dpop_agent.protocol import MAX_LINE, encode_error
+from tests.rows import Reached
 from tests.timing import ratio
 from tests.unit.fake_agent import (
     HANG_UP,
@@ -212,8 +213,9 @@ def _foreign(listener: socket.socket, path: str) -> int:
 _foreign_pipes: dict[int, int] = {}
 
 
+@pytest.mark.row(23)
 def test_a_client_sends_nothing_to_a_foreign_listener(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reached: Reached
 ) -> None:
     if os.getuid() == 0:
         fake = FakeAgent(tmp_path / "run", serve=False)
@@ -222,7 +224,9 @@ def test_a_client_sends_nothing_to_a_foreign_listener(
         with AgentClient(fake.path) as client, pytest.raises(UnsafeSocket, match="65534"):
             client.proof("GET", URI)
         heard = _foreign_pipes.pop(pid)
-        assert os.read(heard, 100) == b"!"
+        sent = os.read(heard, 100).removeprefix(b"!")
+        assert sent == b""
+        reached("bytes that a client sent to a foreign place", len(sent))
         os.close(heard)
         os.waitpid(pid, 0)
         return
@@ -233,9 +237,32 @@ def test_a_client_sends_nothing_to_a_foreign_listener(
         assert fake.bytes == 0
 
 
+@pytest.mark.row(23)
+@pytest.mark.skipif(os.getuid() != 0, reason="to give a folder to another user takes root")
+def test_a_client_connects_in_no_folder_of_another_user_and_says_whose_it_is(
+    agent: FakeAgent, client: AgentClient, reached: Reached
+) -> None:
+    folder = Path(agent.path).parent
+    refused = 0
+    for foreign in (folder, folder.parent):
+        os.chown(foreign, 65534, 65534)
+        try:
+            with pytest.raises(
+                UnsafeSocket, match=f"{foreign}(, above the socket,)? belongs to uid 65534"
+            ):
+                client.proof("GET", URI)
+        finally:
+            os.chown(foreign, 0, 0)
+        refused += 1
+    assert (agent.connections, agent.bytes) == (0, 0)
+    reached("foreign folders, its own and one above, that a client refused, saying whose", refused)
+    reached("bytes that a client sent to a foreign place", agent.bytes)
+
+
+@pytest.mark.row(23)
 @pytest.mark.parametrize("mode", [0o750, 0o701, 0o777])
 def test_a_client_does_not_connect_in_a_folder_that_others_reach(
-    agent: FakeAgent, client: AgentClient, mode: int
+    agent: FakeAgent, client: AgentClient, mode: int, reached: Reached
 ) -> None:
     folder = os.path.dirname(agent.path)
     os.chmod(folder, mode)
@@ -243,6 +270,7 @@ def test_a_client_does_not_connect_in_a_folder_that_others_reach(
         client.proof("GET", URI)
     os.chmod(folder, 0o700)
     assert agent.connections == 0
+    reached("bytes that a client sent to a foreign place", agent.bytes)
 
 
 def test_nobody_at_the_socket_is_agent_unavailable(tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import random
 import socket
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 from unittest.mock import Mock
 
 import pytest
@@ -16,8 +18,11 @@ from dpop_agent.agent import connection
 from dpop_agent.agent.call import Call
 from dpop_agent.agent.connection import Connection
 from dpop_agent.agent.intake import Intake
+from dpop_agent.agent.trails import Trace
 from dpop_agent.protocol import AGENT_METHODS, MAX_LINE, MAX_REQUESTS, Decoder
-from tests.agent.wire import request
+from tests.agent.wire import mutated, request
+from tests.processes import resident_kib
+from tests.rows import Reached
 
 LINE_S = 0.2
 
@@ -59,6 +64,16 @@ class Peer:
         line, _, self._rest = self._rest.partition(b"\n")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+
+class Untraced:
+    """Remembers nothing of a million lines."""
+
+    def refused(self, *_: object) -> None:
+        pass
+
+    def granted(self, *_: object) -> None:
+        pass
 
 
 def with_peer(monkeypatch: pytest.MonkeyPatch, story: Callable[[Peer], Awaitable[None]]) -> None:
@@ -170,3 +185,47 @@ def test_lines_of_the_greatest_length_come_whole_however_many_are_sent_at_once(
         assert (await peer.next())["error"]["data"]["type"] == "parse_error"
 
     with_peer(monkeypatch, story)
+
+
+async def malformed(count: int) -> int:
+    """KiB that memory grew by while so many malformed lines were refused, with an answer each."""
+    chance, loop, server = random.Random(9449), asyncio.get_running_loop(), Server()
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    refused, before = 0, 0
+    with theirs:
+        made = Connection(
+            server,
+            Decoder(AGENT_METHODS),
+            Intake(loop),
+            (0, "agent.sock", 1),
+            cast("Trace", Untraced()),
+        )
+        await loop.create_unix_connection(lambda: made, sock=ours)
+        peer = Peer(theirs, server)
+        while refused < count:
+            lines = [mutated(chance) for _ in range(50)]
+            theirs.sendall(b"".join(line + b"\n" for line in lines))
+            for _ in lines:
+                answer = await peer.next()
+                if "error" in answer:
+                    assert answer["error"]["data"]["type"] != "internal"
+                    refused += 1
+            before = before or resident_kib(os.getpid())
+        made.abort()
+        await asyncio.sleep(0)
+    return resident_kib(os.getpid()) - before
+
+
+@pytest.mark.parametrize(
+    "count",
+    [20_000, pytest.param(1_000_000, marks=[pytest.mark.long, pytest.mark.row(1)])],
+)
+def test_malformed_lines_are_answered_one_by_one_and_cost_no_memory(
+    count: int, reached: Reached
+) -> None:
+    grew_kib = asyncio.run(malformed(count))
+    assert grew_kib < 10 * 1024
+    reached("malformed lines in process", count)
+    reached("malformed lines and frames that crashed something or got no answer", 0)
+    reached("MiB that memory grew by for malformed lines and frames", grew_kib / 1024)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import os
 import random
 from pathlib import Path
 from typing import Any, cast
@@ -31,6 +33,8 @@ from dpop_agent.channel import Frames, Malformed, Signed, frame, sign_frame
 from dpop_agent.config import PinSource, StoreConfig, TokenUri
 from dpop_agent.errors import DPoPAgentError
 from dpop_agent.jose import ALGORITHMS, b64url, ec_jwk, okp_jwk, rsa_jwk, thumbprint
+from tests.processes import resident_kib
+from tests.rows import Reached
 
 EC = ec_jwk("P-256", b"x" * 32, b"y" * 32)
 JWKS = {
@@ -337,7 +341,17 @@ def test_of_mutated_frames_no_bad_signature_leaves_and_every_request_is_answered
 
 
 @pytest.mark.long
-def test_of_a_million_mutated_frames_no_bad_signature_leaves(tmp_path: Path) -> None:
+@pytest.mark.row(1)
+def test_of_a_million_mutated_frames_no_bad_signature_leaves(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, reached: Reached
+) -> None:
+    caplog.set_level(logging.CRITICAL)  # pytest keeps each line that is logged in memory
+    asyncio.run(mad_signers(tmp_path, count=10_000))
+    before = resident_kib(os.getpid())
     signed, failed = asyncio.run(mad_signers(tmp_path, count=1_000_000))
     assert signed > 1_000
     assert failed > 1_000
+    grew_kib = resident_kib(os.getpid()) - before
+    assert grew_kib < 10 * 1024
+    reached("malformed frames of a signer in process", signed + failed)
+    reached("MiB that memory grew by for malformed lines and frames", grew_kib / 1024)

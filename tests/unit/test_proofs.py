@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,10 +18,14 @@ from dpop_agent.agent.policy import require_allowed
 from dpop_agent.agent.proofs import MAX_CHOICES, Choice, Proofs, Signatory
 from dpop_agent.agent.rates import Rates
 from dpop_agent.agent.rules import Rules
+from dpop_agent.client import AgentClient
 from dpop_agent.errors import ConsentRefused, DPoPAgentError, KeyUnusable, PolicyRefused
 from dpop_agent.htu import target
+from dpop_agent.jose import b64url, b64url_decode
 from dpop_agent.protocol import encode_made, encode_result
+from tests.rows import Reached
 from tests.state_folder import new_public_key
+from tests.unit.agent_in_process import AgentInProcess
 
 AT = "2026-11-20T19:05:00Z"
 STATES = [State.STAGED, State.ACTIVE, State.DRAINING, State.COMPROMISED, State.SUSPENDED]
@@ -238,3 +243,28 @@ def test_a_result_that_is_json_already_makes_the_line_that_encoding_it_makes(
     result = {"proof": "e30.e30.sig", "nonce": None}
     made = encode_made(request_id, json.dumps(result, separators=(",", ":")).encode())
     assert made == encode_result(request_id, result)
+
+
+@pytest.mark.row(16)
+def test_each_jti_is_asked_of_the_operating_system_and_none_is_kept_ahead(
+    monkeypatch: pytest.MonkeyPatch, reached: Reached
+) -> None:
+    """What is kept ahead, a fork would give out twice."""
+    read, given = os.urandom, list[bytes]()
+
+    def noted(size: int) -> bytes:
+        given.append(read(size))
+        return given[-1]
+
+    with AgentInProcess() as agent, AgentClient(agent.socket) as client:
+        with AgentClient(agent.admin_socket) as admin:
+            admin.call("key.create", {"key": "default", "origins": []})
+        client.proof("GET", TARGETS[0])
+        monkeypatch.setattr(os, "urandom", noted)
+        for _ in range(50):
+            before = len(given)
+            claims = str(client.proof("GET", TARGETS[0])).split(".")[1]
+            (asked,) = given[before:]
+            assert json.loads(b64url_decode(claims))["jti"] == b64url(asked)
+            assert len(asked) == 16
+            reached("bytes that the operating system is asked for, for each proof", len(asked))

@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from dpop_agent import paths
 from dpop_agent.agent import audit, trails
 from dpop_agent.agent.keys import Keys
+from dpop_agent.agent.programs import program_of
 from dpop_agent.agent.records import Records
 from dpop_agent.agent.trails import Trace, Trail, Trails
 from dpop_agent.client import AgentClient
@@ -33,6 +35,7 @@ from dpop_agent.errors import (
     PolicyRefused,
 )
 from dpop_agent.peer import Peer
+from tests.rows import Reached
 from tests.unit.agent_in_process import AgentInProcess
 
 WHO = audit.who("agent")
@@ -561,3 +564,23 @@ def test_a_proof_that_waits_for_its_line_doesnt_leave_once_somebody_said_comprom
         answers.set()
         asking.join(30)
         assert [type(e) for e in refused] == [refusal]
+
+
+@pytest.mark.row(22)
+def test_a_process_that_got_the_pid_of_one_that_ended_isnt_taken_for_it(
+    story: Story, monkeypatch: pytest.MonkeyPatch, reached: Reached
+) -> None:
+    us = program_of(os.getpid())
+    assert us is not None
+
+    async def tell(disk: Disk) -> None:
+        trace = Trace(disk.trail, Peer(os.getpid(), 1000, 1000))
+        assert trace.process() == os.getpid()
+        monkeypatch.setattr(trails, "program_of", lambda _pid: us._replace(started=b"later"))
+        assert trace.process() == 0
+        monkeypatch.setattr(trails, "program_of", lambda _pid: us)
+        assert trace.process() == 0, "once it isn't known who has the connection, it stays so"
+        assert '"program":null' in trace.who(time.monotonic() + 60)
+
+    story(tell)
+    reached("names of a program that had ended, in audit, log and prompts", 0)

@@ -25,9 +25,10 @@ class Tests:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" and report.passed:
-            for _, value in report.user_properties:
-                bar, seconds = cast("tuple[str, float]", value)
-                self.measured.setdefault(bar, []).append(seconds)
+            for name, value in report.user_properties:
+                if name == "measured":
+                    bar, seconds = cast("tuple[str, float]", value)
+                    self.measured.setdefault(bar, []).append(seconds)
 
 
 def measure(setting: Setting) -> None:
