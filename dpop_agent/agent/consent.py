@@ -156,14 +156,12 @@ class Consents:
         self._tasks.setdefault(wish.flow, set()).add(task)
 
         def ended(task: asyncio.Task[None]) -> None:
-            tasks = self._tasks.get(wish.flow)
-            if tasks is None:
-                then(_outcome(wish, task, has_gone=True))
-                return
+            tasks = self._tasks.get(wish.flow, set())
+            has_gone = task not in tasks
             tasks.discard(task)
             if not tasks:
-                del self._tasks[wish.flow]
-            then(_outcome(wish, task))
+                self._tasks.pop(wish.flow, None)
+            then(_outcome(wish, task, has_gone=has_gone))
 
         task.add_done_callback(ended)
 
@@ -297,9 +295,7 @@ class Consents:
         )
 
 
-def _outcome(
-    wish: Wish, task: asyncio.Task[None], *, has_gone: bool = False
-) -> DPoPAgentError | None:
+def _outcome(wish: Wish, task: asyncio.Task[None], *, has_gone: bool) -> DPoPAgentError | None:
     """The refusal that a question came to, or None for a yes.
 
     Args:

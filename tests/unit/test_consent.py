@@ -280,6 +280,7 @@ def test_of_those_who_wait_and_go_nothing_stays() -> None:
             assert isinstance(came[0], Cancelled)
         await person.answers()
         assert not person.consents._questions
+        assert not person.consents._tasks
 
     story(told)
 
