@@ -294,7 +294,7 @@ def test_descriptors_that_whoever_started_it_left_open_are_counted(make_agent: M
 
 
 @pytest.mark.row(5)
-def test_200_connections_to_an_agent_with_64_descriptors_end_it_not_and_keep_it_not_busy(
+def test_200_connections_to_an_agent_with_64_descriptors_neither_end_it_nor_keep_it_busy(
     make_agent: MakeAgent, measured: Measured, reached: Reached
 ) -> None:
     agent = make_agent(preexec=limits(64, 64)).start()
@@ -335,7 +335,7 @@ def test_running_out_of_descriptors_all_the_same_is_told_once_and_over_when_it_i
 
 
 def gives_a_proof(agent: Agent) -> bool:
-    """Whether it does, or refuses the connection."""
+    """Whether it takes a connection in, and gives a proof on it."""
     with Wire(agent.socket) as wire:
         with suppress(BrokenPipeError):
             wire.send(request("proof", {"htm": "GET", "htu": "https://api.example.com/"}))
