@@ -155,15 +155,16 @@ class SignerProcess(asyncio.BufferedProtocol):
         self._unanswered += 1
         if self._held is not None:
             self._held.append(data)
-        elif self._unanswered == 1:
-            self._transport.write(data)
         else:
             self._held = [data]
-            self._loop.call_soon(self._give_held)
+            if self._unanswered == 1:
+                self._give_held()
+            else:
+                self._loop.call_soon(self._give_held)
 
     def _give_held(self) -> None:
         held, self._held = self._held, None
-        if held:
+        if held and not self._transport.is_closing():
             self._transport.write(b"".join(held))
 
     def close(self) -> None:

@@ -69,7 +69,7 @@ class Peer:
 class Untraced:
     """Remembers nothing of a million lines."""
 
-    def refused(self, *_: object) -> None:
+    def refused(self, *_: object, **__: object) -> None:
         pass
 
     def granted(self, *_: object) -> None:
