@@ -40,7 +40,7 @@ class Person:
         program = folder / "bin" / "pinentry"
         program.parent.mkdir()
         script = ROOT / "tests" / "pinentry_program.py"
-        program.write_text(f"#!/bin/sh\nexec {sys.executable} -I {script}\n")
+        program.write_text(f"#!/bin/sh\nexec '{sys.executable}' -I '{script}'\n")
         program.chmod(0o700)
         self.env = {
             "PATH": f"{program.parent}:{os.environ['PATH']}",

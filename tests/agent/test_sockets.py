@@ -580,7 +580,7 @@ def test_each_socket_has_an_audit_of_its_own_and_its_adding_and_end_are_in_the_o
 
 
 def test_exec_runs_a_command_with_a_socket_of_its_own_that_is_gone_with_it(agent: Agent) -> None:
-    ask = f"exec {sys.executable} -m dpop_agent proof GET"
+    ask = f"exec '{sys.executable}' -m dpop_agent proof GET"
     run = agent.run(
         *("exec", "--key", "shop", "--origin", API, "--", "sh", "-c"),
         f'echo "$DPOP_AGENT_SOCK"; ({ask} {API}/ --key shop); ({ask} {SHOP}/ --key shop); exit 7',
