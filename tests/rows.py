@@ -242,7 +242,7 @@ class Results:
         if not report.passed:
             for number in rows:
                 self.without.setdefault(number, []).append(f"{report.nodeid} {report.outcome}")
-        elif rows and report.when == "call":
+        if rows and report.when == "call":
             for name, value in report.user_properties:
                 if name in ("reached", "measured"):
                     what, figure = cast("tuple[str, float]", value)

@@ -218,9 +218,9 @@ def test_an_honest_client_beside_5000_idle_connections_waits_at_most_twice_as_lo
             yield
 
     beside, alone = beside_and_alone_s(agent, idle)
-    assert beside < 2 * alone
     reached("idle connections, where 6000 may be", 5000)
     reached("an honest client's p99 beside idle ones ÷ alone", beside / alone)
+    assert beside < 2 * alone
 
 
 @pytest.mark.long
@@ -257,6 +257,6 @@ def test_an_honest_client_beside_500_at_a_byte_a_second_waits_at_most_twice_as_l
                 dripping.join()
 
     beside, alone = beside_and_alone_s(agent, slow)
-    assert beside < 2 * alone
     reached("connections at a byte a second, each refused after 5 s", 500)
     reached("an honest client's p99 beside slow ones ÷ alone", beside / alone)
+    assert beside < 2 * alone
