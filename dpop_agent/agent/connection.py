@@ -179,9 +179,7 @@ class Connection(asyncio.BufferedProtocol):
         try:
             request = self.requests.request(line)
         except ProtocolError as e:
-            told = self._told(e)
-            self.trace.refused(e, e.method, is_told=told is e)
-            self._write(protocol.encode_error(e.request_id, told))
+            self._write(protocol.encode_error(e.request_id, self._refused(e, e.method)))
             return
         began = time.monotonic()
         log.debug("%s, asked by %s", request.method, self.client)
@@ -192,11 +190,7 @@ class Connection(asyncio.BufferedProtocol):
         def respond(what: dict[str, Any] | bytes | DPoPAgentError) -> None:
             if isinstance(what, DPoPAgentError):
                 took_s = time.monotonic() - began
-                told = self._told(what)
-                self.trace.refused(
-                    *(what, request.method, request.params, took_s), is_told=told is what
-                )
-                what = told
+                what = self._refused(what, request.method, request.params, took_s)
             elif isinstance(what, dict):
                 self.trace.granted(request, what, time.monotonic() - began)
                 if self.is_filtered:
@@ -228,8 +222,17 @@ class Connection(asyncio.BufferedProtocol):
             told = telling.event(event, params) if self.is_filtered else params
             self._write(protocol.encode_event(event, told))
 
-    def _told(self, error: DPoPAgentError) -> DPoPAgentError:
-        return telling.error(error) if self.is_filtered else error
+    def _refused(
+        self,
+        error: DPoPAgentError,
+        method: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        took_s: float | None = None,
+    ) -> DPoPAgentError:
+        """What is told of an error, which is recorded as it is."""
+        told = telling.error(error) if self.is_filtered else error
+        self.trace.refused(error, method, params, took_s, is_told=told is error)
+        return told
 
     def _write(self, line: bytes) -> None:
         if not self._transport.is_closing():
@@ -237,9 +240,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _fail(self, error: DPoPAgentError) -> None:
         """Say why, and close."""
-        told = self._told(error)
-        self.trace.refused(error, is_told=told is error)
-        self._write(protocol.encode_error(None, told))
+        self._write(protocol.encode_error(None, self._refused(error)))
         self._received, self._end = b"", -1
         self.close()
 

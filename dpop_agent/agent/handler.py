@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
@@ -40,11 +41,26 @@ class Agent(Protocol):
         """The agent's own members of `status`."""
 
 
-class _Answering:
-    """Answers requests by its methods."""
+class _Answering(ABC):
+    """Answers requests, by the methods that every socket has and by more."""
 
-    _methods: dict[str, _Method]
-    _takes_no_more = False
+    def __init__(self, proofs: Proofs, views: Views) -> None:
+        self._proofs = proofs
+        self._views = views
+        self._takes_no_more = False
+        self._methods: dict[str, _Method] = {
+            "hello": _hello,
+            "proof": proofs.proof,
+            "proof.sign": proofs.sign_proof,
+            "observe": _at_once(proofs.observe),
+            "key.list": _at_once(views.page),
+            "status": self._status,
+            "subscribe": _subscribe,
+        }
+
+    @abstractmethod
+    def _status(self, call: Call) -> None:
+        """`status`."""
 
     def handle(self, call: Call) -> None:
         """Answer a request, now or later."""
@@ -76,22 +92,14 @@ class Handler(_Answering):
         sockets: Sockets,
         background: Background,
     ) -> None:
+        super().__init__(proofs, views)
         self._agent = agent
-        self._proofs = proofs
         self._lifecycle = lifecycle
         self._stores = stores
         self._recovery = recovery
-        self._views = views
         self._sockets = sockets
         self._background = background
-        self._methods = {
-            "hello": _hello,
-            "proof": proofs.proof,
-            "proof.sign": proofs.sign_proof,
-            "observe": _at_once(proofs.observe),
-            "key.list": _at_once(views.page),
-            "status": self._status,
-            "subscribe": _subscribe,
+        self._methods |= {
             "key.create": self._later(self._create),
             "key.rotate": self._later(self._rotate),
             "key.activate": self._later(self._activate),
@@ -189,19 +197,6 @@ class Handler(_Answering):
 
 class FilteredHandler(_Answering):
     """Answers the requests of a filtered socket."""
-
-    def __init__(self, proofs: Proofs, views: Views) -> None:
-        self._proofs = proofs
-        self._views = views
-        self._methods = {
-            "hello": _hello,
-            "proof": proofs.proof,
-            "proof.sign": proofs.sign_proof,
-            "observe": _at_once(proofs.observe),
-            "key.list": _at_once(views.page),
-            "status": self._status,
-            "subscribe": _subscribe,
-        }
 
     @property
     def made(self) -> int:
