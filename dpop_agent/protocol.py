@@ -120,12 +120,15 @@ def _is_date(value: Any) -> bool:
     return isinstance(value, str) and _RFC3339_UTC.fullmatch(value) is not None
 
 
-def _is_origins(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) <= 64
-        and all(isinstance(item, str) and len(item) <= 300 for item in value)
-    )
+def seconds_of(date: str) -> int:
+    """A date on the wire as seconds since 1970, whole ones.
+
+    Raises:
+        ValueError: there is no such date.
+    """
+    from datetime import UTC, datetime
+
+    return int(datetime.fromisoformat(date[:19]).replace(tzinfo=UTC).timestamp())
 
 
 def _is_list(most: int, check: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -168,7 +171,10 @@ _REQUEST = Param(
     lambda v: isinstance(v, str) and REQUEST_ID.fullmatch(v) is not None,
 )
 _ALG = Param("an algorithm, such as ES256", lambda v: isinstance(v, str) and len(v) <= 16)
-_ORIGINS = Param("a list of at most 64 origins, such as https://api.example.com", _is_origins)
+_ORIGINS = Param(
+    "a list of at most 64 origins, such as https://api.example.com",
+    _is_list(64, lambda v: isinstance(v, str) and len(v) <= 300),
+)
 
 _STORE_REF = Param(
     "the object's id, hex digits, or as status shows it",
@@ -193,7 +199,7 @@ _MAYBE = Param(
 )
 _EVENTS = Param(
     f"a list of {', '.join(EVENTS)}",
-    lambda v: isinstance(v, list) and len(v) <= len(EVENTS) and all(e in EVENTS for e in v),
+    _is_list(len(EVENTS), lambda v: v in EVENTS),
 )
 
 RULES = {
@@ -244,11 +250,7 @@ _SOCKET = Param(
 )
 _KEYS = Param(
     f"a list of 1 to {MAX_SOCKET_KEYS} keys' names",
-    lambda v: (
-        isinstance(v, list)
-        and 0 < len(v) <= MAX_SOCKET_KEYS
-        and all(isinstance(name, str) and KEY_NAME.fullmatch(name) for name in v)
-    ),
+    lambda v: v != [] and _is_list(MAX_SOCKET_KEYS, _KEY.check)(v),
 )
 
 _PLACE = {"slot": _SLOT, "reuse_slot": _BOOL}

@@ -11,7 +11,6 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -52,6 +51,7 @@ from dpop_agent.proof import (
     parse_signing_input,
     signing_input,
 )
+from dpop_agent.protocol import seconds_of
 
 log = logging.getLogger("dpop_agent.proofs")
 
@@ -318,7 +318,7 @@ class Proofs:
             self._nonces.observe(
                 where.origin,
                 nonce=item.get("nonce"),
-                clock_offset_s=None if date is None else _seconds(date) - time.time(),
+                clock_offset_s=None if date is None else _date(date) - time.time(),
                 now=monotonic(),
                 refused_nonce=item.get("refused_nonce"),
                 iat_refused=item.get("iat_refused", False),
@@ -700,13 +700,8 @@ def _wrong_proof(why: str, *, hint: str = "") -> InvalidParams:
     return InvalidParams(f"proof.sign: signing_input is refused: {why}", hint=hint)
 
 
-def _seconds(date: str) -> float:
-    """RFC 3339 UTC → seconds since 1970.
-
-    Raises:
-        InvalidParams: a date that there isn't.
-    """
+def _date(text: str) -> int:
     try:
-        return datetime.fromisoformat(date[:19]).replace(tzinfo=UTC).timestamp()
+        return seconds_of(text)
     except ValueError as e:
         raise InvalidParams("seen: date isn't a date") from e

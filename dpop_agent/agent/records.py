@@ -45,11 +45,12 @@ Command = tuple[str, Mapping[str, Any]]
 
 def now_text() -> str:
     """RFC 3339 UTC, whole seconds."""
-    return _text_of(int(time.time()))
+    return text_of(int(time.time()))
 
 
 @lru_cache(maxsize=2)
-def _text_of(second: int) -> str:
+def text_of(second: int) -> str:
+    """The same of a moment in seconds since 1970."""
     return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

@@ -16,7 +16,6 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from dpop_agent import paths
@@ -30,7 +29,7 @@ from dpop_agent.agent.keys import Key, Keys
 from dpop_agent.agent.listener import Listener, is_dead, was_held_for
 from dpop_agent.agent.policy import allowing, allowing_origin
 from dpop_agent.agent.queue import Flow
-from dpop_agent.agent.records import Records, now_text
+from dpop_agent.agent.records import Records, now_text, text_of
 from dpop_agent.agent.rules import ANYTHING, Rule, Rules, named
 from dpop_agent.errors import (
     ConfigurationError,
@@ -43,7 +42,7 @@ from dpop_agent.errors import (
     SocketUnknown,
 )
 from dpop_agent.htu import is_below, target
-from dpop_agent.protocol import MAX_LINE, is_socket_name
+from dpop_agent.protocol import MAX_LINE, is_socket_name, seconds_of
 
 log = logging.getLogger("dpop_agent.sockets")
 
@@ -527,10 +526,9 @@ class Sockets:
             left_s = params["expires_s"]
         elif "expires" in params:
             try:
-                at = datetime.fromisoformat(params["expires"][:19]).replace(tzinfo=UTC)
+                left_s = seconds_of(params["expires"]) - now
             except ValueError as e:
                 raise InvalidParams("socket.add: expires isn't a date") from e
-            left_s = int(at.timestamp()) - now
             if left_s <= 0:
                 raise InvalidParams(
                     f"the socket {params['socket']} would expire in the past, at "
@@ -567,20 +565,16 @@ class Sockets:
             "unusable": _unusable(found, self._records.keys),
             **found.rules.members(),
             "created": found.created,
-            "expires": None if expires is None else _date(expires),
+            "expires": None if expires is None else text_of(expires),
             "with_connection": found.with_connection,
             "connections": 0 if served is None else len(served.connections),
             "proofs": 0 if served is None else served.made,
         }
 
 
-def _date(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def _until(added: Filter) -> str:
     if added.expires_at is not None:
-        return f"until {_date(added.expires_at)}"
+        return f"until {text_of(added.expires_at)}"
     return "until its connection ends" if added.with_connection else "until it is removed"
 
 
