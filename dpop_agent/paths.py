@@ -229,12 +229,7 @@ def open_only_ours(path: str, what: str, *, instead: str) -> int:
     descriptor = os.open(
         place, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
     )
-    try:
-        way.check_file(place, os.fstat(descriptor))
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+    return way.checked(place, descriptor)
 
 
 def make_private_folder(folder: str, what: str, *, instead: str) -> None:
@@ -260,6 +255,10 @@ def create(path: str) -> int:
         os.unlink(path)
     except FileNotFoundError:
         pass
+    return _create_new(path)
+
+
+def _create_new(path: str) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
 
@@ -273,13 +272,7 @@ def open_to_append(path: str) -> int:
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
     flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
     descriptor = os.open(path, flags, 0o600)
-    try:
-        way = _Way("the file", instead="move it away")
-        way.check_file(path, os.fstat(descriptor))
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+    return _Way("the file", instead="move it away").checked(path, descriptor)
 
 
 def write_new(path: str, pieces: Iterable[bytes]) -> None:
@@ -288,7 +281,7 @@ def write_new(path: str, pieces: Iterable[bytes]) -> None:
     Raises:
         OSError: FileExistsError where there is one.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    descriptor = _create_new(path)
     try:
         with open(descriptor, "wb") as file:
             file.writelines(pieces)
@@ -387,6 +380,15 @@ class _Way:
             f"{_mode(f'{self._what} {place}', info)}: others can change it",
             hint=f"look through it, then: chmod go-w {place}; or {self._instead}",
         )
+
+    def checked(self, place: str, descriptor: int) -> int:
+        """The descriptor of a file that is ours; that of another is closed."""
+        try:
+            self.check_file(place, os.fstat(descriptor))
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
 
     def check_file(self, place: str, info: os.stat_result) -> None:
         if stat.S_ISDIR(info.st_mode):

@@ -19,7 +19,7 @@ from dpop_agent import durations
 from dpop_agent.agent.asking import NotAgreed, asker
 from dpop_agent.agent.background import Background
 from dpop_agent.agent.keys import Key
-from dpop_agent.agent.queue import FairQueue, Flow
+from dpop_agent.agent.queue import FairQueue, Flow, socket_part
 from dpop_agent.agent.records import boottime
 from dpop_agent.agent.rules import Rule
 from dpop_agent.errors import (
@@ -195,7 +195,7 @@ class Consents:
         Raises:
             ConsentRefused
         """
-        socket = _socket(wish.flow)
+        socket = socket_part(wish.flow)
         questions = self._questions.setdefault(socket, Counter())
         question = _matter(wish) if wish.key.rules.confirm_s else object()
         if len(questions) >= MAX_QUESTIONS and question not in questions:
@@ -265,7 +265,7 @@ class Consents:
     def _be_quiet(self, wish: Wish, why: str) -> None:
         now = self._now()
         self._quiet = {socket: quiet for socket, quiet in self._quiet.items() if quiet.until > now}
-        self._quiet[_socket(wish.flow)] = _Quiet(why, now + QUIET_S)
+        self._quiet[socket_part(wish.flow)] = _Quiet(why, now + QUIET_S)
 
     def _agreed(self, wish: Wish) -> None:
         now = self._now()
@@ -278,14 +278,14 @@ class Consents:
         return self.holds(wish) or self._quiet_left_s(wish) > 0
 
     def _quiet_left_s(self, wish: Wish) -> float:
-        quiet = self._quiet.get(_socket(wish.flow))
+        quiet = self._quiet.get(socket_part(wish.flow))
         return 0.0 if quiet is None else quiet.until - self._now()
 
     def _require_not_quiet(self, wish: Wish) -> None:
         left_s = self._quiet_left_s(wish)
         if left_s <= 0:
             return
-        quiet = self._quiet[_socket(wish.flow)]
+        quiet = self._quiet[socket_part(wish.flow)]
         raise _refused(
             wish,
             f"nobody is asked again for {ceil(left_s)} s: last time {quiet.why}",
@@ -345,9 +345,4 @@ def changed_meanwhile(key: Key) -> ConsentRefused:
 
 
 def _matter(wish: Wish) -> tuple[str, str, Flow]:
-    return wish.key.name, wish.origin, _socket(wish.flow)
-
-
-def _socket(flow: Flow) -> Flow:
-    """Whose uid's and which socket's a connection is."""
-    return flow[:-1]
+    return wish.key.name, wish.origin, socket_part(wish.flow)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ from dpop_agent.agent.filters import Filter
 from dpop_agent.agent.forms import Remembered
 from dpop_agent.agent.keys import Forgotten, Key, Keys, State
 from dpop_agent.agent.lines import (
+    Line,
     Sealed,
     composed,
     parsed,
@@ -151,13 +152,7 @@ class Reading:
         _require_version(version)
         header, sections = parsed(data, _SECTIONS, optional=[_FORGOTTEN, _SOCKETS])
         forms.require(header, forms.LEDGER_HEADER, "line 1")
-        keys: dict[str, Key] = {}
-        for number, members, text in sections["keys"]:
-            key = _on_line(number, forms.key_from, members)
-            if key.name in keys:
-                raise ValueError(f"line {number}: the key {key.name} appears twice")
-            keys[key.name] = key
-            self._keys.learn(key.name, key, text)
+        keys = _section(sections["keys"], self._keys, forms.key_from, "key", _name)
         requests: dict[str, Remembered] = {}
         for number, members, text in sections["requests"]:
             name, request = _on_line(number, forms.request_from, members)
@@ -165,20 +160,12 @@ class Reading:
                 raise ValueError(f"line {number}: the request {name} appears twice")
             requests[name] = request
             self._requests.learn(name, request, text)
-        forgotten: dict[str, Forgotten] = {}
-        for number, members, text in sections.get(_FORGOTTEN, ()):
-            one = _on_line(number, forms.forgotten_from, members)
-            if one.jkt in forgotten:
-                raise ValueError(f"line {number}: the jkt {one.jkt} appears twice")
-            forgotten[one.jkt] = one
-            self._forgotten.learn(one.jkt, one, text)
-        sockets: dict[str, Filter] = {}
-        for number, members, text in sections.get(_SOCKETS, ()):
-            found = _on_line(number, forms.socket_from, members)
-            if found.name in sockets:
-                raise ValueError(f"line {number}: the socket {found.name} appears twice")
-            sockets[found.name] = found
-            self._sockets.learn(found.name, found, text)
+        forgotten = _section(
+            sections.get(_FORGOTTEN, ()), self._forgotten, forms.forgotten_from, "jkt", _jkt
+        )
+        sockets = _section(
+            sections.get(_SOCKETS, ()), self._sockets, forms.socket_from, "socket", _name
+        )
         known = Keys(keys.values(), forgotten.values())
         self.contents = Contents(known, requests, header["observed_s"], sockets)
         self._is_current = True
@@ -338,6 +325,37 @@ class Ledger(Reading):
     def close(self) -> None:
         """Let another agent have it."""
         os.close(self._lock)
+
+
+def _section(
+    lines: Iterable[Line],
+    sealed: Sealed,
+    read: Callable[[dict[str, Any]], T],
+    what: str,
+    name_of: Callable[[T], str],
+) -> dict[str, T]:
+    """What a section's lines say, by name; `sealed` keeps the lines.
+
+    Raises:
+        ValueError: which line is wrong, and how.
+    """
+    found: dict[str, T] = {}
+    for number, members, text in lines:
+        value = _on_line(number, read, members)
+        name = name_of(value)
+        if name in found:
+            raise ValueError(f"line {number}: the {what} {name} appears twice")
+        found[name] = value
+        sealed.learn(name, value, text)
+    return found
+
+
+def _name(named: Key | Filter) -> str:
+    return named.name
+
+
+def _jkt(forgotten: Forgotten) -> str:
+    return forgotten.jkt
 
 
 def _on_line(

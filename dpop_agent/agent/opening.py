@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 from dpop_agent import __version__
 from dpop_agent.config import StoreConfig
-from dpop_agent.errors import Cancelled
+from dpop_agent.errors import Cancelled, DPoPAgentError, SignerFailed
+
+log = logging.getLogger("dpop_agent.opening")
 
 MIN_BACK_OFF_S, MAX_BACK_OFF_S = 0.25, 1.0
 """Seconds between restarts, doubled each time; the first restart is at once, and all of them come
@@ -114,6 +117,16 @@ def open_frame(
         "heir": heir,
         "store": settings,
     }
+
+
+def why_not_open(e: Exception, store: str) -> DPoPAgentError:
+    """What is told where a store couldn't be opened; what nobody foresaw goes to the log."""
+    if isinstance(e, DPoPAgentError):
+        return e
+    if isinstance(e, OSError):
+        return SignerFailed(f"no signer process could be started ({e.strerror})")
+    log.error("unexpected error while opening the store %s", store, exc_info=e)
+    return SignerFailed("the agent met an unexpected error", hint="see its log")
 
 
 @asynccontextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Hashable
 from math import inf
 from typing import Any, Generic, TypeVar
@@ -58,6 +58,12 @@ MAX_ID = 2**32 - 1
 MAX_ROUNDS = 2
 """Rounds of everybody's that one may wait for its turn while those go before it where nothing
 waited: they get about as much as all others together, and starve nobody."""
+
+
+def socket_part(flow: Flow) -> Flow:
+    """Whose uid's and which socket's a connection is."""
+    return flow[:-1]
+
 
 Item = TypeVar("Item")
 
@@ -236,13 +242,10 @@ class FairQueue(Generic[Item]):
         """
         if flow not in self._by_flow:
             return True
-        socket, of_it = flow[:-1], 0
-        sockets = set[Flow]()
+        waiting = Counter[Flow]()
         for other, items in self._by_flow.items():
-            sockets.add(other[:-1])
-            if other[:-1] == socket:
-                of_it += len(items)
-        return of_it < most // len(sockets)
+            waiting[socket_part(other)] += len(items)
+        return waiting[socket_part(flow)] < most // len(waiting)
 
     def push(self, flow: Flow, item: Item, *, fresh: bool = True) -> None:
         """It waits; where nothing else of its flow does, before the others if it is `fresh`."""

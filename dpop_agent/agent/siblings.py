@@ -11,9 +11,9 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from dpop_agent.agent.hosts import Host
-from dpop_agent.agent.opening import BackOff
+from dpop_agent.agent.opening import BackOff, why_not_open
 from dpop_agent.agent.queue import Work
-from dpop_agent.errors import DPoPAgentError, PinRefused, SignerFailed
+from dpop_agent.errors import DPoPAgentError, PinRefused
 
 log = logging.getLogger("dpop_agent.siblings")
 
@@ -107,13 +107,8 @@ class Siblings:
             while self._are_missing and self._back_off.left_s(self._loop.time()) <= 0:
                 await self._join()
                 self.error = None
-        except OSError as e:
-            self._failed(SignerFailed(f"no signer process could be started ({e.strerror})"))
-        except DPoPAgentError as e:
-            self._failed(e)
-        except Exception:
-            log.exception("unexpected error while opening the store %s", self._store)
-            self._failed(SignerFailed("the agent met an unexpected error", hint="see its log"))
+        except Exception as e:
+            self._failed(why_not_open(e, self._store))
         finally:
             if self._joining is asyncio.current_task():
                 self._joining = None

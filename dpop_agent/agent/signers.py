@@ -20,6 +20,7 @@ from dpop_agent.agent.opening import (
     BackOff,
     PinEntry,
     Unlocking,
+    why_not_open,
 )
 from dpop_agent.agent.process import END_TIMEOUT_S, Spawn
 from dpop_agent.agent.queue import AGENTS_OWN, LOOKING, SIGN_TIMEOUT_S, Flow, Job, Work
@@ -413,15 +414,8 @@ class Signer:
         try:
             place = await self._starting.first(host, unlocking, attended=attended)
             host.require_there()
-        except OSError as e:
-            error: DPoPAgentError = SignerFailed(
-                f"no signer process could be started ({e.strerror})"
-            )
-        except DPoPAgentError as e:
-            error = e
-        except Exception:
-            log.exception("unexpected error while opening the store %s", self.config.name)
-            error = SignerFailed("the agent met an unexpected error", hint="see its log")
+        except Exception as e:
+            error = why_not_open(e, self.config.name)
         else:
             self._is_open(host, place)
             if unlocking is not None:
