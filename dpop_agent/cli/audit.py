@@ -186,7 +186,7 @@ class _Reading:
 
         count = sum(trail.unreadable for trail in self._trails.values())
         if count:
-            lines = "1 line" if count == 1 else f"{count} lines"
+            lines = output.many(count, "line")
             print(f"dpop-agent: {lines} couldn't be read, and are left out", file=sys.stderr)
 
 
@@ -315,12 +315,8 @@ class _Table:
         line = "  ".join([*padded, cells[-1]])
         if self._room is not None and len(line) > self._room:
             start = line[: len(line) - len(cells[-1])].rstrip()
-            line = "\n".join(map(self._cut, (start, f"  {cells[-1]}")))
+            line = "\n".join(output.cut(part, self._room) for part in (start, f"  {cells[-1]}"))
         print(line, flush=True)
-
-    def _cut(self, line: str) -> str:
-        assert self._room is not None
-        return line if len(line) <= self._room else line[: self._room - 1] + "…"
 
 
 def _local(text: str) -> str:

@@ -7,7 +7,13 @@ import sys
 
 from dpop_agent import paths
 from dpop_agent.cli import output
-from dpop_agent.errors import Cancelled, ConfigurationError, DPoPAgentError, KeyUnknown
+from dpop_agent.errors import (
+    Cancelled,
+    ConfigurationError,
+    DPoPAgentError,
+    KeyUnknown,
+    SocketUnknown,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,6 +55,18 @@ def admin_socket() -> str:
             f"the socket {agent} gives proofs and nothing else",
             hint="unset DPOP_AGENT_SOCK, or set it to the agent's own socket",
         )
+    return path
+
+
+def filtered_socket(name: str) -> str:
+    """The path of the filtered socket of that name.
+
+    Raises:
+        SocketUnknown
+    """
+    path = paths.filtered_socket(paths.agent_socket(), name)
+    if not os.path.isdir(os.path.dirname(path)):
+        raise SocketUnknown(f"there is no socket {name}")
     return path
 
 

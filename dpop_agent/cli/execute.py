@@ -8,7 +8,7 @@ import signal
 
 from dpop_agent import paths
 from dpop_agent.cli import arguments, calls, output, sockets
-from dpop_agent.errors import AgentUnavailable, SocketUnknown
+from dpop_agent.errors import AgentUnavailable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,9 +64,7 @@ def _exec(args: Namespace) -> int:
 
 def _with(socket: str, command: list[str]) -> int:
     """Become the command."""
-    path = paths.filtered_socket(paths.agent_socket(), socket)
-    if not os.path.isdir(os.path.dirname(path)):
-        raise SocketUnknown(f"there is no socket {socket}")
+    path = calls.filtered_socket(socket)
     if paths.socket_at(path) is None:
         raise AgentUnavailable(f"no agent listens at {path}")
     try:

@@ -87,7 +87,7 @@ def table(
             columns = [column for column in columns if column[0] != name]
         last = columns[-1]
         size = max(_SHORTEST, room - _taken(columns) + _SHORTEST)
-        last[:] = [c if len(c) <= size else c[: size - 1] + "…" for c in last]
+        last[:] = [cut(cell, size) for cell in last]
     sizes = [max(map(len, column)) for column in columns]
     return [
         _GAP.join(cell.ljust(size) for cell, size in zip(line, sizes, strict=True)).rstrip()
@@ -98,6 +98,16 @@ def table(
 def _taken(columns: list[list[str]]) -> int:
     """The least width of a line: the last column counts as short as it may be cut."""
     return sum(max(map(len, c)) + len(_GAP) for c in columns[:-1]) + _SHORTEST
+
+
+def cut(text: str, size: int) -> str:
+    """A text of so many characters at the most."""
+    return text if len(text) <= size else text[: size - 1] + "…"
+
+
+def many(number: object, what: str) -> str:
+    """A number of things: `1 proof`, `2 proofs`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def day(time: object) -> str | None:

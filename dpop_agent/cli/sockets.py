@@ -166,18 +166,14 @@ def _details(found: Socket) -> list[str]:
             f"  signs       {rules.sentence(found, anywhere=_ANYWHERE).removeprefix('signs ')}",
             f"  socket      {found['path']}",
             f"  created     {output.minute(found['created'])}",
-            f"  now         {_many(found['connections'], 'connection')}, "
-            f"{_many(found['proofs'], 'proof')} since it opened",
+            f"  now         {output.many(found['connections'], 'connection')}, "
+            f"{output.many(found['proofs'], 'proof')} since it opened",
         )
     ] + _trouble(found)
 
 
 def _until(found: Socket) -> str:
     return "ends with its command" if found["with_connection"] else "until it is removed"
-
-
-def _many(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _trouble(found: Socket) -> list[str]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 from dpop_agent import paths
-from dpop_agent.cli import arguments, output
-from dpop_agent.errors import InvalidParams, SocketUnknown
+from dpop_agent.cli import arguments, calls, output
+from dpop_agent.errors import InvalidParams
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,11 +45,7 @@ def add_env(parser: arguments.Parser) -> None:
 def _env(args: Namespace) -> int:
     from shlex import quote
 
-    path = paths.agent_socket()
-    if args.socket is not None:
-        path = paths.filtered_socket(path, args.socket)
-        if not os.path.isdir(os.path.dirname(path)):
-            raise SocketUnknown(f"there is no socket {args.socket}")
+    path = paths.agent_socket() if args.socket is None else calls.filtered_socket(args.socket)
     if args.json:
         output.print_json({"DPOP_AGENT_SOCK": path})
     else:
@@ -95,11 +89,11 @@ def _lines(status: dict[str, Any], path: str) -> list[str]:
     get = status.get
     head = (
         f"dpop-agent {get('agent')}, pid {get('pid')}, started {output.since(get('started'))}, "
-        f"{_many(get('proofs'), 'proof')}"
+        f"{output.many(get('proofs'), 'proof')}"
     )
     if "ledger" in status:
         shown = [
-            f"{head}, {_many(get('connections'), 'connection')}",
+            f"{head}, {output.many(get('connections'), 'connection')}",
             f"  socket   {path}",
             f"  admin    {paths.admin_socket(path)}",
             f"  config   {get('config') or '-'}",
@@ -145,12 +139,10 @@ def _audit(audit: dict[str, Any] | None) -> list[str]:
         refused = "; no proof is given until it can" if audit["mode"] == "required" else ""
         lines.append(f"the audit can't be written: {audit['failing']}{refused}")
     if audit["lost"]:
-        lines.append(f"{_many(audit['lost'], 'line')} of the audit couldn't be written, and went")
+        lines.append(
+            f"{output.many(audit['lost'], 'line')} of the audit couldn't be written, and went"
+        )
     return lines
-
-
-def _many(number: object, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _store_lines(stores: list[dict[str, Any]]) -> list[str]:
