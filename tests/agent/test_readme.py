@@ -130,8 +130,9 @@ def test_the_other_commands_of_the_readme_lead_from_a_new_pkcs11_token_to_a_rota
     assert "default@1 is compromised, and never signs again" in second.shown
     listed = second.shown[second.shown.rindex("dpop-agent key list") :]
     listed, _, log = listed.partition("dpop-agent log")
-    assert re.search(r"\d\d:\d\d:\d\d  agent +dpop-agent \d+ +default@1 +GET https://api", log)
-    assert re.search(r"admin +dpop-agent \d+ +default@2 +key.rotate", log)
+    # Where a pid has many digits, what was asked for is on a line of its own.
+    assert re.search(r"\d\d:\d\d:\d\d  agent +dpop-agent \d+ +default@1\s+GET https://api", log)
+    assert re.search(r"admin +dpop-agent \d+ +default@2\s+key.rotate", log)
     assert re.findall(r"(default@\d) +(\w+)", listed) == [
         ("default@1", "compromised"),
         ("default@2", "draining"),
