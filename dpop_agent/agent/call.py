@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from dpop_agent.agent.keys import Generation, Key
 from dpop_agent.agent.queue import Flow
@@ -42,23 +42,25 @@ class Peer(Protocol):
         """Send what answers no request, if it was subscribed to."""
 
 
-class Call(NamedTuple):
+class Call:
     """One request.
 
     Attributes:
         request: as `protocol.decode_request` checked it.
+        params: its parameters.
         owner: the connection that waits for the answer.
         respond: takes the result, as JSON where it is that already, or the error; called once.
+        began: when it was taken in, by time.monotonic.
     """
 
-    request: Request
-    owner: Peer
-    respond: Respond
+    __slots__ = ("began", "owner", "params", "request", "respond")
 
-    @property
-    def params(self) -> dict[str, Any]:
-        """The request's parameters."""
-        return self.request.params
+    def __init__(self, request: Request, owner: Peer, respond: Respond, began: float) -> None:
+        self.request = request
+        self.params = request.params
+        self.owner = owner
+        self.respond = respond
+        self.began = began
 
     def on_touch(self, key: Key, generation: Generation) -> Callable[[], None] | None:
         """What announces that the request waits for a touch; None if it never does."""

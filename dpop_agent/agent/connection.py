@@ -117,7 +117,8 @@ class Connection(asyncio.BufferedProtocol):
         self._received += bytes(_read_into[:nbytes])
         self._end = self._received.find(b"\n", had)
         if self._end >= 0:
-            self._stop_clock()
+            if self._late is not None:
+                self._stop_clock()
             self._intake.offer(self)
         if self._end >= 0 or self._received:  # else it was taken in
             self._read_on()
@@ -197,7 +198,11 @@ class Connection(asyncio.BufferedProtocol):
                     what = telling.result(request.method, what)
             if self._lost:
                 return
-            self._write(_encoded(request.id, what))
+            self._write(
+                protocol.encode_made(request.id, what)
+                if isinstance(what, bytes)
+                else _encoded(request.id, what)
+            )
             self.under_way -= 1
             if not self.under_way:
                 self._intake.idle()
@@ -206,7 +211,7 @@ class Connection(asyncio.BufferedProtocol):
             if self._end >= 0:
                 self._intake.go_on(self)
 
-        self._server.handle(Call(request, self, respond))
+        self._server.handle(Call(request, self, respond, began))
 
     def introduce(self, name: str) -> None:
         """Note who its client says that it is."""
@@ -279,11 +284,9 @@ def _too_slow() -> Timeout:
     return Timeout(f"a line wasn't complete after {LINE_TIMEOUT_S:g} s", hint="send whole lines")
 
 
-def _encoded(request_id: str | int, what: dict[str, Any] | bytes | DPoPAgentError) -> bytes:
+def _encoded(request_id: str | int, what: dict[str, Any] | DPoPAgentError) -> bytes:
     if isinstance(what, DPoPAgentError):
         return protocol.encode_error(request_id, what)
-    if isinstance(what, bytes):
-        return protocol.encode_made(request_id, what)
     try:
         return protocol.encode_result(request_id, what)
     except ProtocolError as e:

@@ -240,7 +240,7 @@ class Consents:
         for turn in over:
             if not turn.came.done():
                 turn.came.set_result(False)
-        if self._waiting:
+        if self._waiting.size:
             self._waiting.pop().came.set_result(True)
         else:
             self._is_asking = False

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from dpop_agent.agent import process
 from dpop_agent.agent.frames import Outcome, outcome, result_form
 from dpop_agent.agent.process import SignerProcess, Spawn
-from dpop_agent.agent.queue import AGENTS_OWN, SIGN_TIMEOUT_S, Hands, Job, Work
+from dpop_agent.agent.queue import AGENTS_OWN, SIGN_TIMEOUT_S, CallbackJob, Hands, Job, Work
 from dpop_agent.channel import Malformed, Signed
 from dpop_agent.errors import SignerFailed
 
@@ -29,7 +29,10 @@ class Owner(Protocol):
         now: float,
         broken: bool,
     ) -> None:
-        """A job has its outcome; `broken` says that the process ends now."""
+        """A job has its outcome; `broken` says that the process ends now. `heard` follows."""
+
+    def heard(self) -> None:
+        """The outcomes that came together are all told: there may be room for more frames."""
 
     def died(self, host: Host) -> None:
         """Its process is gone."""
@@ -82,7 +85,8 @@ class Host(Hands):
                 self._store,
                 env,
                 on_frame=self._heard,
-                on_end=lambda _: self._owner.died(self),
+                on_heard=self._owner.heard,
+                on_end=lambda: self._owner.died(self),
                 heir_of=heir_of,
             )
         except BaseException:
@@ -102,7 +106,7 @@ class Host(Hands):
         """
         self.require_there()
         answered: asyncio.Future[Outcome] = self._loop.create_future()
-        job = Job(
+        job = CallbackJob(
             AGENTS_OWN,
             dict,
             lambda what: None if answered.done() else answered.set_result(what),
@@ -127,7 +131,8 @@ class Host(Hands):
         if self._process is None or self.is_failing:
             return
         deadline = self._loop.time() + SIGN_TIMEOUT_S
-        self.send(Job(AGENTS_OWN, dict, lambda _: None, deadline=deadline, again=False), {"op": op})
+        job = CallbackJob(AGENTS_OWN, dict, lambda _: None, deadline=deadline, again=False)
+        self.send(job, {"op": op})
 
     def send(self, job: Job, what: Mapping[str, Any] | bytes) -> None:
         """Give it a frame; `Owner.answered` follows."""
@@ -152,13 +157,13 @@ class Host(Hands):
         """
         return None if self._process is None else self._process.reap(within_s)
 
-    def _heard(self, _: SignerProcess, answer: dict[str, Any] | Signed) -> None:
+    def _heard(self, answer: dict[str, Any] | Signed) -> None:
         """A frame from the process.
 
         Raises:
             Malformed: it answers nothing that was asked.
         """
-        if not self.is_there:
+        if self not in self._work.hands:
             return
         now = monotonic()
         number = answer.id if isinstance(answer, Signed) else answer.get("id")

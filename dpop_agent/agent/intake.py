@@ -61,7 +61,7 @@ class Intake:
 
     def offer(self, client: Client) -> None:
         """It has sent lines. If nobody is before it, one is taken in at once."""
-        if self._waiting or self._spent_s >= TURN_S:
+        if self._waiting.size or self._spent_s >= TURN_S:
             self._wait(client, fresh=not client.under_way)
         elif self._may_take_in(client):
             self._take_in(client)
@@ -94,9 +94,10 @@ class Intake:
             await self._settled
 
     def _may_take_in(self, client: Client) -> bool:
-        if not client.under_way or not client.has_line:
-            return client.has_line
-        return client.under_way < min(MAX_REQUESTS, MAX_UNDER_WAY // self._busy)
+        if not client.has_line:
+            return False
+        under_way = client.under_way
+        return not under_way or under_way < min(MAX_REQUESTS, MAX_UNDER_WAY // self._busy)
 
     def _wait(self, client: Client, *, fresh: bool) -> None:
         if client.flow not in self._waiting:
@@ -107,12 +108,12 @@ class Intake:
     def _take_turn(self) -> None:
         self._spent_s = 0.0
         try:
-            while self._waiting and self._spent_s < TURN_S:
+            while self._waiting.size and self._spent_s < TURN_S:
                 client = self._waiting.pop()
                 if self._may_take_in(client):
                     self._take_in(client)
         finally:
-            self._turn = self._loop.call_soon(self._take_turn) if self._waiting else None
+            self._turn = self._loop.call_soon(self._take_turn) if self._waiting.size else None
 
     def _take_in(self, client: Client) -> None:
         began = self._clock()

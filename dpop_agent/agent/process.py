@@ -101,8 +101,9 @@ class SignerProcess(asyncio.BufferedProtocol):
         store: str,
         child: Child,
         *,
-        on_frame: Callable[[SignerProcess, dict[str, Any] | Signed], None],
-        on_end: Callable[[SignerProcess], None],
+        on_frame: Callable[[dict[str, Any] | Signed], None],
+        on_heard: Callable[[], None],
+        on_end: Callable[[], None],
     ) -> None:
         """`start` makes one.
 
@@ -111,11 +112,13 @@ class SignerProcess(asyncio.BufferedProtocol):
             child: the process.
             on_frame: called with each frame that it sends; raises Malformed for one that makes no
                 sense.
+            on_heard: called after those that came together.
             on_end: called once, when its channel is closed from there or it was killed.
         """
         self._store = store
         self._child = child
         self._on_frame = on_frame
+        self._on_heard = on_heard
         self._on_end = on_end
         self._frames = Frames()
         self._loop = asyncio.get_running_loop()
@@ -135,7 +138,8 @@ class SignerProcess(asyncio.BufferedProtocol):
         try:
             for answer in self._frames.feed(bytes(_read_into[:nbytes])):
                 self._unanswered -= 1
-                self._on_frame(self, answer)
+                self._on_frame(answer)
+            self._on_heard()
         except Malformed as e:
             log.warning("signer of store %s: %s", self._store, e)
             self.kill()
@@ -143,7 +147,7 @@ class SignerProcess(asyncio.BufferedProtocol):
             self._give_held()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  (asyncio's signature)
-        self._on_end(self)
+        self._on_end()
 
     def send(self, frame_id: int, what: Mapping[str, Any] | bytes) -> None:
         """Give it a frame: an operation with its members, or what is to be signed.
@@ -187,8 +191,9 @@ async def start(
     store: str,
     env: Mapping[str, str],
     *,
-    on_frame: Callable[[SignerProcess, dict[str, Any] | Signed], None],
-    on_end: Callable[[SignerProcess], None],
+    on_frame: Callable[[dict[str, Any] | Signed], None],
+    on_heard: Callable[[], None],
+    on_end: Callable[[], None],
     heir_of: int | None = None,
 ) -> SignerProcess:
     """A new signer process, whose store isn't open yet.
@@ -203,6 +208,6 @@ async def start(
         except BaseException:
             ours.close()
             raise
-    process = SignerProcess(store, child, on_frame=on_frame, on_end=on_end)
+    process = SignerProcess(store, child, on_frame=on_frame, on_heard=on_heard, on_end=on_end)
     await asyncio.get_running_loop().create_unix_connection(lambda: process, sock=ours)
     return process

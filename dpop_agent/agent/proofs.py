@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
 from time import monotonic
@@ -111,7 +111,7 @@ class Proofs:
         asked = (params.get("key"), params.get("jkt"), has_ath, params["htu"], params["htm"])
         choice = self._choice(asked)
         if choice.is_admitted_at_once:
-            _OwnProof(self, call, choice).submit()
+            self.signer(choice.key).submit(_OwnProof(self, call, choice))
         else:
             self._admit(partial(_OwnProof, self, call, choice), call, choice)
 
@@ -135,10 +135,10 @@ class Proofs:
         """Have it signed if the key's rules that are asked each time let it, a person maybe."""
         key = choice.key
         self._require_rate(key)  # so that nobody is asked in vain
-        if key.rules.confirm_s is None:
-            new().submit()
-            return
         signer = self.signer(key)
+        if key.rules.confirm_s is None:
+            signer.submit(new())
+            return
         wish = Wish(
             key=key,
             locks=(signer, signer.locks),
@@ -149,7 +149,7 @@ class Proofs:
             socket=self._socket,
         )
         if self._consents.holds(wish):
-            new().submit()
+            signer.submit(new())
             return
 
         def answered(error: DPoPAgentError | None) -> None:
@@ -158,7 +158,7 @@ class Proofs:
             if error is None:
                 try:
                     # Only now, so that its time begins now.
-                    new().submit()
+                    self.signer(key).submit(new())
                 except DPoPAgentError as e:
                     error = e
             if error is not None:
@@ -237,11 +237,11 @@ class Proofs:
         return self._signers.named(key.store)
 
     def own_signing_input(
-        self, params: Mapping[str, Any], choice: Choice, jti: str
+        self, params: Mapping[str, Any], choice: Choice, jti: str, now: float
     ) -> tuple[str, str | None]:
         """What is to be signed for `proof` at this moment, and the nonce in it."""
         origin = choice.where.origin
-        nonce = params["nonce"] if "nonce" in params else self._nonces.nonce(origin, monotonic())
+        nonce = params["nonce"] if "nonce" in params else self._nonces.nonce(origin, now)
         made = signing_input(
             choice.by.header,
             htm=params["htm"],
@@ -415,45 +415,26 @@ _Asked = tuple[str | None, str | None, bool, str, str]
 """A key's name, a generation's jkt, whether an access token is presented, htu and htm."""
 
 
-class _Signing(ABC):
+class _Signing(Job):
     """One request on its way to a signature and out again."""
 
-    __slots__ = (
-        *("_began", "_call", "_choice", "_deadline", "_is_uncounted", "_on_touch", "_proofs"),
-    )
+    __slots__ = ("_call", "_choice", "_is_uncounted", "_proofs")
 
     def __init__(self, proofs: Proofs, call: Call, choice: Choice) -> None:
-        """Nothing is asked of the signer before `submit`."""
+        by = choice.by
+        super().__init__(
+            call.owner.flow,
+            monotonic() + call.params.get("timeout_ms", SIGN_TIMEOUT_S * 1000) / 1000,
+            again=True,
+            form=by.form,
+            on_touch=call.on_touch(by.key, by.generation) if by.may_want_touch else None,
+        )
         self._proofs = proofs
         self._call = call
         self._choice = choice
         self._is_uncounted = not choice.is_admitted_at_once
-        self._on_touch = (
-            call.on_touch(choice.key, choice.generation) if choice.by.may_want_touch else None
-        )
-        timeout_ms = call.params.get("timeout_ms", SIGN_TIMEOUT_S * 1000)
-        self._began = monotonic()
-        self._deadline = self._began + timeout_ms / 1000
 
-    def submit(self) -> None:
-        """Have it signed when its turn comes, and answered.
-
-        Raises:
-            StoreUnknown
-        """
-        self._proofs.signer(self._choice.key).submit(
-            Job(
-                self._call.owner.flow,
-                self._frame,
-                self._done,
-                deadline=self._deadline,
-                again=True,
-                form=self._choice.by.form,
-                on_touch=self._on_touch,
-            )
-        )
-
-    def _frame(self) -> bytes:
+    def make(self) -> bytes:
         """Right before it is sent, so that what it says of the time is true."""
         self._proofs.require_still_signing(self._choice)
         if self._is_uncounted:
@@ -461,7 +442,7 @@ class _Signing(ABC):
             self._is_uncounted = False
         return self._choice.by.frame(self._signing_input())
 
-    def _done(self, what: Outcome) -> None:
+    def done(self, what: Outcome) -> None:
         if isinstance(what, DPoPAgentError):
             self._proofs.not_signed(what, self._choice.generation)
             self._call.respond(what)
@@ -471,20 +452,20 @@ class _Signing(ABC):
         except DPoPAgentError as e:
             self._call.respond(e)
             return
-        if self._is_stale():
+        now = monotonic()
+        if self._is_stale(now):
             self._submit_again()
             return
         assert isinstance(what, bytes)  # so the form says
         result = self._result(b64url(what), state)
-        trace = self._call.owner.trace
-        if trace.trail.holds:
-            self._hold(result)
+        if self._call.owner.trace.trail.holds:
+            self._hold(result, now)
             return
-        self._record(_nobody_waits)
+        self._record(_nobody_waits, now)
         self._proofs.given_out(self._choice, self._call.owner.client)
         self._call.respond(result)
 
-    def _hold(self, result: dict[str, Any] | bytes) -> None:
+    def _hold(self, result: dict[str, Any] | bytes, now: float) -> None:
         """Let it leave once its line is written."""
         try:
             signer = self._proofs.signer(self._choice.key)
@@ -492,17 +473,18 @@ class _Signing(ABC):
             self._call.respond(e)
             return
         locks = signer.locks
-        self._record(lambda error: self._recorded(error, result, signer, locks))
+        self._record(lambda error: self._recorded(error, result, signer, locks), now)
 
-    def _record(self, written: Written) -> None:
+    def _record(self, written: Written, now: float) -> None:
         htm, jti = self._claims()
-        trace, now = self._call.owner.trace, monotonic()
+        call = self._call
+        trace = call.owner.trace
         trace.trail.proof(
             trace.who(now),
             self._choice.recorded,
             htm=htm,
             jti=jti,
-            took_s=now - self._began,
+            took_s=now - call.began,
             written=written,
         )
 
@@ -527,10 +509,11 @@ class _Signing(ABC):
         self._call.respond(result)
 
     def _submit_again(self) -> None:
+        self.is_wanted = self.again = True
         try:
-            self.submit()
+            self._proofs.signer(self._choice.key).submit(self)
         except DPoPAgentError as e:  # its store isn't configured any more
-            self._call.respond(e)
+            self.finish(e)
 
     @abstractmethod
     def _signing_input(self) -> str:
@@ -541,7 +524,7 @@ class _Signing(ABC):
         """Its htm, and its jti as JSON."""
 
     @abstractmethod
-    def _is_stale(self) -> bool:
+    def _is_stale(self, now: float) -> bool:
         """Whether it has to be made anew, as too old a proof already."""
 
     @abstractmethod
@@ -560,22 +543,21 @@ class _OwnProof(_Signing):
         self._made = ""
         self._made_at = 0.0
         self._nonce: str | None = None
-        self._made_anew = self._on_touch is not None  # nobody touches twice for one proof
+        self._made_anew = self.on_touch is not None  # nobody touches twice for one proof
 
     def _signing_input(self) -> str:
         self._made_at = monotonic()
         self._jti = new_jti()
         self._made, self._nonce = self._proofs.own_signing_input(
-            self._call.params, self._choice, self._jti
+            self._call.params, self._choice, self._jti, self._made_at
         )
         return self._made
 
     def _claims(self) -> tuple[str, str]:
         return self._call.params["htm"], f'"{self._jti}"'
 
-    def _is_stale(self) -> bool:
-        age_s = monotonic() - self._made_at
-        if self._made_anew or age_s <= MAX_AGE_S:
+    def _is_stale(self, now: float) -> bool:
+        if self._made_anew or now - self._made_at <= MAX_AGE_S:
             return False
         self._made_anew = True
         return True
@@ -613,7 +595,7 @@ class _ClientsProof(_Signing):
     def _claims(self) -> tuple[str, str]:
         return self._htm, self._jti
 
-    def _is_stale(self) -> bool:
+    def _is_stale(self, now: float) -> bool:  # noqa: ARG002
         return False
 
     def _result(self, signature: str, state: State) -> dict[str, Any]:  # noqa: ARG002

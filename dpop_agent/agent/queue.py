@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Hashable
 from math import inf
@@ -67,17 +68,12 @@ def socket_part(flow: Flow) -> Flow:
 
 Item = TypeVar("Item")
 
-Done = Callable[[Outcome], None]
 
-
-class Job:
+class Job(ABC):
     """One frame to be sent and answered.
 
     Attributes:
         owner: who waits for it; when that connection goes, what isn't sent yet is dropped.
-        make: says what is sent, right before it is: an operation with its members, or, for a
-            signature, the key and the signing input.
-        done: called once, with the signer's result or the error.
         deadline: when nobody waits any more, in the event loop's time.
         limit_s: seconds that the signer may take; where it may wait for a touch, as many as that
             has.
@@ -86,15 +82,15 @@ class Job:
         only_first: whether it is for the first of a store's processes; a signature is for any.
         on_touch: called when it waits for a touch; None if it can't.
         untouched: whether it waits for one now.
+        is_wanted: whether somebody waits for it.
     """
 
     __slots__ = (
         "again",
         "deadline",
-        "done",
         "form",
+        "is_wanted",
         "limit_s",
-        "make",
         "on_touch",
         "only_first",
         "owner",
@@ -105,10 +101,8 @@ class Job:
     def __init__(
         self,
         owner: Flow,
-        make: Callable[[], dict[str, Any] | bytes],
-        done: Done,
-        *,
         deadline: float,
+        *,
         again: bool,
         limit_s: float = SIGN_TIMEOUT_S,
         form: Form | None = None,
@@ -116,8 +110,6 @@ class Job:
         only_first: bool = False,
     ) -> None:
         self.owner = owner
-        self.make = make
-        self.done: Done | None = done
         self.deadline = deadline
         self.limit_s = TOUCH_TIMEOUT_S if on_touch else limit_s
         self.form = form
@@ -125,24 +117,74 @@ class Job:
         self.only_first = only_first or on_touch is not None  # a person touches once at a time
         self.on_touch = on_touch
         self.untouched = False
+        self.is_wanted = True
         self.sent = 0.0
+
+    @abstractmethod
+    def make(self) -> dict[str, Any] | bytes:
+        """What is sent, right before it is: an operation with its members, or, for a signature, the
+        key and the signing input.
+
+        Raises:
+            DPoPAgentError: it can't be made any more.
+        """
+
+    @abstractmethod
+    def done(self, what: Outcome) -> None:
+        """The signer's result or the error; called once."""
 
     def finish(self, what: Outcome) -> None:
         """Tell whoever waits, once."""
-        done, self.done = self.done, None
-        if done is not None:
-            done(what)
+        if self.is_wanted:
+            self.is_wanted = False
+            self.done(what)
 
 
-class _Turns:
+class CallbackJob(Job):
+    """One that says what is sent, and tells what came of it, by calling somebody.
+
+    Args:
+        make, done: see `Job`, as the rest.
+    """
+
+    __slots__ = ("_done", "_make")
+
+    def __init__(
+        self,
+        owner: Flow,
+        make: Callable[[], dict[str, Any] | bytes],
+        done: Callable[[Outcome], None],
+        **rest: Any,
+    ) -> None:
+        super().__init__(owner, **rest)
+        self._make = make
+        self._done = done
+
+    def make(self) -> dict[str, Any] | bytes:
+        return self._make()
+
+    def done(self, what: Outcome) -> None:
+        self._done(what)
+
+
+class _Line(deque[Item]):
+    """What waits in one flow."""
+
+    __slots__ = ("flow",)
+
+    def __init__(self, flow: Flow) -> None:
+        super().__init__()
+        self.flow = flow
+
+
+class _Turns(Generic[Item]):
     """Whose turn it is among flows that begin alike."""
 
     __slots__ = ("_below", "_count", "_fresh", "_served")
 
     def __init__(self) -> None:
-        self._below: dict[
-            Hashable, _Turns
-        ] = {}  # kept empty: a new one for each request costs more
+        # Where nothing waits turns are kept: new ones for each request cost more.
+        self._below: dict[Hashable, _Turns[Item] | _Line[Item]] = {}
         self._fresh: deque[Hashable] = deque()
         self._served: deque[tuple[Hashable, int]] = deque()  # and the number of their last turn
         self._count = 0
@@ -150,66 +192,71 @@ class _Turns:
     def __bool__(self) -> bool:
         return bool(self._fresh or self._served)
 
-    def enter(self, flow: Flow, depth: int, *, fresh: bool) -> None:
+    def enter(self, line: _Line[Item], *, fresh: bool) -> None:
         """Something waits in a flow where nothing did."""
-        part = flow[depth]
-        if depth < len(flow) - 1:
-            below = self._below.get(part)
+        turns = self
+        *wider, last = line.flow
+        for part in wider:
+            below = turns._below.get(part)
             if below is None:
-                below = self._below[part] = _Turns()
-            waited = bool(below)
-            below.enter(flow, depth + 1, fresh=fresh)
-            if waited:
-                return
+                below = turns._below[part] = _Turns()
+            assert isinstance(below, _Turns)  # flows of one beginning have one length
+            if not (below._fresh or below._served):
+                turns._add(part, fresh=fresh)
+            turns = below
+        turns._below[last] = line
+        turns._add(last, fresh=fresh)
+
+    def _add(self, part: Hashable, *, fresh: bool) -> None:
         if fresh:
             self._fresh.append(part)
         else:
             self._served.append((part, self._count))
 
-    def next(self) -> Flow:
-        """Whose turn it is."""
-        part = self._fresh[0] if self._is_for_fresh else self._served[0][0]
-        below = self._below.get(part)
-        return (part,) if below is None else (part, *below.next())
-
-    def had_turn(self, *, waits: bool) -> None:
-        """Who was next goes behind the others, if something waits there still."""
-        part = self._fresh.popleft() if self._is_for_fresh else self._served.popleft()[0]
+    def take(self) -> _Line[Item]:
+        """Whose turn it is; he goes behind the others, if more than one item waits there."""
+        fresh, served = self._fresh, self._served
+        if fresh and (
+            not served or self._count - served[0][1] < MAX_ROUNDS * (len(fresh) + len(served))
+        ):
+            part = fresh.popleft()
+        else:
+            part, _ = served.popleft()
         self._count += 1
-        below = self._below.get(part)
-        if below is not None:
-            below.had_turn(waits=waits)
-            waits = bool(below)
-        if waits:
-            self._served.append((part, self._count))
+        below = self._below[part]
+        if isinstance(below, _Line):
+            if len(below) > 1:
+                served.append((part, self._count))
+            else:
+                del self._below[part]
+            return below
+        line = below.take()
+        if below._fresh or below._served:
+            served.append((part, self._count))
+        return line
 
-    def leave(self, flow: Flow, depth: int) -> None:
+    def leave(self, flow: Flow, depth: int = 0) -> None:
         """Nothing waits in it any more, though it had no turn."""
         part = flow[depth]
-        below = self._below.get(part)
-        if below is not None:
+        below = self._below[part]
+        if isinstance(below, _Turns):
             below.leave(flow, depth + 1)
             if below:
                 return
+        else:
+            del self._below[part]
         if part in self._fresh:
             self._fresh.remove(part)
         else:
             self._served = deque(served for served in self._served if served[0] != part)
 
-    def forget(self, flow: Flow, depth: int) -> None:
+    def forget(self, flow: Flow, depth: int = 0) -> None:
         """It comes no more: keep nothing for its socket and its uid in which nothing waits."""
         below = self._below.get(flow[depth])
-        if below is not None:
+        if isinstance(below, _Turns):
             below.forget(flow, depth + 1)
             if not below:
                 del self._below[flow[depth]]
-
-    @property
-    def _is_for_fresh(self) -> bool:
-        if not self._fresh or not self._served:
-            return bool(self._fresh)
-        rounds = (self._count - self._served[0][1]) / (len(self._fresh) + len(self._served))
-        return rounds < MAX_ROUNDS
 
 
 class FairQueue(Generic[Item]):
@@ -218,15 +265,15 @@ class FairQueue(Generic[Item]):
     uids do among themselves, then the sockets of each, then the connections of each of those. One
     where nothing waited goes first, as fq_codel's new flows do (RFC 8290 section 4.2), unless
     others have waited MAX_ROUNDS for it.
+
+    Attributes:
+        size: how many wait.
     """
 
     def __init__(self) -> None:
-        self._by_flow: dict[Flow, deque[Item]] = {}
-        self._turns = _Turns()
-        self._size = 0
-
-    def __len__(self) -> int:
-        return self._size
+        self.size = 0
+        self._by_flow: dict[Flow, _Line[Item]] = {}
+        self._turns: _Turns[Item] = _Turns()
 
     def __contains__(self, flow: Flow) -> bool:
         return flow in self._by_flow
@@ -234,7 +281,7 @@ class FairQueue(Generic[Item]):
     @property
     def is_backed_up(self) -> bool:
         """Whether in any flow more than one waits."""
-        return self._size > len(self._by_flow)
+        return self.size > len(self._by_flow)
 
     def is_below_part(self, flow: Flow, most: int) -> bool:
         """Whether nothing of a flow waits, or of its socket less than its part of so much: sockets
@@ -243,56 +290,54 @@ class FairQueue(Generic[Item]):
         if flow not in self._by_flow:
             return True
         waiting = Counter[Flow]()
-        for other, items in self._by_flow.items():
-            waiting[socket_part(other)] += len(items)
+        for other, line in self._by_flow.items():
+            waiting[socket_part(other)] += len(line)
         return waiting[socket_part(flow)] < most // len(waiting)
 
     def push(self, flow: Flow, item: Item, *, fresh: bool = True) -> None:
         """It waits; where nothing else of its flow does, before the others if it is `fresh`."""
-        items = self._by_flow.get(flow)
-        if items is None:
-            items = self._by_flow[flow] = deque()
-            self._turns.enter(flow, 0, fresh=fresh)
-        items.append(item)
-        self._size += 1
+        line = self._by_flow.get(flow)
+        if line is None:
+            line = self._by_flow[flow] = _Line(flow)
+            self._turns.enter(line, fresh=fresh)
+        line.append(item)
+        self.size += 1
 
     def pop(self) -> Item:
         """What is next."""
-        flow = self._turns.next()
-        items = self._by_flow[flow]
-        item = items.popleft()
-        self._size -= 1
-        if not items:
-            del self._by_flow[flow]
-        self._turns.had_turn(waits=bool(items))
+        line = self._turns.take()
+        item = line.popleft()
+        self.size -= 1
+        if not line:
+            del self._by_flow[line.flow]
         return item
 
     def drop(self, flow: Flow) -> None:
         """Forget what waits in it: it comes no more."""
         self._keep(flow, lambda _: False)
-        self._turns.forget(flow, 0)
+        self._turns.forget(flow)
 
     def take(self, chosen: Callable[[Item], bool]) -> list[Item]:
         """Take out what is chosen, in whichever flow it waits."""
         taken = []
-        for flow, items in list(self._by_flow.items()):
-            of_it = [item for item in items if chosen(item)]
+        for flow, line in list(self._by_flow.items()):
+            of_it = [item for item in line if chosen(item)]
             if of_it:
                 taken += of_it
                 self._keep(flow, lambda item: not chosen(item))
         return taken
 
     def _keep(self, flow: Flow, wanted: Callable[[Item], bool]) -> None:
-        items = self._by_flow.get(flow)
-        if items is None:
+        line = self._by_flow.get(flow)
+        if line is None:
             return
-        kept = deque(item for item in items if wanted(item))
-        self._size -= len(items) - len(kept)
-        if kept:
-            self._by_flow[flow] = kept
-        else:
+        kept = [item for item in line if wanted(item)]
+        self.size -= len(line) - len(kept)
+        line.clear()
+        line.extend(kept)
+        if not kept:
             del self._by_flow[flow]
-            self._turns.leave(flow, 0)
+            self._turns.leave(flow)
 
 
 class Hands:
@@ -303,6 +348,7 @@ class Hands:
 
     def __init__(self) -> None:
         self.jobs: OrderedDict[int, Job] = OrderedDict()
+        self.last: Job | None = None
         self.last_id = 1
         self.sign_s = 0.0
 
@@ -317,16 +363,18 @@ class Hands:
         Args:
             backed_up: some have more waiting than they are given.
         """
-        if not self.jobs:
+        count = len(self.jobs)
+        if not count:
             return True
         # Behind a touch a frame may wait until nobody wants it any more, and ask for another touch.
         # So nothing is sent after one that may want it.
-        if self.sign_s >= FAST_S or next(reversed(self.jobs.values())).on_touch:
+        if self.sign_s >= FAST_S or (self.last is not None and self.last.on_touch):
             return False
-        if len(self.jobs) < MIN_WINDOW:
+        if count < MIN_WINDOW:
             return True
-        window = 0 if backed_up or not self.sign_s else int(AHEAD_S / self.sign_s)
-        return len(self.jobs) < min(MAX_WINDOW, window)
+        if backed_up or count >= MAX_WINDOW:
+            return False
+        return 0 < (count + 1) * self.sign_s <= AHEAD_S
 
     def succeeded(self, took_s: float) -> None:
         """It works, at that speed."""
@@ -372,7 +420,7 @@ class Work(Generic[AnyHands]):
         """Why nothing more of somebody's may wait, where so much does; it says when there will be
         room. Who has less waiting than his part is let in, whoever else filled it.
         """
-        if len(self._waiting) < most or self._waiting.is_below_part(owner, most):
+        if self._waiting.size < most or self._waiting.is_below_part(owner, most):
             return None
         return Busy(
             f"{most} requests wait for the store {self._store}, as many as may",
@@ -387,14 +435,14 @@ class Work(Generic[AnyHands]):
 
     @property
     def _waits(self) -> bool:
-        return bool(self._again or self._waiting)
+        return bool(self._again or self._waiting.size)
 
     def _in_hand(self) -> list[Job]:
         return [job for hands in self.hands for job in hands.jobs.values()]
 
     def taken_by(self, job: Job) -> AnyHands | None:
         """Whose hands take it now, if whoever comes needn't wait for a turn."""
-        if self._again or self._waiting:
+        if self._again or self._waiting.size:
             return None
         if job.only_first:
             return self._first_if_free()
@@ -428,7 +476,7 @@ class Work(Generic[AnyHands]):
 
     def again(self, job: Job) -> bool:
         """Whether it is repeated: once, before the others, and only if somebody waits for it."""
-        if not job.again or job.done is None:
+        if not (job.again and job.is_wanted):
             return False
         job.again = False
         self._again.appendleft(job)
@@ -441,14 +489,14 @@ class Work(Generic[AnyHands]):
         for hands in self.hands:
             for job in hands.jobs.values():
                 if job.owner == owner:
-                    job.done = None
+                    job.is_wanted = False
 
     def next_job(self, now: float) -> tuple[Job, AnyHands] | None:
         """Whose turn it is, and who has it in his hands then; the late ones are told."""
         if self._looking and self._may_look(now):
             self._looked_at = now
             return self._looking.popleft(), self.taking[0]
-        while self._again or self._waiting:
+        while self._again or self._waiting.size:
             found = self._next()
             if found is None:
                 return None
@@ -468,7 +516,7 @@ class Work(Generic[AnyHands]):
             if hands is not None:
                 del self._again[at]
                 return job, hands
-        while self._waiting and free is not None:
+        while self._waiting.size and free is not None:
             job = self._waiting.pop()
             hands = first if job.only_first else free
             if hands is not None:
@@ -480,7 +528,7 @@ class Work(Generic[AnyHands]):
         first = self._first_if_free()
         if first is None:
             return False
-        idle = not (self._again or self._waiting or first.jobs)
+        idle = not (self._again or self._waiting.size or first.jobs)
         if idle and now - self._signed_at >= LOOKING_S:
             return True
         return now - self._looked_at >= max(LOOKING_S, LOOKS_APART * self._look_s)
@@ -488,7 +536,7 @@ class Work(Generic[AnyHands]):
     def sent(self, job: Job, hands: AnyHands, now: float) -> int:
         """It is in somebody's hands, under the id that is returned."""
         hands.last_id = hands.last_id % MAX_ID + 1
-        hands.jobs[hands.last_id] = job
+        hands.jobs[hands.last_id] = hands.last = job
         if job.owner != LOOKING:
             self._signed_at = now
         job.sent, job.untouched = now, False
@@ -533,7 +581,7 @@ class Work(Generic[AnyHands]):
         handed = []
         for hands in self.hands:
             for number, job in list(hands.jobs.items()):
-                if job.again and job.done is not None:
+                if job.again and job.is_wanted:
                     handed.append(job)
                     del hands.jobs[number]
         return handed + self._take_waiting(lambda _: True)
@@ -615,5 +663,5 @@ def _look_for_a_touch(job: Job, now: float) -> None:
         return
     job.untouched = True
     job.deadline = max(job.deadline, job.sent + job.limit_s)
-    if job.done is not None:
+    if job.is_wanted:
         job.on_touch()

@@ -54,9 +54,12 @@ def text_of(second: int) -> str:
     return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+_BOOTTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
 def boottime() -> float:
     """Seconds that no wall clock moves and that go on in suspend (CLOCK_BOOTTIME)."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+    return time.clock_gettime(_BOOTTIME)
 
 
 class Records:
@@ -130,10 +133,11 @@ class Records:
 
     def note(self, uses: dict[str, Use], jkt: str, origin: str) -> None:
         """Note among those uses that a generation signed for an origin."""
-        now, now_s = now_text(), self.now_s
-        use = uses.get(jkt) or Use(now, now_s)
-        if not use.is_noted(origin, now, now_s):
-            uses[jkt] = use.signed(origin, now, now_s)
+        now_s, use = self.now_s, uses.get(jkt)
+        if use is not None and use.is_noted(origin, now_s):
+            return
+        now = now_text()
+        uses[jkt] = (use or Use(now, now_s)).signed(origin, now, now_s)
 
     def repeated(self, method: str, params: Mapping[str, Any]) -> bool:
         """Whether this very request was carried out before.

@@ -23,7 +23,15 @@ from dpop_agent.agent.opening import (
     why_not_open,
 )
 from dpop_agent.agent.process import END_TIMEOUT_S, Spawn
-from dpop_agent.agent.queue import AGENTS_OWN, LOOKING, SIGN_TIMEOUT_S, Flow, Job, Work
+from dpop_agent.agent.queue import (
+    AGENTS_OWN,
+    LOOKING,
+    SIGN_TIMEOUT_S,
+    CallbackJob,
+    Flow,
+    Job,
+    Work,
+)
 from dpop_agent.agent.siblings import Siblings
 from dpop_agent.agent.starting import START_TIMEOUT_S, Starting
 from dpop_agent.agent.states import OPEN, REFUSING, Event, State, after
@@ -229,7 +237,7 @@ class Signer:
                 future.set_result({"signature": what} if isinstance(what, bytes) else what)
 
         self.submit(
-            Job(
+            CallbackJob(
                 LOOKING if looking else AGENTS_OWN,
                 lambda: op if isinstance(op, bytes) else {"op": op, **members},
                 done,
@@ -586,7 +594,8 @@ class Signer:
             if found is None:
                 break
             self._give(*found)
-        self._watch_deadlines()
+        if self._tick is None:
+            self._watch_deadlines()
 
     def _give(self, job: Job, host: Host) -> None:
         try:
@@ -600,7 +609,8 @@ class Signer:
             if self._state is State.RELEASED:
                 self._become(Event.USE)
             host.send(job, what)
-            self._watch_deadlines()
+            if self._tick is None:
+                self._watch_deadlines()
 
     def answered(
         self,
@@ -626,9 +636,11 @@ class Signer:
             if now - host.opened_at > MAX_BACK_OFF_S:
                 self._back_off.over()  # it lives; opening alone proves nothing
         elif host.is_failing and self._work.again(job):
-            self._pump()
             return  # its process ends now; another looks whether it is as bad
         job.finish(what)
+
+    def heard(self) -> None:
+        """The outcomes that came together are all told: there may be room for more frames."""
         self._pump()
 
     # Deadlines

@@ -34,13 +34,13 @@ class Use:
     last: Mapping[str, str] = field(default_factory=dict)
     left_out: int = 0
 
-    def is_noted(self, origin: str, at: str, at_s: int) -> bool:
+    def is_noted(self, origin: str, at_s: int) -> bool:
         """Whether one more signature then would change nothing: times are whole seconds."""
-        if (at, at_s) != (self.at, self.at_s):
+        if at_s != self.at_s or self.at is None:
             return False
-        if self.first.get(origin) == at:
+        if self.first.get(origin) == self.at:
             return True
-        return self.last.get(origin) == at and [*self.last][-1] == origin
+        return self.last.get(origin) == self.at and [*self.last][-1] == origin
 
     def signed(self, origin: str, at: str, at_s: int) -> Use:
         """After one more signature."""

@@ -273,9 +273,9 @@ def test_of_those_who_wait_and_go_nothing_stays() -> None:
         for n in range(1, 100):
             came = person.is_asked(wish(key=EACH, flow=on("/run/s", n)))
             await asyncio.sleep(0)
-            assert len(person.consents._waiting) == 1
+            assert person.consents._waiting.size == 1
             person.consents.drop(on("/run/s", n))
-            assert len(person.consents._waiting) == 0
+            assert person.consents._waiting.size == 0
             await settled()
             assert isinstance(came[0], Cancelled)
         await person.answers()
@@ -292,7 +292,7 @@ def test_a_turn_that_comes_as_its_connection_goes_is_passed_on() -> None:
         stays = person.is_asked(wish(key=EACH, flow=on("/run/c")))
         await settled()
         person._answers[0].set_result(None)
-        while len(person.consents._waiting) > 1:
+        while person.consents._waiting.size > 1:
             await asyncio.sleep(0)
         person.consents.drop(on("/run/b"))
         await settled()

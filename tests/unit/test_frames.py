@@ -26,7 +26,7 @@ from dpop_agent.agent.hosts import Host
 from dpop_agent.agent.keys import Generation, Key
 from dpop_agent.agent.making import as_staged
 from dpop_agent.agent.process import SignerProcess, spawn_program
-from dpop_agent.agent.queue import Job
+from dpop_agent.agent.queue import CallbackJob
 from dpop_agent.agent.signers import Signer
 from dpop_agent.agent.states import State
 from dpop_agent.channel import Frames, Malformed, Signed, frame, sign_frame
@@ -261,7 +261,8 @@ class Mad:
             return
         try:
             for answer in self._frames.feed(data):
-                self._host._heard(cast("SignerProcess", self), answer)
+                self._host._heard(answer)
+            self._signer.heard()
         except Malformed:
             self.kill()
 
@@ -307,7 +308,7 @@ async def mad_signers(folder: Path, *, count: int) -> tuple[int, int]:
         told: list[list[Outcome]] = [[] for _ in range(8)]
         for one in told:
             signer.submit(
-                Job(
+                CallbackJob(
                     ("one",),
                     lambda: b"00 jkt ES256\ninput",
                     one.append,

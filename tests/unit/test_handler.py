@@ -31,7 +31,7 @@ def handler(background: Background, lifecycle: object) -> Handler:
 
 
 def suspend(told: Told) -> Call:
-    return Call(Request(1, "key.suspend", {"key": "k", "generation": 1}), Mock(), told.append)
+    return Call(Request(1, "key.suspend", {"key": "k", "generation": 1}), Mock(), told.append, 0.0)
 
 
 @pytest.mark.parametrize("begun", [True, False], ids=["begun", "not begun"])

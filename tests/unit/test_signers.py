@@ -23,7 +23,7 @@ from dpop_agent.agent.frames import Outcome
 from dpop_agent.agent.hosts import Host
 from dpop_agent.agent.ledger import Ledger
 from dpop_agent.agent.process import SignerProcess, spawn_program
-from dpop_agent.agent.queue import MIN_RETRY_MS, MIN_WINDOW, Job
+from dpop_agent.agent.queue import MIN_RETRY_MS, MIN_WINDOW, CallbackJob
 from dpop_agent.agent.records import Records
 from dpop_agent.agent.signers import Signer
 from dpop_agent.agent.states import TRANSITIONS, Event, IllegalEvent, State, after
@@ -105,14 +105,15 @@ class Card:
         """Sign what was sent first."""
         frame = self.frames.pop(0)
         answer = {"id": frame["id"], "ok": {"signed": frame["n"]}}
-        self._host._heard(cast("SignerProcess", self), answer)
+        self._host._heard(answer)
+        self.signer.heard()
 
     def submit(
         self, n: int, *, within_s: float, touch: bool = True, owner: str = "one"
     ) -> list[Outcome | str]:
         """What becomes of a job."""
         told: list[Outcome | str] = []
-        job = Job(
+        job = CallbackJob(
             (owner,),
             lambda: {"op": "sign", "n": n},
             told.append,
@@ -228,7 +229,11 @@ def test_what_a_signer_said_while_the_agent_was_busy_is_heard_before_it_is_judge
         ours, theirs = socket.socketpair()
         host = hosted(store, None)
         process = SignerProcess(
-            "work", child, on_frame=host._heard, on_end=lambda _: store.died(host)
+            "work",
+            child,
+            on_frame=host._heard,
+            on_heard=store.heard,
+            on_end=lambda: store.died(host),
         )
         await loop.create_unix_connection(lambda: process, sock=ours)
         host._process = process
@@ -236,7 +241,7 @@ def test_what_a_signer_said_while_the_agent_was_busy_is_heard_before_it_is_judge
         deadline = loop.time() + 10 * signers.TICK_S
         limit_s = 5 * signers.TICK_S
         store.submit(
-            Job(
+            CallbackJob(
                 ("one",),
                 lambda: {"op": "tell"},
                 told.append,
@@ -322,7 +327,7 @@ def test_a_request_that_meets_an_unexpected_error_takes_no_signer_down(tmp_path:
             raise KeyError("unforeseen")
 
         deadline = asyncio.get_running_loop().time() + 5
-        job = Job(("one",), unforeseen, told.append, deadline=deadline, again=True)
+        job = CallbackJob(("one",), unforeseen, told.append, deadline=deadline, again=True)
         first = card.submit(1, within_s=5, touch=False)
         for _ in range(queue.MAX_WINDOW):
             card.submit(2, within_s=5, touch=False)
@@ -485,7 +490,7 @@ def test_what_changes_keys_is_the_firsts_and_has_each_process_look_anew_whatever
         await asyncio.sleep(0)
         assert [process.ops for process in processes] == [[op], []]
         error = SignerFailed("it went wrong").to_wire()
-        first._heard(cast("SignerProcess", None), {"id": first.last_id, "error": error})
+        first._heard({"id": first.last_id, "error": error})
         with pytest.raises(SignerFailed, match="went wrong"):
             await asked
         anew = ["look_anew"] * changes
@@ -517,7 +522,11 @@ def test_signers_that_hang_keep_no_thread_from_the_ledger_the_audit_and_another_
     def hanging(child: Child) -> Signer:
         store = signer(tmp_path, "keychain")
         process = SignerProcess(
-            "work", child, on_frame=lambda *_: None, on_end=lambda _: store.died(host)
+            "work",
+            child,
+            on_frame=lambda _: None,
+            on_heard=store.heard,
+            on_end=lambda: store.died(host),
         )
         process._transport = Mock()
         host = hosted(store, process)

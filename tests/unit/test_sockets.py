@@ -390,7 +390,7 @@ def test_a_proof_in_the_signers_hands_isnt_given_out_once_its_socket_has_ended(
         owner = Mock()
         owner.trace.trail.holds = False
         for _ in range(3):
-            proofs.proof(Call(Request(1, "proof", params), owner, told.append))
+            proofs.proof(Call(Request(1, "proof", params), owner, told.append, 0.0))
         jobs[0].make()
         jobs[0].finish(bytes(64))
         assert isinstance(told.pop(), bytes)
