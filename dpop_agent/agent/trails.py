@@ -2,8 +2,8 @@
 
 Theory of operation
 
-A line is made at once, and waits in memory until the next write: FLUSH_S at the most, which is
-what a `kill -9` may lose. A thread writes, one batch at a time; meanwhile other lines wait. What
+A line is made at once, and waits in memory until the next write: FLUSH_S after the last at the
+most, which is what a `kill -9` may lose. A thread writes, one batch at a time; meanwhile other lines wait. What
 couldn't be written is tried again with what came since. Where more than MAX_WAITING lines wait, new
 ones are counted as lost, and a line says so later.
 
@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from math import inf
 from typing import Any
 
 from dpop_agent import paths
@@ -150,6 +151,7 @@ class Trail:
         self._held: list[tuple[str, Written]] = []
         self._lost = 0  # that no line tells of yet
         self._next: asyncio.Handle | None = None
+        self._flushed_at = -inf
         self._is_soon = False
         self._writing: asyncio.Future[None] | None = None
         self._late: asyncio.TimerHandle | None = None
@@ -173,7 +175,7 @@ class Trail:
             return
         self._lines.append(line)
         if self._next is None:
-            self._next = self._loop.call_later(FLUSH_S, self._flush)
+            self._flush_in_time()
         elif len(self._lines) == BATCH:
             self._flush_soon()
 
@@ -216,6 +218,11 @@ class Trail:
         self._lost += count
         self._trails.lost += count
 
+    def _flush_in_time(self) -> None:
+        """At once after a pause, so that `log` has it; else FLUSH_S after the last write."""
+        wait_s = self._flushed_at + FLUSH_S - self._loop.time()
+        self._next = self._loop.call_later(max(0.0, wait_s), self._flush)
+
     def _flush_soon(self) -> None:
         if self._is_soon:
             return
@@ -227,6 +234,7 @@ class Trail:
         self._next, self._is_soon = None, False
         if self._writing is not None or not (self._lines or self._held):
             return  # it goes on once that is written
+        self._flushed_at = self._loop.time()
         lines, self._lines = self._lines, []
         held, self._held = self._held, []
         lost, self._lost = self._lost, 0
@@ -264,7 +272,7 @@ class Trail:
         if self._held or (error is None and len(self._lines) >= BATCH):
             self._flush_soon()
         elif self._lines and self._next is None:
-            self._next = self._loop.call_later(FLUSH_S, self._flush)
+            self._flush_in_time()
 
     def _outcome(self, done: asyncio.Future[None]) -> DPoPAgentError | None:
         if done.cancelled():

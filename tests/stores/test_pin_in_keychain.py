@@ -67,6 +67,7 @@ def kept(keyring: Keyring, token: Token) -> str | None:
 
 
 def keep(keyring: Keyring, token: Token, pin: str) -> None:
+    """Have the item that the agent's signers write: with fewer attributes it would be another."""
     subprocess.run(
         [
             "secret-tool",
@@ -76,6 +77,8 @@ def keep(keyring: Keyring, token: Token, pin: str) -> None:
             "dpop-agent/pin",
             "username",
             uri(token),
+            "application",
+            "Python keyring library",
         ],
         env={**os.environ, **keyring.env},
         check=True,

@@ -231,6 +231,22 @@ def test_a_kill_between_the_two_steps_of_a_full_file_loses_no_line(
     story(tell, max_bytes=2000)
 
 
+def test_a_line_that_comes_after_a_pause_is_written_at_once(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def tell(disk: Disk) -> None:
+        monkeypatch.setattr(trails, "FLUSH_S", 3600)
+        disk.proof(0)
+        await disk.until(lambda: disk.numbers() == [0])
+        disk.proof(1)
+        await asyncio.sleep(0.05)
+        assert disk.numbers() == [0]
+        await disk.trail.close()
+        assert disk.numbers() == [0, 1]
+
+    story(tell)
+
+
 def test_on_a_full_disk_lines_wait_whole_and_are_written_once_there_is_room(
     story: Story, caplog: pytest.LogCaptureFixture
 ) -> None:
