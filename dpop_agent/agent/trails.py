@@ -3,9 +3,9 @@
 Theory of operation
 
 A line is made at once, and waits in memory until the next write: FLUSH_S after the last at the
-most, which is what a `kill -9` may lose. A thread writes, one batch at a time; meanwhile other lines wait. What
-couldn't be written is tried again with what came since. Where more than MAX_WAITING lines wait, new
-ones are counted as lost, and a line says so later.
+most, which is what a `kill -9` may lose. A thread writes, one batch at a time; meanwhile other
+lines wait. What couldn't be written is tried again with what came since. Where more than
+MAX_WAITING lines wait, new ones are counted as lost, and a line says so later.
 
 With `audit = "required"` a proof is held until its line is written. Those that wait together share
 a write; where that fails none of them leaves.
