@@ -329,7 +329,7 @@ class _Signer:
 
 def _answer_frames(channel: socket.socket, signer: _Signer) -> None:
     """Answer frames until the agent closes the channel or the store is broken."""
-    frames = Frames()
+    frames, sent = Frames(), 0
     while True:
         while (authority := signer.authority) is not None:
             waiting = [channel, *authority.waits_for()]
@@ -341,15 +341,17 @@ def _answer_frames(channel: socket.socket, signer: _Signer) -> None:
         if not data:
             return
         requests = list(frames.feed(data))
-        # In two halves: the agent has something to do with the first while the second is signed.
-        half = (len(requests) + 1) // 2
-        for part in filter(None, (requests[:half], requests[half:])):
+        # Half of what the agent has here at once: it has something to do with the answers to
+        # those while the others are signed.
+        size = max(1, (sent + len(requests)) // 2)
+        for begin in range(0, len(requests), size):
             answers = []
-            for request in part:
+            for request in requests[begin : begin + size]:
                 answers.append(signer.answer(request))
                 if signer.broken:
                     break
             channel.sendall(b"".join(answers))
+            sent = len(answers)
             if signer.broken:
                 return
 
