@@ -20,8 +20,9 @@ import json
 import os
 import re
 import secrets
+import struct
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from dpop_agent.errors import SignerFailed
 
@@ -29,6 +30,9 @@ MAX_FRAME = 4 * 1024 * 1024
 """Bytes: a listing of every object on a large HSM partition."""
 
 _SECRET_SOCKET = re.compile("(pin|key)-[0-9a-f]{6}")
+
+_NUMBER = struct.Struct(">I")
+_SIGNED = struct.Struct(">IcI")  # what stands before the content
 
 _COMPACT = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -66,11 +70,7 @@ def frame(**members: Any) -> bytes:
 
 def sign_frame(number: int, content: bytes) -> bytes:
     """The bytes of a frame that asks for a signature, or has one."""
-    return b"%bS%b%b" % (
-        (5 + len(content)).to_bytes(4, "big"),
-        number.to_bytes(4, "big"),
-        content,
-    )
+    return _SIGNED.pack(_SIGNED.size - _NUMBER.size + len(content), b"S", number) + content
 
 
 def asked_of(ref: str, jkt: str, alg: str) -> bytes:
@@ -85,11 +85,8 @@ def parse_asked(content: bytes) -> tuple[str, str, str, bytes]:
     return ref, jkt, alg, signing_input
 
 
-class Signed(NamedTuple):
-    """What a frame that isn't JSON has: its id, and what was asked for or answered."""
-
-    id: int
-    content: bytes
+Signed = tuple[int, bytes]
+"""What a frame that isn't JSON has: its id, and what was asked for or answered."""
 
 
 class Frames:
@@ -107,16 +104,15 @@ class Frames:
         data, self._rest = self._rest + data, b""
         at = 0
         while len(data) - at >= 4:
-            end = at + 4 + int.from_bytes(data[at : at + 4], "big")
+            end = at + 4 + _NUMBER.unpack_from(data, at)[0]
             if end - at > MAX_FRAME:
                 raise Malformed("a frame is too long")
             if end > len(data):
                 break
             if data[at + 4 : at + 5] == b"S":
-                if end - at < 9:
+                if end - at < _SIGNED.size:
                     raise Malformed("a frame has no id")
-                number = int.from_bytes(data[at + 5 : at + 9], "big")
-                yield Signed(number, data[at + 9 : end])
+                yield _NUMBER.unpack_from(data, at + 5)[0], data[at + _SIGNED.size : end]
             else:
                 yield _json(data[at + 4 : end])
             at = end

@@ -68,7 +68,7 @@ _ALPHABET = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01234
 
 def b64url(data: bytes) -> str:
     """base64url without padding (RFC 7515 section 2)."""
-    return b2a_base64(data, newline=False).rstrip(b"=").translate(_URLSAFE).decode("ascii")
+    return b2a_base64(data, newline=False).translate(_URLSAFE, b"=").decode("ascii")
 
 
 def is_compact(text: str) -> bool:

@@ -110,6 +110,8 @@ class Connection(asyncio.BufferedProtocol):
         self._read_on()
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  (asyncio's signature)
+        if not self._received:
+            return _read_into
         return _read_into[: protocol.MAX_LINE - len(self._received)]
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -183,26 +185,20 @@ class Connection(asyncio.BufferedProtocol):
             self._write(protocol.encode_error(e.request_id, self._refused(e, e.method)))
             return
         began = time.monotonic()
-        log.debug("%s, asked by %s", request.method, self.client)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("%s, asked by %s", request.method, self.client)
         self.under_way += 1
         if self.under_way == 1:
             self._intake.busy()
 
         def respond(what: dict[str, Any] | bytes | DPoPAgentError) -> None:
-            if isinstance(what, DPoPAgentError):
-                took_s = time.monotonic() - began
-                what = self._refused(what, request.method, request.params, took_s)
-            elif isinstance(what, dict):
-                self.trace.granted(request, what, time.monotonic() - began)
-                if self.is_filtered:
-                    what = telling.result(request.method, what)
+            if isinstance(what, bytes):
+                line = protocol.encode_made(request.id, what)
+            else:
+                line = self._answer(request, what, time.monotonic() - began)
             if self._lost:
                 return
-            self._write(
-                protocol.encode_made(request.id, what)
-                if isinstance(what, bytes)
-                else _encoded(request.id, what)
-            )
+            self._write(line)
             self.under_way -= 1
             if not self.under_way:
                 self._intake.idle()
@@ -212,6 +208,21 @@ class Connection(asyncio.BufferedProtocol):
                 self._intake.go_on(self)
 
         self._server.handle(Call(request, self, respond, began))
+
+    def _answer(
+        self, request: protocol.Request, what: dict[str, Any] | DPoPAgentError, took_s: float
+    ) -> bytes:
+        """The line of a result or an error, which is recorded."""
+        if isinstance(what, DPoPAgentError):
+            told = self._refused(what, request.method, request.params, took_s)
+            return protocol.encode_error(request.id, told)
+        self.trace.granted(request, what, took_s)
+        if self.is_filtered:
+            what = telling.result(request.method, what)
+        try:
+            return protocol.encode_result(request.id, what)
+        except ProtocolError as e:
+            return protocol.encode_error(request.id, e)
 
     def introduce(self, name: str) -> None:
         """Note who its client says that it is."""
@@ -282,12 +293,3 @@ def _too_long() -> ParseError:
 
 def _too_slow() -> Timeout:
     return Timeout(f"a line wasn't complete after {LINE_TIMEOUT_S:g} s", hint="send whole lines")
-
-
-def _encoded(request_id: str | int, what: dict[str, Any] | DPoPAgentError) -> bytes:
-    if isinstance(what, DPoPAgentError):
-        return protocol.encode_error(request_id, what)
-    try:
-        return protocol.encode_result(request_id, what)
-    except ProtocolError as e:
-        return protocol.encode_error(request_id, e)

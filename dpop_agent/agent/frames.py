@@ -173,7 +173,7 @@ def signature_form(alg: str, jwk: Mapping[str, str]) -> Form:
     """
     size = signature_size(ALGORITHMS[alg], jwk)
 
-    return lambda value: isinstance(value, bytes) and len(value) == size
+    return lambda value: type(value) is bytes and len(value) == size
 
 
 def _is_error(error: Any) -> bool:
@@ -192,10 +192,11 @@ def outcome(answer: Mapping[str, Any] | Signed, form: Form) -> Outcome:
     Raises:
         Malformed: neither.
     """
-    if isinstance(answer, Signed):
-        if not form(answer.content):
+    if isinstance(answer, tuple):
+        _, signature = answer
+        if not form(signature):
             raise Malformed("a frame's signature isn't one")
-        return answer.content
+        return signature
     if "error" in answer:
         if not _is_error(answer["error"]) or "ok" in answer:
             raise Malformed("a frame's error isn't one")

@@ -166,7 +166,11 @@ class Host(Hands):
         if self not in self._work.hands:
             return
         now = monotonic()
-        number = answer.id if isinstance(answer, Signed) else answer.get("id")
+        number: Any
+        if isinstance(answer, tuple):
+            (number, _), broken = answer, False
+        else:
+            number, broken = answer.get("id"), bool(answer.get("broken"))
         found = self._work.answered(number, self, now) if type(number) is int else None
         if found is None:
             raise Malformed("a frame answers nothing")
@@ -181,5 +185,4 @@ class Host(Hands):
                 )
             )
             raise
-        broken = not isinstance(answer, Signed) and bool(answer.get("broken"))
         self._owner.answered(self, job, what, took_s=took_s, now=now, broken=broken)

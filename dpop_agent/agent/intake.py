@@ -119,4 +119,5 @@ class Intake:
         began = self._clock()
         client.take_in()
         self._spent_s += self._clock() - began
-        self.go_on(client)
+        if client.has_line:
+            self.go_on(client)

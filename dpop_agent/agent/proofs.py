@@ -111,7 +111,7 @@ class Proofs:
         asked = (params.get("key"), params.get("jkt"), has_ath, params["htu"], params["htm"])
         choice = self._choice(asked)
         if choice.is_admitted_at_once:
-            self.signer(choice.key).submit(_OwnProof(self, call, choice))
+            self._signers.named(choice.key.store).submit(_OwnProof(self, call, choice))
         else:
             self._admit(partial(_OwnProof, self, call, choice), call, choice)
 
@@ -283,13 +283,14 @@ class Proofs:
         """
         generation, origin = choice.generation, choice.where.origin
         self.made += 1
-        log.debug(
-            "%s@%d signed a proof for %s, asked by %s",
-            choice.key.name,
-            generation.generation,
-            origin,
-            client,
-        )
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug(
+                "%s@%d signed a proof for %s, asked by %s",
+                choice.key.name,
+                generation.generation,
+                origin,
+                client,
+            )
         self._records.used(generation.jkt, origin)
         self._inventory.missing.discard(generation.jkt)
 
@@ -443,7 +444,8 @@ class _Signing(Job):
         return self._choice.by.frame(self._signing_input())
 
     def done(self, what: Outcome) -> None:
-        if isinstance(what, DPoPAgentError):
+        if not isinstance(what, bytes):
+            assert isinstance(what, DPoPAgentError)  # so the form says
             self._proofs.not_signed(what, self._choice.generation)
             self._call.respond(what)
             return
@@ -456,7 +458,6 @@ class _Signing(Job):
         if self._is_stale(now):
             self._submit_again()
             return
-        assert isinstance(what, bytes)  # so the form says
         result = self._result(b64url(what), state)
         if self._call.owner.trace.trail.holds:
             self._hold(result, now)

@@ -143,11 +143,12 @@ class _Signer:
 
     def answer(self, request: dict[str, Any] | Signed) -> bytes:
         try:
-            if isinstance(request, Signed):
-                return sign_frame(request.id, self._sign(request.content))
+            if isinstance(request, tuple):
+                number, content = request
+                return sign_frame(number, self._sign(content))
             return frame(id=request["id"], ok=self._do(request))
         except Exception as e:
-            number = request.id if isinstance(request, Signed) else request["id"]
+            number = request[0] if isinstance(request, tuple) else request["id"]
             if isinstance(e, DPoPAgentError):
                 return frame(id=number, error=e.to_wire(), broken=self.broken)
             if self._store is not None:

@@ -29,7 +29,7 @@ from dpop_agent.agent.process import SignerProcess, spawn_program
 from dpop_agent.agent.queue import CallbackJob
 from dpop_agent.agent.signers import Signer
 from dpop_agent.agent.states import State
-from dpop_agent.channel import Frames, Malformed, Signed, frame, sign_frame
+from dpop_agent.channel import Frames, Malformed, frame, sign_frame
 from dpop_agent.config import PinSource, StoreConfig, TokenUri
 from dpop_agent.errors import DPoPAgentError
 from dpop_agent.jose import ALGORITHMS, b64url, ec_jwk, okp_jwk, rsa_jwk, thumbprint
@@ -105,7 +105,7 @@ def test_every_operation_has_a_form_and_a_good_answer_fits_it() -> None:
     for op, answers in GOOD.items():
         for answer in answers:
             assert outcome({"id": 1, "ok": answer}, FORMS[op]) == answer
-    assert outcome(Signed(1, b"s" * 64), is_some_signature) == b"s" * 64
+    assert outcome((1, b"s" * 64), is_some_signature) == b"s" * 64
 
 
 @pytest.mark.parametrize("op", GOOD)
