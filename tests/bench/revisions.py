@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.bench.figures import CannotMeasure
 from tests.processes import ROOT, Agent, Token
 
 
@@ -62,6 +64,7 @@ class Revision:
 
 def here() -> Revision:
     """The files as they are now."""
+    _compile(ROOT)
     try:
         changed = git("status", "--porcelain", "--untracked-files=no")
         return Revision(git("rev-parse", "--short", "HEAD") + ("+" if changed else ""))
@@ -79,10 +82,19 @@ def checked_out(name: str, folder: Path) -> Iterator[Revision]:
         python = sys.executable
         if _dependencies(root) != _dependencies(ROOT):
             python = str(_environment(root, folder / "venv"))
+        _compile(root)
         yield Revision(commit, root, python, beside=True)
     finally:
         shutil.rmtree(root, ignore_errors=True)
         git("worktree", "prune")
+
+
+def _compile(root: Path) -> None:
+    """Have its bytecode, as an installed one has: where none may be written, each start would
+    compile anew what was edited.
+    """
+    if not compileall.compile_dir(root / "dpop_agent", quiet=1):
+        raise CannotMeasure(f"{root / 'dpop_agent'} can't be compiled")
 
 
 def _dependencies(root: Path) -> Any:
