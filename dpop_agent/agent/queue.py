@@ -30,8 +30,10 @@ MIN_WINDOW = 2
 """Those that it has at least, for the next is to be there while it signs one; and at the most while
 some have more waiting than they are given, so that whoever hasn't waits for no more than these."""
 
-FAST_S = 0.02
-"""Seconds a signature: a slower store gets one frame at a time, for the age of their `iat`."""
+FAST_S = 0.1
+"""Seconds a signature: a slower store gets one frame at a time, for the age of their `iat` and for
+whoever comes next. A card that is quicker has the next one there when it is done: else a hundredth
+of its rate goes by."""
 
 Flow = tuple[Hashable, ...]
 """Whose work something is, from the widest to the narrowest: uid, socket, connection."""
