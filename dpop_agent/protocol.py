@@ -330,6 +330,7 @@ ADMIN_METHODS: Mapping[str, Mapping[str, Param]] = {
     "lock": {"store": _TEXT},
     "unlock": {"store": _TEXT.must()},
     "reload": {},
+    "stop": {},
 }
 """What `admin.sock` answers."""
 

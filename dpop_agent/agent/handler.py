@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
@@ -36,6 +37,9 @@ class Agent(Protocol):
 
     async def reload(self) -> None:
         """Read the configuration again, and open what isn't open."""
+
+    def end(self) -> None:
+        """Begin to end, as at SIGTERM."""
 
     def describe(self) -> dict[str, Any]:
         """The agent's own members of `status`."""
@@ -119,6 +123,7 @@ class Handler(_Answering):
             "lock": self._later(_of_params(stores.lock)),
             "unlock": self._later(_of_params(stores.unlock)),
             "reload": self._later(self._reload),
+            "stop": self._stop,
         }
 
     def _later(self, answer: _Answer) -> _Method:
@@ -189,6 +194,10 @@ class Handler(_Answering):
     async def _activate(self, call: Call) -> _Result:
         key, old = await self._lifecycle.activate(call.params)
         return self._views.swap(key, old, key.generation(call.params["generation"]))
+
+    def _stop(self, call: Call) -> None:
+        call.respond({"pid": os.getpid()})
+        self._agent.end()
 
     async def _reload(self, call: Call) -> _Result:  # noqa: ARG002  (one signature)
         await self._agent.reload()

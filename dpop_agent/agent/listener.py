@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import socket
@@ -11,6 +12,11 @@ from typing import Self
 from dpop_agent import paths
 from dpop_agent.agent import lock
 from dpop_agent.errors import ConfigurationError
+from dpop_agent.peer import peer_of
+
+log = logging.getLogger("dpop_agent.listener")
+
+_Socket = socket.socket
 
 BACKLOG = 128
 """Connections that wait to be taken in."""
@@ -25,11 +31,21 @@ class Listener:
         socket: it; another one after `listen_again`.
     """
 
-    socket: socket.socket
+    socket: _Socket
 
-    def __init__(self, path: str, *, name: str = paths.AGENT, lock_path: str | None = None) -> None:
-        """`lock_path` is where its lock goes, beside the socket if it isn't given."""
+    def __init__(
+        self,
+        path: str,
+        *,
+        name: str = paths.AGENT,
+        lock_path: str | None = None,
+        given: _Socket | None = None,
+    ) -> None:
+        """`lock_path` is where its lock goes, beside the socket if it isn't there; `given` listens
+        at the path already, for a service manager, which owns the file there.
+        """
         self.path, self.name = path, name
+        self._given = given
         self._lock_path = lock_path or path + ".lock"
         self._lock = -1
         self._bound: paths.File | None = None
@@ -45,6 +61,7 @@ class Listener:
         try:
             self._listen()
         except BaseException:
+            self._give_back()
             self._let_go()
             raise
         return self
@@ -52,13 +69,16 @@ class Listener:
     def __exit__(self, *exc: object) -> None:
         self.hide()
         self.socket.close()
+        self._give_back()
         self._let_go()
 
     def hide(self) -> None:
         """Unlink the socket, and nothing that took its place; to be called while it is open, since
-        the system may give its inode to the next file then.
+        the system may give its inode to the next file then. One that was given stays: whoever gave
+        it listens on.
         """
-        if self._bound is not None and paths.socket_at(self.path) == self._bound:
+        at_its_path = self._bound is not None and paths.socket_at(self.path) == self._bound
+        if at_its_path and self._given is None:
             os.unlink(self.path)
         self._bound = None
 
@@ -68,7 +88,7 @@ class Listener:
         return paths.socket_at(self.path) != self._bound or not self._is_locked()
 
     def listen_again(self) -> None:
-        """Listen at the path anew; whoever is connected stays so.
+        """Listen at the path anew, with a socket of our own; whoever is connected stays so.
 
         Raises:
             ConfigurationError, UnsafeSocket: as at first; the old socket is kept.
@@ -96,6 +116,17 @@ class Listener:
                 f"the socket's folder {folder} can't be used ({e.strerror})",
                 hint=paths.ANOTHER_SOCKET,
             ) from e
+        if self._given is not None:
+            if self._given_is_here(self._given):
+                self.socket, self._bound = self._given.dup(), paths.socket_at(self.path)
+                self.socket.setblocking(False)
+                return
+            log.warning(
+                "the socket that systemd holds for %s has gone from there, so that it starts no "
+                "agent once this one has ended; to mend it: dpop-agent service stop, then start",
+                self.path,
+            )
+            self._give_back()
         self._unlink_stale()
         new = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         umask = os.umask(0o177)
@@ -112,6 +143,16 @@ class Listener:
         finally:
             os.umask(umask)
         self.socket = new
+
+    def _given_is_here(self, given: _Socket) -> bool:
+        if self._bound is None:
+            return _is_at(given, self.path)
+        return paths.socket_at(self.path) == self._bound
+
+    def _give_back(self) -> None:
+        if self._given is not None:
+            self._given.close()
+            self._given = None
 
     def _is_locked(self) -> bool:
         try:
@@ -137,7 +178,8 @@ class Listener:
             )
         if (info.st_dev, info.st_ino) != self._bound and not is_dead(self.path):
             raise ConfigurationError(
-                f"some other program listens at {self.path}", hint="end it, or use another path"
+                f"some other program listens at {self.path}",
+                hint="end it, or use another path; if it is the service: dpop-agent service stop",
             )
         os.unlink(self.path)
 
@@ -157,6 +199,18 @@ def was_held_for(lock_path: str, path: str) -> bool:
         return re.fullmatch(_holder("[0-9]+", re.escape(path)), lock.holder(lock_path)) is not None
     except OSError:
         return False
+
+
+def _is_at(given: _Socket, path: str) -> bool:
+    """Whether who listens at that path is who gave that socket; another may be there by now."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(path)
+        except BlockingIOError:  # clients wait there already, as many as fit
+            return True
+        except OSError:
+            return False
+        return peer_of(probe).pid == peer_of(given).pid
 
 
 def is_dead(path: str) -> bool:

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import stat
+import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -58,6 +59,7 @@ from dpop_agent.errors import (
 )
 from dpop_agent.peer import Peer
 from dpop_agent.protocol import Decoder
+from dpop_agent.systemd import Service
 
 log = logging.getLogger("dpop_agent.server")
 
@@ -87,10 +89,12 @@ class Agent:
         agent_socket: str,
         ledger: Ledger,
         forked: tuple[int, socket.socket] | None,
+        service: Service,
         options: Mapping[str, Any],
     ) -> None:
         """Inside a running event loop; `run` opens stores and sockets."""
         self._forker = None if forked is None else Forker(*forked, on_end=self._no_more_signers)
+        self._service = service
         self._options = options
         self.signers = Signers()
         self._config = replace(config, **options)
@@ -248,7 +252,7 @@ class Agent:
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._end)
+            loop.add_signal_handler(number, self.end)
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         with ExitStack() as entered:
             listeners = {
@@ -262,24 +266,23 @@ class Agent:
                 self._acceptors[listener] = self._acceptor(listener, requests)
             await self._sockets.start()
             log.info("serving %s", ", ".join(listener.path for listener in listeners))
+            self._service.tell("READY=1")
             self._background.start(self._upkeep.watch_time())
             self._background.start(self._watch_idle())
             places = self._background.start(self._watch_places(listeners))
             await self._ended.wait()
             places.cancel()  # no socket comes back from now on
             await asyncio.wait([places])
+            self._service.tell("STOPPING=1")
             await self._close()
         if self._failure is not None:
             raise self._failure
 
     def _listeners(self) -> dict[Listener, Decoder]:
         """Where it is to listen, and what can be asked there."""
-        agents = Decoder(protocol.AGENT_METHODS)
-        listeners = {
-            Listener(self._agent_socket): agents,
-            Listener(paths.admin_socket(self._agent_socket), name=paths.ADMIN): Decoder(
-                protocol.ADMIN_METHODS
-            ),
+        names = {
+            self._agent_socket: paths.AGENT,
+            paths.admin_socket(self._agent_socket): paths.ADMIN,
         }
         mounted = paths.mounted_socket(self._agent_socket)
         try:
@@ -287,10 +290,18 @@ class Agent:
         except ConfigurationError as e:
             log.warning("there is no socket for containers, %s: %s", mounted, e)
         else:
-            # The folder outlives the agent and has nothing else, so that it can be mounted.
-            lock_path = f"{os.path.dirname(mounted)}.lock"
-            listeners[Listener(mounted, name=paths.MOUNTED, lock_path=lock_path)] = agents
-        return listeners
+            names[mounted] = paths.MOUNTED
+        # The folder `mount` outlives the agent and has nothing else, so that it can be mounted.
+        locks = {mounted: f"{os.path.dirname(mounted)}.lock"}
+        agents = Decoder(protocol.AGENT_METHODS)
+        requests = {paths.ADMIN: Decoder(protocol.ADMIN_METHODS)}
+        given = self._service.sockets(names)
+        return {
+            Listener(
+                path, name=name, lock_path=locks.get(path), given=given.get(path)
+            ): requests.get(name, agents)
+            for path, name in names.items()
+        }
 
     def _acceptor(self, listener: Listener, requests: Decoder) -> Acceptor:
         return Acceptor(
@@ -422,8 +433,13 @@ class Agent:
             ConfigurationError: it can't be right; the old one stays.
         """
         async with self._reloading:
-            if not self._ended.is_set():
+            if self._ended.is_set():
+                return
+            self._service.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            try:
                 await self._reload()
+            finally:
+                self._service.tell("READY=1")
 
     async def _reload(self) -> None:
         self._config = replace(load(self._config.path), **self._options)
@@ -489,7 +505,7 @@ class Agent:
         except NotDurable as e:
             log.warning("%s", e)
 
-    def _end(self) -> None:
+    def end(self) -> None:
         """Begin to end; a second signal ends the process as if there were no handler."""
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().remove_signal_handler(number)
@@ -544,6 +560,7 @@ def run(
     agent_socket: str,
     state_folder: str,
     forked: tuple[int, socket.socket] | None,
+    service: Service,
     options: Mapping[str, Any],
 ) -> None:
     """Serve until SIGTERM or SIGINT.
@@ -553,6 +570,7 @@ def run(
         agent_socket: where `agent.sock` goes, `admin.sock` beside it.
         state_folder: where the ledger is.
         forked: the process that forks signers, and the channel to it; None where they come by exec.
+        service: what systemd gave.
         options: of the configuration's `IDLE` what is otherwise, whatever a reload finds there.
 
     Raises:
@@ -566,6 +584,7 @@ def run(
             agent_socket=agent_socket,
             ledger=ledger,
             forked=forked,
+            service=service,
             options=options,
         ).run()
 

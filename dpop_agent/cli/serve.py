@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 
 from dpop_agent.cli import arguments
+from dpop_agent.cli.output import plain
+from dpop_agent.errors import DPoPAgentError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
     from socket import socket
     from typing import NoReturn
+
+    from dpop_agent.systemd import Service
 
 
 def add_serve(parser: arguments.Parser) -> None:
@@ -46,7 +50,7 @@ def _add_idle(parser: arguments.Parser, option: str, what: str) -> None:
 def _serve(args: Namespace) -> int:
     import signal
 
-    from dpop_agent import forking
+    from dpop_agent import forking, systemd
     from dpop_agent.hardening import harden
 
     # Whoever started the agent may have blocked what it handles, or had its children reaped.
@@ -56,15 +60,19 @@ def _serve(args: Namespace) -> int:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     # First of all: what comes later is forked from what nobody could have opened.
     harden()
+    service = systemd.take()
     forked = forking.fork(_fork_signers) if forking.is_possible() else None
     try:
-        return _run_agent(args, forked)
+        return _run_agent(args, forked, service)
+    except DPoPAgentError as e:
+        service.tell(f"STATUS={plain(e)}")  # it is asked why the service doesn't start
+        raise
     finally:
         if forked is not None:
             forked[1].close()  # it ends then
 
 
-def _run_agent(args: Namespace, forked: tuple[int, socket] | None) -> int:
+def _run_agent(args: Namespace, forked: tuple[int, socket] | None, service: Service) -> int:
     import logging
 
     from dpop_agent import config, paths
@@ -79,6 +87,7 @@ def _run_agent(args: Namespace, forked: tuple[int, socket] | None) -> int:
         agent_socket=paths.agent_socket(),
         state_folder=paths.state_folder(),
         forked=forked,
+        service=service,
         options={name: value for name, value in vars(args).items() if name in config.IDLE},
     )
     return 0

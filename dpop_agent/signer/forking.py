@@ -43,18 +43,12 @@ _NEEDED = (
 )
 """What signers import when they come to it."""
 
-_THE_AGENTS_OWN = ("LISTEN_", "NOTIFY_SOCKET", "WATCHDOG_")
-"""Names, or their beginnings, in an environment that systemd gave the agent alone."""
-
 
 def serve(channel: socket.socket) -> NoReturn:
     """Fork signers until the agent has gone, and end this process."""
     (channel,) = _keep_only(channel)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    for name in list(os.environ):
-        if name.startswith(_THE_AGENTS_OWN):
-            del os.environ[name]
     os.chdir("/")
     os.setpgid(0, 0)
     harden()

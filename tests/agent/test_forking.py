@@ -119,7 +119,8 @@ def test_what_systemd_gave_the_agent_reaches_no_signer(make_agent: Callable[...,
     script.chmod(0o700)
     code = (
         "import os, socket, sys\n"
-        "from dpop_agent import forking\n"
+        "from dpop_agent import forking, systemd\n"
+        "systemd.take()\n"
         "from dpop_agent.signer import serving\n"
         "serving.serve = lambda channel, line: os._exit(os.system(sys.argv[1]))\n"
         "from dpop_agent.signer import forking as process\n"
