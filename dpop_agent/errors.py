@@ -4,6 +4,7 @@
     ├── AgentUnavailable             nobody listens at the socket
     ├── UnsafeSocket                 the socket or its folder is somebody else's
     ├── ConfigurationError           configuration, place or argument that can't be right
+    ├── ServiceFailed                systemd can't be asked, or doesn't do what it was asked for
     ├── LedgerUnreadable             the agent doesn't start on a ledger that it can't read
     ├── InvalidProof                 a proof failed a check of RFC 9449 section 4.3
     ├── TokenNotBound                a token response that bound nothing, or another key
@@ -92,7 +93,7 @@ class AgentUnavailable(DPoPAgentError):
     """Nobody listens at the socket, or the agent went away before it answered."""
 
     wire_type = "agent_unavailable"
-    default_hint = "start it with: dpop-agent serve"
+    default_hint = "start it with: dpop-agent serve, or dpop-agent service start"
     default_retry = "later"
 
 
@@ -106,6 +107,12 @@ class ConfigurationError(DPoPAgentError):
     """A configuration, a place or an argument that can't be right."""
 
     wire_type = "configuration"
+
+
+class ServiceFailed(DPoPAgentError):
+    """The service manager can't be asked, or doesn't do what it was asked for."""
+
+    wire_type = "service_failed"
 
 
 class LedgerUnreadable(DPoPAgentError):

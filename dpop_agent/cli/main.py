@@ -26,6 +26,8 @@ YOUNG = 50_000
 _VERBS = {
     "init": ("init", "see what is here and write a configuration that works"),
     "serve": ("serve", "run the agent in the foreground"),
+    "service": ("service", "have systemd run it: install, start, stop, status, and more"),
+    "stop": ("service", "end the agent in order"),
     "key": ("keys", "create, list, rotate, suspend, destroy keys, and more"),
     "ledger": ("ledger", "keep a copy of what the agent knows of its keys, check it"),
     "socket": ("sockets", "give a sandbox some keys for some servers, and nothing else"),
@@ -42,7 +44,7 @@ _VERBS = {
 }
 """Each verb's module, which has a function `add_VERB` that takes its parser, and what it does."""
 
-_GROUPS = ("key", "socket", "ledger", "config")
+_GROUPS = ("service", "key", "socket", "ledger", "config")
 """Those that have verbs of their own."""
 
 
@@ -155,7 +157,8 @@ def _meant(word: str) -> str:
     for group in _GROUPS:
         verbs = _parser(group).verbs
         for verb in () if verbs is None else verbs.choices:
-            known.setdefault(verb, []).append(f"{group} {verb}")
+            if verb not in _VERBS:
+                known.setdefault(verb, []).append(f"{group} {verb}")
     found = near(word.lower(), known)
     if found is None:
         return "see: dpop-agent --help"

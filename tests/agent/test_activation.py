@@ -168,3 +168,19 @@ def test_systemd_is_told_why_the_agent_doesnt_start(
         assert "\n" not in told
     finally:
         agent.close()
+
+
+def test_stop_ends_the_agent_in_order_and_another_can_start_at_once(
+    token: Token, tmp_path: Path
+) -> None:
+    with Agent(token.config, tmp_path / "state").serving("default") as agent:
+        for _ in range(3):
+            pid = agent.pid
+            done = agent.run("stop", check=True)
+            assert done.stdout == f"the agent has ended, process {pid}\n"
+            assert agent.stop() == 0
+            assert not os.path.exists(agent.socket)
+            agent.start()
+        assert agent.run("proof", "GET", "https://api.example.com/").returncode == 0
+        agent.run("stop", check=True)
+        assert agent.run("stop").returncode == 3

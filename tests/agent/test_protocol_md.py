@@ -24,6 +24,7 @@ NEVER_SENT = {
     errors.InvalidProof,
     errors.NonceRequired,
     errors.ProofRefused,
+    errors.ServiceFailed,
     errors.TokenNotBound,
     errors.UnsafeSocket,
     # an agent that has this doesn't serve
