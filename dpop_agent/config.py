@@ -82,18 +82,35 @@ _ENV_OF_THE_AGENT = ("LD_", "GLIBC_TUNABLES", "MALLOC_", "PYTHON", "LANG", "LC_"
 
 _VERIFY = ("first", "always")
 _TOP = ("agent", "stores")
-_AGENT = (
-    *("default_store", "max_connections", "max_socket_connections", "max_waiting"),
-    *("lock_after", "release_after", "confirm_command", "audit", "audit_mib"),
-)
-_SETTINGS_BY_TYPE = {
-    "pkcs11": (
-        *("type", "module", "module_args", "uri", "pin_source", "login_retries", "verify"),
-        "signers",
-        "env",
-    ),
-    "keychain": ("type", "backend", "env"),
+AGENT: dict[str, type] = {
+    "default_store": str,
+    "max_connections": int,
+    "max_socket_connections": int,
+    "max_waiting": int,
+    "lock_after": str,
+    "release_after": str,
+    "confirm_command": list,
+    "audit": str,
+    "audit_mib": int,
 }
+"""The settings of `[agent]`, and what each is written as."""
+
+SETTINGS_BY_TYPE: dict[str, dict[str, type]] = {
+    "pkcs11": {
+        "type": str,
+        "module": str,
+        "module_args": str,
+        "uri": str,
+        "pin_source": str,
+        "login_retries": int,
+        "verify": str,
+        "signers": int,
+        "env": dict,
+    },
+    "keychain": {"type": str, "backend": str, "env": dict},
+}
+"""The settings of a store of each type, likewise."""
+
 
 # keyring's own names. Whatever else it has, or finds installed, isn't taken: what it would choose
 # by itself may be a plain file.
@@ -288,7 +305,41 @@ def load(path: str | None = None) -> Config:
             names file and setting, never the value of a URI or a PIN's source.
     """
     path = path or paths.config_file()
-    return parse(_read(path), path)
+    return parse(read(path), path)
+
+
+def read(path: str) -> str:
+    """The text of the configuration in `path`, whatever it says.
+
+    Raises:
+        ConfigurationError: no file there, one that others can change, or one that is no text.
+    """
+    try:
+        descriptor = paths.open_only_ours(
+            path, "the configuration", instead=paths.ANOTHER_CONFIG_FILE
+        )
+        with open(descriptor, "rb") as file:
+            data = file.read(MAX_SIZE + 1)
+    except FileNotFoundError as e:
+        raise ConfigurationError(
+            f"there is no configuration at {path}", hint="write one with: dpop-agent init"
+        ) from e
+    except (OSError, ValueError) as e:
+        reason = e.strerror if isinstance(e, OSError) else "the path has a zero byte"
+        raise ConfigurationError(
+            f"the configuration {path} can't be read: {reason}",
+            hint="correct that, or set DPOP_AGENT_CONFIG to another file",
+        ) from e
+    if len(data) > MAX_SIZE:
+        raise ConfigurationError(
+            f"the configuration {path} has more than {MAX_SIZE} bytes", hint="shorten it"
+        )
+    try:
+        return data.decode("utf-8-sig")  # some editors begin a file with U+FEFF
+    except UnicodeDecodeError as e:
+        raise ConfigurationError(
+            f"the configuration {path} isn't UTF-8 (byte {e.start})", hint="save it as UTF-8"
+        ) from e
 
 
 def parse(text: str, path: str) -> Config:
@@ -387,35 +438,6 @@ def _decoded(name: str, value: str) -> str:
     return text
 
 
-def _read(path: str) -> str:
-    try:
-        descriptor = paths.open_only_ours(
-            path, "the configuration", instead=paths.ANOTHER_CONFIG_FILE
-        )
-        with open(descriptor, "rb") as file:
-            data = file.read(MAX_SIZE + 1)
-    except FileNotFoundError as e:
-        raise ConfigurationError(
-            f"there is no configuration at {path}", hint="write one with: dpop-agent init"
-        ) from e
-    except (OSError, ValueError) as e:
-        reason = e.strerror if isinstance(e, OSError) else "the path has a zero byte"
-        raise ConfigurationError(
-            f"the configuration {path} can't be read: {reason}",
-            hint="correct that, or set DPOP_AGENT_CONFIG to another file",
-        ) from e
-    if len(data) > MAX_SIZE:
-        raise ConfigurationError(
-            f"the configuration {path} has more than {MAX_SIZE} bytes", hint="shorten it"
-        )
-    try:
-        return data.decode("utf-8-sig")  # some editors begin a file with U+FEFF
-    except UnicodeDecodeError as e:
-        raise ConfigurationError(
-            f"the configuration {path} isn't UTF-8 (byte {e.start})", hint="save it as UTF-8"
-        ) from e
-
-
 class _Reader:
     """Checks tables, and says where in which file something is wrong."""
 
@@ -425,7 +447,7 @@ class _Reader:
     def config(self, table: dict[str, Any]) -> Config:
         self._known("", table, _TOP)
         agent = self._table("agent", table.get("agent", {}))
-        self._known("agent", agent, _AGENT)
+        self._known("agent", agent, AGENT)
         stores: dict[str, StoreConfig] = {}
         for name, settings in self._table("stores", table.get("stores", {})).items():
             if not STORE_NAME.fullmatch(name):
@@ -506,10 +528,10 @@ class _Reader:
     def _store(self, name: str, table: dict[str, Any]) -> StoreConfig:
         where = f"stores.{name}"
         kind = self._text(f"{where}.type", self._must(where, table, "type"))
-        if kind not in _SETTINGS_BY_TYPE:
+        if kind not in SETTINGS_BY_TYPE:
             self._refuse(
                 f"{where}.type names a kind of store that this version doesn't have",
-                f"there are: {', '.join(_SETTINGS_BY_TYPE)}",
+                f"there are: {', '.join(SETTINGS_BY_TYPE)}",
             )
         if kind == "keychain" and "signers" in table:
             self._refuse(
@@ -517,7 +539,7 @@ class _Reader:
                 "which a keychain doesn't",
                 "leave it out",
             )
-        self._known(where, table, _SETTINGS_BY_TYPE[kind])
+        self._known(where, table, SETTINGS_BY_TYPE[kind])
         if kind == "keychain":
             return StoreConfig(
                 name=name,
@@ -624,7 +646,7 @@ class _Reader:
 
     def _must(self, where: str, table: dict[str, Any], name: str) -> object:
         if name not in table:
-            settings = _SETTINGS_BY_TYPE.get(table.get("type", ""), _SETTINGS_BY_TYPE["pkcs11"])
+            settings = SETTINGS_BY_TYPE.get(table.get("type", ""), SETTINGS_BY_TYPE["pkcs11"])
             near = [n for n in table if n not in settings]
             self._refuse(
                 f"{where}.{name} is missing",
@@ -632,7 +654,7 @@ class _Reader:
             )
         return table[name]
 
-    def _known(self, where: str, table: dict[str, Any], known: tuple[str, ...]) -> None:
+    def _known(self, where: str, table: dict[str, Any], known: Collection[str]) -> None:
         for name in table:
             if name not in known:
                 place = f"{where} has" if where else "it has"

@@ -1,4 +1,4 @@
-"""`config show | check | path`."""
+"""`config` and its verbs: `show`, `check`, `path`; and what changes of it are checked for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import stat
 import sys
 
 from dpop_agent import config, paths
-from dpop_agent.cli import arguments, output
+from dpop_agent.cli import arguments, editing, output, setting
 from dpop_agent.cli.discovery import ALONE, keychain, or_variable, tokens
 from dpop_agent.errors import ConfigurationError, DPoPAgentError
 
@@ -25,7 +25,7 @@ EXPORTABLE = "keys in the keychain are exportable: any program of yours can read
 
 def add_config(parser: arguments.Parser) -> None:
     """`dpop-agent config` and its verbs."""
-    parser.description = "Show, check or find the configuration."
+    parser.description = "Show, check, change or find the configuration."
     verbs = parser.add_verbs()
     arguments.add_verb(verbs, "show", "Show what the configuration says", _show)
     arguments.add_verb(
@@ -35,6 +35,9 @@ def add_config(parser: arguments.Parser) -> None:
         _check,
         "Stores are looked for by their modules, in processes of their own; nobody logs in.",
     )
+    editing.add_edit(verbs, _check_change)
+    setting.add_set(verbs, _check_change)
+    setting.add_unset(verbs, _check_change)
     arguments.add_verb(verbs, "path", "Show where it is", _path)
 
 
@@ -120,6 +123,25 @@ def _check(args: Namespace) -> int:
             print(output.plain(f"dpop-agent: {problem}; {what_next}"), file=sys.stderr)
     details = {"problems": [what for what, _ in problems], "found": found}
     raise ConfigurationError(last, hint=hint, details=details)
+
+
+def _check_change(new: config.Config, old: config.Config | None) -> None:
+    """Refuse what a change brings: what it leaves as it is may be unplugged just now."""
+    problems: _Problems = []
+    if old is None or new.confirm_command != old.confirm_command:
+        problems += _confirm_command_problems(new.confirm_command)
+    for name, store in new.stores.items():
+        before = old.stores.get(name) if old is not None else None
+        if store == before or not (of_store := _problems(store)[0]):
+            continue
+        known = [what for what, _ in _problems(before)[0]] if before is not None else []
+        problems += [(f"stores.{name}: {w}", hint) for w, hint in of_store if w not in known]
+    if not problems:
+        return
+    *others, (last, hint) = problems
+    for problem, what_next in others:
+        print(output.plain(f"dpop-agent: {problem}; {what_next}"), file=sys.stderr)
+    raise ConfigurationError(last, hint=hint, details={"problems": [what for what, _ in problems]})
 
 
 def _place_problems() -> _Problems:

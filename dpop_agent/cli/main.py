@@ -39,7 +39,7 @@ _VERBS = {
     "reload": ("status", "reread the configuration and check the stores again"),
     "lock": ("locking", "forget PINs and close stores"),
     "unlock": ("locking", "open closed stores, asking for their PINs"),
-    "config": ("configuration", "show, check or find the configuration"),
+    "config": ("configuration", "show, check, change or find the configuration"),
     "env": ("status", "print the line that sets DPOP_AGENT_SOCK"),
 }
 """Each verb's module, which has a function `add_VERB` that takes its parser, and what it does."""

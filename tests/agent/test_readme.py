@@ -241,8 +241,8 @@ def test_the_configuration_in_the_readme_is_one(tmp_path: Path) -> None:
     path.chmod(0o600)
     found = config.load(str(path))
     assert list(found.stores) == ["work", "keychain"]
-    documented = {name for name in config._AGENT if re.search(rf"^{name} = ", text, re.M)}
-    assert documented == set(config._AGENT)
+    documented = {name for name in config.AGENT if re.search(rf"^{name} = ", text, re.M)}
+    assert documented == set(config.AGENT)
 
 
 def answer(seen: Seen) -> Reply:

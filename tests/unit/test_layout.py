@@ -120,6 +120,7 @@ FOREIGN: dict[str, dict[str, bool]] = {
     "dpop_agent.client.requests": {"requests": False, "urllib3": False},
     "dpop_agent.client.aiohttp": {"aiohttp": False, "multidict": False, "yarl": False},
     "cli": {"platformdirs": True},
+    "dpop_agent.cli.setting": {"tomlkit": True},
 }
 
 
