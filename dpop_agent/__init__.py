@@ -1,3 +1,3 @@
 """dpop-agent: the ssh-agent for DPoP (RFC 9449). Applications use `dpop_agent.client`."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

@@ -1,0 +1,207 @@
+"""What is released: what `python -m build` makes, what is in it, and that it works installed."""
+
+from __future__ import annotations
+
+import email
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import pytest
+
+from dpop_agent import __version__
+from tests.newcomer import wheels
+from tests.processes import ROOT, Agent, Token
+
+PYTHON = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+"""An interpreter without any of our libraries."""
+
+URL = "https://api.example.com/v1/me"
+
+NEVER_RELEASED = (
+    "softhsm/.state/pin",
+    "tests/.cache/node_modules/some.js",
+    "dpop_agent/__pycache__/config.pyc",
+    "dist/dpop_agent-0.0.0.tar.gz",
+    ".venv/bin/python",
+    "notes.txt",
+)
+"""What may lie in the folder of whoever builds."""
+
+
+class Built(NamedTuple):
+    """What was made, and the files that are kept, of which."""
+
+    kept: set[str]
+    wheel: Path
+    sdist: Path
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """What `python -m build` makes of this folder, with more in it than is to be released."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listed.returncode:
+        pytest.skip("this isn't a git checkout")
+    kept = {name for name in listed.stdout.rstrip("\0").split("\0") if (ROOT / name).exists()}
+    folder = tmp_path_factory.mktemp("build")
+    source = folder / "source"
+    for name in kept:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
+    for name in NEVER_RELEASED:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text("not for anybody else")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "made", source],
+        check=True,
+        timeout=300,
+        stdout=subprocess.DEVNULL,
+    )
+    made = sorted((folder / "made").iterdir())
+    assert [path.suffix for path in made] == [".whl", ".gz"]
+    return Built(kept, *made)
+
+
+def test_the_wheel_has_the_package_and_its_license_and_nothing_else(built: Built) -> None:
+    info = f"dpop_agent-{__version__}.dist-info"
+    assert built.wheel.name == f"dpop_agent-{__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(built.wheel) as wheel:
+        names = set(wheel.namelist())
+        told = email.message_from_bytes(wheel.read(f"{info}/METADATA"))
+        entry_points = wheel.read(f"{info}/entry_points.txt").decode()
+    package = {name for name in names if not name.startswith(f"{info}/")}
+    assert package == {name for name in built.kept if name.startswith("dpop_agent/")}
+    assert {"dpop_agent/py.typed", "dpop_agent/PROTOCOL.md"} <= package
+    assert not {name for name in names if "test" in name}
+    assert f"{info}/licenses/LICENSE" in names
+    assert told["Version"] == __version__
+    assert told["License-Expression"] == "Apache-2.0"
+    assert told["Requires-Python"] == ">=3.11"
+    assert entry_points == "[console_scripts]\ndpop-agent = dpop_agent.cli.main:program\n"
+
+
+def test_the_sdist_has_all_that_it_takes_to_change_and_test_it_and_nothing_of_whoever_builds(
+    built: Built,
+) -> None:
+    top = f"dpop_agent-{__version__}"
+    assert built.sdist.name == f"{top}.tar.gz"
+    with tarfile.open(built.sdist) as sdist:
+        names = {str(PurePosixPath(name).relative_to(top)) for name in sdist.getnames()}
+    assert names == built.kept | {"PKG-INFO"}
+    assert {"docs/agents-in-containers.md", "tests/run", ".ci/run", "LICENSE"} <= names
+
+
+@pytest.fixture(scope="module")
+def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What it depends on, as wheels: nothing is downloaded."""
+    folder = tmp_path_factory.mktemp("wheels")
+    wheels(folder, "dpop-agent", "hatchling", "pip")
+    return folder
+
+
+@pytest.fixture
+def home(wheelhouse: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty home, in which installers find packages in the wheelhouse alone."""
+    for name in os.environ:
+        if name.startswith(("PIP_", "PIPX_", "UV_", "XDG_")):
+            monkeypatch.delenv(name)
+    with tempfile.TemporaryDirectory(prefix="home-", dir="/tmp") as folder:
+        for name, value in {
+            "HOME": folder,
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+            "PIP_FIND_LINKS": str(wheelhouse),
+            "PIP_NO_CACHE_DIR": "1",
+            "PIP_NO_INDEX": "1",
+            "UV_FIND_LINKS": str(wheelhouse),
+            "UV_NO_INDEX": "1",
+            "UV_PYTHON_DOWNLOADS": "never",
+        }.items():
+            monkeypatch.setenv(name, value)
+        yield Path(folder)
+
+
+def run(*words: str | Path) -> str:
+    done = subprocess.run(words, cwd="/", timeout=300, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def by_pip(package: Path, home: Path) -> Path:
+    run(PYTHON, "-m", "venv", home / "venv")
+    run(home / "venv" / "bin" / "pip", "install", package)
+    return home / "venv" / "bin" / "dpop-agent"
+
+
+def by_pipx(package: Path, home: Path) -> Path:
+    run(sys.executable, "-m", "pipx", "install", "--backend", "pip", "--python", PYTHON, package)
+    return home / ".local" / "bin" / "dpop-agent"
+
+
+def by_uv(package: Path, home: Path) -> Path:
+    run(sys.executable, "-m", "uv", "tool", "install", "--python", PYTHON, package)
+    return home / ".local" / "bin" / "dpop-agent"
+
+
+def serves_a_proof(program: Path, token: Token, make_agent: Callable[..., Agent]) -> None:
+    """What somebody does with it first. That no library comes from here is seen by the places."""
+    agent = make_agent(token.config, preexec=["sh", "-c", 'cd / && exec "$0" serve', str(program)])
+    env = {name: value for name, value in agent.env.items() if not name.startswith("PYTHON")}
+
+    def do(*words: str, stdin: str = "") -> str:
+        done = subprocess.run(
+            [program, *words],
+            cwd="/",
+            env=env,
+            input=stdin,
+            timeout=60,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert do("--version") == f"dpop-agent {__version__}\n"
+    agent.start()
+    do("key", "create", "default", "--origin", URL.removesuffix("/v1/me"))
+    proof = do("proof", "GET", URL)
+    assert do("verify", "--htm", "GET", "--htu", URL, stdin=proof).startswith("ok jkt=")
+    do("config", "set", "agent.lock_after", "15m")
+    do("config", "check")
+    mapped = Path(f"/proc/{agent.pid}/maps").read_text()
+    assert "uvloop" in mapped
+    assert str(ROOT) not in mapped
+
+
+@pytest.mark.parametrize("what", ["wheel", "sdist"])
+def test_a_fresh_environment_with_it_serves_a_proof(
+    built: Built, home: Path, token: Token, make_agent: Callable[..., Agent], what: str
+) -> None:
+    serves_a_proof(by_pip(getattr(built, what), home), token, make_agent)
+
+
+@pytest.mark.parametrize("install", [by_pipx, by_uv])
+def test_installed_as_a_tool_it_serves_a_proof(
+    built: Built,
+    home: Path,
+    token: Token,
+    make_agent: Callable[..., Agent],
+    install: Callable[[Path, Path], Path],
+) -> None:
+    program = install(built.wheel, home)
+    assert program.resolve().is_relative_to(home.resolve())
+    serves_a_proof(program, token, make_agent)
