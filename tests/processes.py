@@ -28,6 +28,12 @@ STOP_S = 10.0
 
 PR_SET_CHILD_SUBREAPER = 36
 
+HARDWARE_RUN = "DPOP_AGENT_HARDWARE_RUN"
+"""The variable that names the folder of a run on somebody's own hardware, which is all removed."""
+
+RUNTIMES = os.environ.get(HARDWARE_RUN, "/tmp")
+"""Where agents have their sockets."""
+
 
 @dataclass(frozen=True)
 class Token:
@@ -105,7 +111,7 @@ class Agent:
         self.config = config
         self.state = state
         # Not below tmp_path: a socket's path has at most 107 bytes.
-        self.runtime = Path(tempfile.mkdtemp(prefix="dpop-", dir="/tmp"))
+        self.runtime = Path(tempfile.mkdtemp(prefix="dpop-", dir=RUNTIMES))
         self.socket = str(self.runtime / "agent.sock")
         self.admin_socket = str(self.runtime / "admin.sock")
         self.log = self.runtime / "log"
