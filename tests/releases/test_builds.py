@@ -19,6 +19,7 @@ import pytest
 from dpop_agent import __version__
 from tests.newcomer import wheels
 from tests.processes import ROOT, Agent, Token
+from tests.user_manager import HOME, UserManager, user_manager
 
 PYTHON = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 """An interpreter without any of our libraries."""
@@ -126,8 +127,7 @@ def home(wheelhouse: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             "PIP_FIND_LINKS": str(wheelhouse),
             "PIP_NO_CACHE_DIR": "1",
             "PIP_NO_INDEX": "1",
-            "UV_FIND_LINKS": str(wheelhouse),
-            "UV_NO_INDEX": "1",
+            "UV_OFFLINE": "1",
             "UV_PYTHON_DOWNLOADS": "never",
         }.items():
             monkeypatch.setenv(name, value)
@@ -152,7 +152,8 @@ def by_pipx(package: Path, home: Path) -> Path:
 
 
 def by_uv(package: Path, home: Path) -> Path:
-    run(sys.executable, "-m", "uv", "tool", "install", "--python", PYTHON, package)
+    found = ("--no-index", "--find-links", os.environ["PIP_FIND_LINKS"])
+    run(sys.executable, "-m", "uv", "tool", "install", "--python", PYTHON, *found, package)
     return home / ".local" / "bin" / "dpop-agent"
 
 
@@ -205,3 +206,45 @@ def test_installed_as_a_tool_it_serves_a_proof(
     program = install(built.wheel, home)
     assert program.resolve().is_relative_to(home.resolve())
     serves_a_proof(program, token, make_agent)
+
+
+def tool_of_pipx(user: UserManager, wheel: Path) -> str:
+    words = ("-m", "pipx", "install", "--backend", "pip", "--python", "/usr/bin/python3")
+    wheels = str(wheel.parent)
+    user.run(
+        *("/usr/bin/python3", *words, str(wheel)),
+        PYTHONPATH="/opt/libraries",
+        PIP_FIND_LINKS=wheels,
+        PIP_NO_INDEX="1",
+    )
+    return f"{HOME}/.local/share/pipx/venvs/dpop-agent/bin/python"
+
+
+def tool_of_uv(user: UserManager, wheel: Path) -> str:
+    uv = Path("/opt/project") / (Path(sys.prefix) / "bin" / "uv").relative_to(ROOT)
+    user.run(
+        *(str(uv), "tool", "install", "--python", "/usr/bin/python3", "--no-index"),
+        *("--find-links", str(wheel.parent), str(wheel)),
+        UV_PYTHON_DOWNLOADS="never",
+    )
+    return f"{HOME}/.local/share/uv/tools/dpop-agent/bin/python"
+
+
+@pytest.mark.parametrize("install", [tool_of_pipx, tool_of_uv])
+def test_the_service_of_an_installed_tool_serves_a_proof(
+    built: Built, wheelhouse: Path, install: Callable[[UserManager, Path], str]
+) -> None:
+    with user_manager() as user, tempfile.TemporaryDirectory(dir="/tmp") as name:
+        everybodys = Path(name)
+        everybodys.chmod(0o755)
+        for wheel in (built.wheel, *wheelhouse.iterdir()):
+            shutil.copy(wheel, everybodys)
+        python = install(user, everybodys / built.wheel.name)
+        program = f"{HOME}/.local/bin/dpop-agent"
+        user.run(program, "service", "install")
+        unit = user.read(f"{HOME}/.config/systemd/user/dpop-agent.service")
+        assert python in unit or program in unit
+        user.run(program, "key", "create", "default", "--any-origin")
+        proof = user.run(program, "proof", "GET", URL).stdout
+        assert user.run(program, "verify", "--htm", "GET", "--htu", URL, stdin=proof).stdout
+        user.run(program, "service", "uninstall")
