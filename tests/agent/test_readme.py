@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from dpop_agent import config
+from dpop_agent.agent.trails import FLUSH_S
 from dpop_agent.cli import main as cli
 from tests.emulators import need
 from tests.newcomer import Newcomer, Shell, newcomer, wheels
@@ -98,6 +100,8 @@ def typed_by(user: Newcomer, todo: list[Block]) -> list[Shell]:
                     found = re.findall(rf"^{begins}\S+", terminals[0].shown, re.M)
                     assert found, f"nothing showed {line}"
                     line = found[-1]
+                if line.startswith("dpop-agent log"):  # nobody's hands are faster than its lines
+                    time.sleep(2 * FLUSH_S)
                 serving = next((s for c, s in SERVING.items() if line.startswith(c)), None)
                 shown = terminals[-1].run(line, asked=ASKED, serving=serving)
                 assert re.search(re.escape(shows.strip()).replace("…", r"\S+"), shown), shown
