@@ -316,6 +316,7 @@ ADMIN_METHODS: Mapping[str, Mapping[str, Param]] = {
     "key.set": {"key": _KEY.must(), **KEY_SETTINGS, "request_id": _REQUEST},
     "key.attestation": {"key": _KEY.must(), "generation": _GENERATION.must()},
     "store.authorize": {"store": _TEXT.must()},
+    "store.self_test": {"store": _TEXT.must()},
     "socket.add": {
         "socket": _SOCKET.must(),
         "keys": _KEYS.must(),

@@ -121,6 +121,7 @@ FORMS: Mapping[str, Form] = {
     "reserve": _object(ref=_is_ref, slot=_or_none(_is_like(SLOT))),
     "generate": _is_key,
     "find": _object(key=_or_none(_is_key), half=_or_none(is_sha256)),
+    "self_test": _object(outcome=lambda value: value in ("signed", "attended", "stale")),
     "destroy": _object(),
     "objects": _object(
         objects=_or_none(

@@ -117,6 +117,7 @@ class Handler(_Answering):
             "key.set": self._later(self._showing(lifecycle.set)),
             "key.attestation": self._later(_of_params(stores.attestation)),
             "store.authorize": self._later(_of_params(stores.authorize)),
+            "store.self_test": self._later(_of_params(stores.self_test)),
             "socket.add": self._add_socket,
             "socket.list": _at_once(sockets.page),
             "socket.remove": self._later(_of_params(sockets.remove)),

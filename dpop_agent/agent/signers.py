@@ -176,6 +176,11 @@ class Signer:
         )
 
     @property
+    def is_held_open(self) -> bool:
+        """Whether it signs without being opened first: it is neither locked nor left to others."""
+        return self._state is State.READY
+
+    @property
     def keeps_pin(self) -> bool:
         """Whether a PIN that is typed stays in the keychain."""
         return self.config.pin_source is not None and self.config.pin_source.kind == "keychain"

@@ -8,19 +8,29 @@ import asyncio
 from contextlib import suppress
 from typing import Any
 
-from dpop_agent.agent.background import Background
+from dpop_agent.agent.background import Background, gently
 from dpop_agent.agent.inventory import Inventory
+from dpop_agent.agent.keys import Generation, Key, State
 from dpop_agent.agent.records import Records
-from dpop_agent.agent.signers import Signers
+from dpop_agent.agent.signers import Signer, Signers
 from dpop_agent.agent.views import Views
 from dpop_agent.channel import require_secret_socket
-from dpop_agent.errors import DPoPAgentError
+from dpop_agent.errors import DPoPAgentError, KeyMissing, Timeout
 
 LOOK_S = 3.0
 """Seconds that somebody waits for what stores have now; what takes longer is seen the next time."""
 
 PAUSE = 10
 """Times that a look took, before the next: who asks all the time costs a store a tenth of its."""
+
+SELF_TEST_S = 15.0
+"""Seconds for a self-test: a signature's own, and some to wait for those that go before it."""
+
+TESTED = (State.ACTIVE, State.DRAINING, State.STAGED)
+"""States of generations that a self-test may sign with, the most telling first."""
+
+MAX_TESTED = 4
+"""Keys that a self-test tries: which one wants its PIN for each signature only shows then."""
 
 
 class Stores:
@@ -85,6 +95,70 @@ class Stores:
             "jkt": generation.jkt,
             "certificates": answer["certificates"],
         }
+
+    async def self_test(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Have a store sign what is no proof, by a key that asks nobody for anything, and its
+        signer check that. It is no use of the key, and yields to who wants a proof.
+
+        Raises:
+            StoreUnusable, KeyMissing, Timeout
+        """
+        store = params["store"]
+        signer = self._signers.named(store)
+        keys, why = await self._testable(store)
+        try:
+            async with asyncio.timeout(SELF_TEST_S):
+                for key, generation in keys:
+                    if not signer.is_held_open:  # a frame would have it opened
+                        break
+                    outcome = await self._tested(signer, key, generation)
+                    if outcome == "signed":
+                        tested = {"generation": generation.generation, "jkt": generation.jkt}
+                        return {"store": store, "key": key.name, **tested, "reason": None}
+                    why = outcome
+        except TimeoutError as e:
+            raise Timeout(
+                f"the store {store} had no time for a self-test within {SELF_TEST_S:g} s",
+                hint="others have it sign; try again later",
+                retry="later",
+            ) from e
+        if not signer.is_held_open:
+            why = "not_open"
+        return {"store": store, "key": None, "generation": None, "jkt": None, "reason": why}
+
+    async def _tested(self, signer: Signer, key: Key, generation: Generation) -> str:
+        try:
+            answer = await signer.ask(
+                "self_test",
+                ref=generation.ref,
+                jkt=generation.jkt,
+                alg=key.alg,
+                again=False,
+                looking=True,
+            )
+        except KeyMissing:
+            self._inventory.missing.add(generation.jkt)
+            raise
+        return str(answer["outcome"])
+
+    async def _testable(self, store: str) -> tuple[list[tuple[Key, Generation]], str]:
+        """Some generations in a store that sign for nobody's asking, the active ones first; and
+        why there are none, if there are none.
+        """
+        why = "no_key"
+        found: list[tuple[Key, Generation]] = []
+        async for key in gently(self._records.keys.values()):
+            if key.store != store:
+                continue
+            for generation in key.generations:
+                if generation.state not in TESTED or generation.jkt in self._inventory.missing:
+                    continue
+                if key.may_want_touch(generation) or key.rules.confirm_s is not None:
+                    why = "attended"
+                else:
+                    found.append((key, generation))
+        found.sort(key=lambda one: TESTED.index(one[1].state))
+        return found[:MAX_TESTED], why
 
     async def authorize(self, params: dict[str, Any]) -> dict[str, Any]:
         signer = self._signers.named(params["store"])

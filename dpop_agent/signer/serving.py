@@ -28,6 +28,7 @@ from dpop_agent.signer.heritage import Accepted
 from dpop_agent.signer.lock import take_lock
 from dpop_agent.signer.pin import NoPin, PinCredential, PinFile, PinKeychain, PinPrompt, UserPin
 from dpop_agent.signer.store import (
+    STALE,
     Attests,
     ListsKeys,
     PinStore,
@@ -185,6 +186,8 @@ class _Signer:
             if isinstance(store, SharedStore):
                 store.look_anew_next_time()
             return {}
+        if op == "self_test":
+            return {"outcome": STALE if self._released else self._self_test(store, request)}
         if op == "release":
             if not self._released:  # another program may have it since, and nothing is held here
                 store.release()
@@ -272,6 +275,10 @@ class _Signer:
             return {"key": found.to_frame(), "half": None}
         half = store.half_made(request["ref"]) if isinstance(store, TellsHalfMade) else None
         return {"key": None, "half": half}
+
+    @staticmethod
+    def _self_test(store: Store, request: dict[str, Any]) -> str:
+        return store.self_test(request["ref"], request["jkt"], request["alg"])
 
     @staticmethod
     def _destroy(store: Store, request: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -58,6 +59,19 @@ class Slot:
 
 ANY_SLOT = Slot()
 """Whichever is free."""
+
+
+SIGNED, ATTENDED, STALE = "signed", "attended", "stale"
+"""What came of a self-test: a signature that is right; none, since the key wants somebody's touch
+or its PIN for each; none, since the place would have to be opened anew first.
+"""
+
+
+def self_test_input() -> bytes:
+    """What a self-test signs: no JWS signing input (RFC 7515 section 5.1), which has no zero byte,
+    nor anything else that somebody may want signed.
+    """
+    return b"dpop-agent self-test\0" + secrets.token_bytes(32)
 
 
 class Listed(NamedTuple):
@@ -120,6 +134,17 @@ class Store(ABC):
     @abstractmethod
     def sign(self, ref: str, jkt: str, alg: str, signing_input: bytes) -> bytes:
         """The JWS signature (RFC 7515) of exactly the key with thumbprint `jkt`.
+
+        Raises:
+            KeyMissing: it isn't there, or what is there is another key.
+        """
+
+    @abstractmethod
+    def self_test(self, ref: str, jkt: str, alg: str) -> str:
+        """Sign `self_test_input` by exactly the key with thumbprint `jkt`, and check that; it logs
+        in nowhere, and the signature is dropped.
+
+        Returns SIGNED, ATTENDED or STALE.
 
         Raises:
             KeyMissing: it isn't there, or what is there is another key.

@@ -68,6 +68,7 @@ GOOD: dict[str, list[dict[str, Any]]] = {
     "reserve": [{"ref": "00ff", "slot": None}],
     "generate": [KEY, {**KEY, "local": None, "slot": None, "touch": None}],
     "find": [{"key": KEY, "half": None}, {"key": None, "half": thumbprint(EC)}],
+    "self_test": [{"outcome": "signed"}, {"outcome": "attended"}, {"outcome": "stale"}],
     "destroy": [{}],
     "objects": [
         {"objects": None, "more": False, "slots": None},

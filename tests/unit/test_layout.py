@@ -230,7 +230,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
             *("audit", "call", "consent", "drains", "excerpts", "filters", "frames", "inventory"),
             *("keys", "nonces", "policy", "queue", "rates", "records", "signers", "trails"),
         },
-        "stores": {"background", "inventory", "records", "signers", "views"},
+        "stores": {"background", "inventory", "keys", "records", "signers", "views"},
         "handler": {
             *("background", "call", "keys", "lifecycle", "proofs", "recovery", "sockets", "stores"),
             "views",

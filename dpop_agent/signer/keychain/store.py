@@ -25,7 +25,7 @@ from dpop_agent.errors import (
 from dpop_agent.jose import ALGORITHMS, RSA_BITS, Algorithm, signature_size, thumbprint
 from dpop_agent.signer.jwk import CURVES, PrivateKey, jwk_of
 from dpop_agent.signer.keychain.access import PROGRAMS, Keychain
-from dpop_agent.signer.store import KeyInfo, Store
+from dpop_agent.signer.store import SIGNED, KeyInfo, Store, self_test_input
 from dpop_agent.verify import check_signature
 
 REF_BYTES = 16
@@ -107,10 +107,24 @@ class KeychainStore(Store):
             return None
         loaded = self._keys[ref] = _require_alg(alg, read)
         if self_test:
-            _signature(loaded, ALGORITHMS[alg], secrets.token_bytes(32))
+            _signature(loaded, ALGORITHMS[alg], self_test_input())
         return loaded.info
 
     def sign(self, ref: str, jkt: str, alg: str, signing_input: bytes) -> bytes:
+        return _signature(self._the_key(ref, jkt, alg), ALGORITHMS[alg], signing_input)
+
+    def self_test(self, ref: str, jkt: str, alg: str) -> str:
+        loaded = self._the_key(ref, jkt, alg)
+        loaded.verified = False
+        _signature(loaded, ALGORITHMS[alg], self_test_input())
+        return SIGNED
+
+    def _the_key(self, ref: str, jkt: str, alg: str) -> _Loaded:
+        """Exactly the key with that thumbprint.
+
+        Raises:
+            KeyMissing, SignerFailed
+        """
         if ref not in self._keys:
             self.find(ref, alg, self_test=False)
         loaded = self._keys.get(ref)
@@ -120,7 +134,7 @@ class KeychainStore(Store):
                 if loaded is None
                 else f"the key with the ref {ref} in the keychain isn't the one it was"
             )
-        return _signature(_require_alg(alg, loaded), ALGORITHMS[alg], signing_input)
+        return _require_alg(alg, loaded)
 
     def destroy(self, ref: str, jkt: str) -> None:
         read = self._read(ref)

@@ -33,7 +33,7 @@ from dpop_agent.signer.pkcs11.attributes import UnexpectedObject
 from dpop_agent.signer.pkcs11.module import error_name
 from dpop_agent.signer.pkcs11.signing import Signing
 from dpop_agent.signer.pkcs11.token import Token
-from dpop_agent.signer.store import KeyInfo
+from dpop_agent.signer.store import KeyInfo, self_test_input
 from dpop_agent.verify import check_signature
 
 REFUSED = (
@@ -108,20 +108,50 @@ class Key:
             PKCS11Error, SignerFailed, PinRefused
             Timeout: it wants a touch, and nobody touched the card.
         """
-        if self._way is None or self._way[0] != alg.name:
-            self._way = alg.name, self._way_of(alg)
-        way = self._way[1]
+        way = self._way_for(alg)
         signature = self._signed(way, way.digest(data))
+        # Once for each key and process: a module that signs with another key is found out.
+        self._check(way, alg, data, signature, whole=self._checks_each or not self._verified)
+        return bytes(signature)
+
+    def self_test(self, alg: Algorithm) -> bool:
+        """Make a signature that is no proof, and check it; False where that takes a person, or a
+        login.
+
+        Raises:
+            PKCS11Error, SignerFailed
+        """
+        if self.asks_pin or self.info.touch not in (None, "never"):
+            return False
+        way, data = self._way_for(alg), self_test_input()
+        try:
+            signature = way.sign(way.digest(data))
+        except UserNotLoggedIn:  # one with the PIN policy "always" doesn't say so
+            return False
+        self._check(way, alg, data, signature, whole=True)
+        return True
+
+    def _check(
+        self, way: Way, alg: Algorithm, data: bytes, signature: bytes, *, whole: bool
+    ) -> None:
+        """Let pass what has a signature's size, and, as a whole, is the public key's.
+
+        Raises:
+            SignerFailed, WrongSignature
+        """
         if len(signature) != way.size:
             raise SignerFailed(f"the PKCS#11 token's signature has {len(signature)} bytes")
-        if self._checks_each or not self._verified:
-            # Once for each key and process: a module that signs with another key is found out.
+        if whole:
             try:
                 check_signature(alg.name, self.info.jwk, data, signature)
             except InvalidProof as e:
                 raise WrongSignature("the PKCS#11 token's signature isn't its public key's") from e
             self._verified = True
-        return bytes(signature)
+
+    def _way_for(self, alg: Algorithm) -> Way:
+        if self._way is None or self._way[0] != alg.name:
+            self._way = alg.name, self._way_of(alg)
+        return self._way[1]
 
     def _way_of(self, alg: Algorithm) -> Way:
         mechanism = attributes.signing_mechanism(alg.name, self._token.mechanisms)

@@ -34,12 +34,16 @@ from dpop_agent.signer.pkcs11.keys import Key, WrongSignature
 from dpop_agent.signer.pkcs11.module import error_name
 from dpop_agent.signer.pkcs11.token import Token
 from dpop_agent.signer.store import (
+    ATTENDED,
+    SIGNED,
+    STALE,
     KeyInfo,
     Listed,
     ListsKeys,
     PinStore,
     SharedStore,
     TellsHalfMade,
+    self_test_input,
 )
 
 LISTING_S = 0.001
@@ -111,7 +115,7 @@ class TokenStore(PinStore, ListsKeys):
                     f"the key {ref} isn't for signing (CKA_SIGN is false)", hint="take another key"
                 )
             if self_test:
-                self._signature(opened, ALGORITHMS[alg], secrets.token_bytes(32))
+                self._signature(opened, ALGORITHMS[alg], self_test_input())
         return opened.info
 
     def sign(self, ref: str, jkt: str, alg: str, signing_input: bytes) -> bytes:
@@ -121,6 +125,22 @@ class TokenStore(PinStore, ListsKeys):
                 self._look_anew()
                 key = self._the_key(ref, jkt)
             return self._signature(key, ALGORITHMS[alg], signing_input)
+
+    def self_test(self, ref: str, jkt: str, alg: str) -> str:
+        if self._token.may_have_been_pulled():
+            return STALE
+        with self._guard("signing for a self-test"):
+            key = self._keys.get(ref) or self._load(ref)
+            if key is None or key.info.jkt != jkt:
+                raise self._missing(ref)
+            try:
+                return SIGNED if key.self_test(ALGORITHMS[alg]) else ATTENDED
+            except WrongSignature:
+                self._keys.pop(ref, None)  # its handle may be another key's by now
+                raise
+
+    def _missing(self, ref: str) -> KeyMissing:
+        return KeyMissing(f"the PKCS#11 token {self._token.uri} has no key with the id {ref}")
 
     def _signature(self, key: Key, alg: Algorithm, data: bytes) -> bytes:
         """A signature; a key that can't make one keeps no other from it."""
@@ -234,7 +254,7 @@ class TokenStore(PinStore, ListsKeys):
         if opened is None or opened.info.jkt != jkt:
             opened = self._look_for(ref, lambda key: key is not None and key.info.jkt == jkt)
         if opened is None:
-            raise KeyMissing(f"the PKCS#11 token {self._token.uri} has no key with the id {ref}")
+            raise self._missing(ref)
         if opened.info.jkt != jkt:
             raise KeyMissing(f"the key with the id {ref} on the PKCS#11 token isn't the one it was")
         return opened
