@@ -171,7 +171,7 @@ def check_socket_folder(path: str, *, client: bool = False) -> None:
     if users.is_own(info.st_uid):
         if info.st_mode & 0o077:
             raise UnsafeSocket(
-                f"{_mode(folder, info)}: others can reach it", hint=f"chmod 700 {folder}"
+                f"{_mode(folder, info)}: others can reach it", hint=f"chmod 700 {_typed(folder)}"
             )
     elif not (client and way.is_roots(folder, info)):
         raise UnsafeSocket(
@@ -374,11 +374,11 @@ class _Way:
         if stat.S_ISDIR(info.st_mode):
             raise ConfigurationError(
                 f"others can write to {self._what} {place} (mode {stat.S_IMODE(info.st_mode):04o})",
-                hint=f"look through it, then: chmod 700 {place}; or {self._instead}",
+                hint=f"look through it, then: chmod 700 {_typed(place)}; or {self._instead}",
             )
         raise ConfigurationError(
             f"{_mode(f'{self._what} {place}', info)}: others can change it",
-            hint=f"look through it, then: chmod go-w {place}; or {self._instead}",
+            hint=f"look through it, then: chmod go-w {_typed(place)}; or {self._instead}",
         )
 
     def checked(self, place: str, descriptor: int) -> int:
@@ -423,13 +423,20 @@ class _Way:
         if stat.S_ISDIR(info.st_mode) and writable:
             raise ConfigurationError(
                 f"{_mode(f'{place}, above {self._what},', info)}: others can replace what is in it",
-                hint=f"chmod go-w {place}, or {self._instead}",
+                hint=f"chmod go-w {_typed(place)}; or {self._instead}",
             )
 
 
 def _names(path: str) -> list[str]:
     """What a path goes through, the first name last."""
     return [name for name in reversed(path.split("/")) if name not in ("", ".")]
+
+
+def _typed(path: str) -> str:
+    """A path in a command that is to be typed."""
+    from shlex import quote  # costs every client its start-up, and few this
+
+    return quote(path)
 
 
 def _mode(what: str, info: os.stat_result) -> str:

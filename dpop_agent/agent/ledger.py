@@ -45,7 +45,7 @@ FILE = "ledger.json"
 USES = "uses.json"
 BLOCKS = "blocks"
 CLEAN_STOP = "clean-stop"
-_LOCK = "ledger.lock"
+LOCK = "ledger.lock"
 
 _SECTIONS = ("keys", "requests")
 _FORGOTTEN, _SOCKETS = "forgotten", "sockets"
@@ -83,6 +83,7 @@ class Reading:
     Attributes:
         path: the ledger's.
         is_there: whether there is one; else it has nothing.
+        is_current: it is of this version.
         contents, times: what its files have.
         blocks: the reserve.
         clean: whether the agent that wrote them ended in order, with nothing unsaved.
@@ -110,7 +111,7 @@ class Reading:
         self._keys, self._requests, self._uses = Sealed(), Sealed(), Sealed()
         self._forgotten, self._sockets = Sealed(), Sealed()
         self.contents, self.times, self.clean = Contents(), Times(), True
-        self._is_current = False  # there, and of this version
+        self.is_current = False
         self.is_there = False
 
     def text(self, now: str) -> Iterator[bytes]:
@@ -168,7 +169,7 @@ class Reading:
         )
         known = Keys(keys.values(), forgotten.values())
         self.contents = Contents(known, requests, header["observed_s"], sockets)
-        self._is_current = True
+        self.is_current = True
         _require_one_of_each(self.contents)
 
     def _load_version_1(self, data: bytes) -> None:
@@ -193,7 +194,7 @@ class Reading:
     def _load_uses(self, path: str) -> None:
         data = read_file(path)
         if data is None:
-            self.clean = self.clean and not (self._is_current and self.contents.keys)
+            self.clean = self.clean and not (self.is_current and self.contents.keys)
             return
         _require_version(version_of(data))
         header, sections = parsed(data, ("uses",))
@@ -252,7 +253,7 @@ class Ledger(Reading):
                 folder, "the state folder", instead=paths.ANOTHER_STATE_FOLDER
             )
             paths.check_only_ours(folder, "the state folder", instead=paths.ANOTHER_STATE_FOLDER)
-            self._lock = lock.take(os.path.join(folder, _LOCK), holder=holder)
+            self._lock = lock.take(os.path.join(folder, LOCK), holder=holder)
         except lock.Held as e:
             raise ConfigurationError(
                 f"another agent uses the state folder {folder}: {e}",
@@ -281,7 +282,7 @@ class Ledger(Reading):
         try:
             replace_file(self.path, text)
             self.contents = contents  # as the file has it now, durable or not
-            self._is_current = True
+            self.is_current = True
             paths.sync_folder(self._folder)
         except OSError as e:
             raise _not_durable(self.path, e) from e
@@ -311,7 +312,7 @@ class Ledger(Reading):
             paths.sync_folder(self._folder)
         except OSError as e:
             raise _not_durable(path, e) from e
-        if not self._is_current:
+        if not self.is_current:
             self.write(self.contents)
         try:
             if clean:

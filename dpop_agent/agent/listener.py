@@ -193,12 +193,21 @@ def _holder(pid: str, path: str) -> str:
     return f"process {pid}, which serves {path}"
 
 
+def served_with(lock_path: str) -> tuple[int, str] | None:
+    """The process and the socket of the agent that has, or had last, what that lock is for; None
+    where nobody did.
+    """
+    try:
+        found = re.fullmatch(_holder("([0-9]{1,9})", "(.+)"), lock.holder(lock_path))
+    except OSError:
+        return None
+    return None if found is None else (int(found[1]), found[2])
+
+
 def was_held_for(lock_path: str, path: str) -> bool:
     """Whether a lock is one that an agent took for the socket at that path, ended or not."""
-    try:
-        return re.fullmatch(_holder("[0-9]+", re.escape(path)), lock.holder(lock_path)) is not None
-    except OSError:
-        return False
+    held = served_with(lock_path)
+    return held is not None and held[1] == path
 
 
 def _is_at(given: _Socket, path: str) -> bool:

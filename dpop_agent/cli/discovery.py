@@ -71,6 +71,12 @@ class Token:
 
     Attributes:
         uri: what names it and no other of its module's; None if nothing does.
+        tries_left: how many wrong PINs it takes still, up to 2; None for more, or where it doesn't
+            tell.
+        mark: the `tries` since the last login that was accepted, and how the last `ended`; None
+            where all is well.
+        library: its module's maker and version.
+        troubles: what is known that its module can't do or doesn't tell.
     """
 
     uri: config.TokenUri | None = None
@@ -85,6 +91,10 @@ class Token:
         self.usable = shown.get("initialized") is True
         self.has_login = shown.get("has_login") is not False
         self.has_pin = shown.get("has_pin") is not False
+        self.tries_left: int | None = shown.get("tries_left")
+        self.mark: dict[str, Any] | None = shown.get("mark")
+        self.library: str = shown.get("library", "")
+        self.troubles: list[str] = shown.get("troubles", [])
 
     @property
     def texts(self) -> dict[str, str]:
@@ -203,23 +213,32 @@ def _store_name(module: str) -> str:
     return stem[:64] if config.STORE_NAME.fullmatch(stem[:64]) else "pkcs11"
 
 
-def tokens(module: str, module_args: str, env: Mapping[str, str] | None = None) -> list[Token]:
+def tokens(
+    module: str,
+    module_args: str,
+    env: Mapping[str, str] | None = None,
+    *,
+    otherwise: str | None = None,
+) -> list[Token]:
     """A module's, if they are initialised, asked in a process of its own: it may crash or hang.
 
-    Nobody logs in.
+    Nobody logs in. `otherwise` is for the hint: what else people can do where it fails.
 
     Raises:
         ConfigurationError: it shows nothing that can be read.
     """
     what = f"the PKCS#11 module {module}"
     words = ["dpop_agent.signer", "--tokens", module, module_args]
-    hint = "correct --module-args, or give another --module"
-    shown = _json_from(words, what, hint if module_args else "give another --module", env)
+    if otherwise is None:
+        otherwise = "give another --module"
+        if module_args:
+            otherwise = f"correct --module-args, or {otherwise}"
+    shown = _json_from(words, what, otherwise, env)
     try:
         found = [Token(module, module_args, one) for one in shown]
     except (TypeError, AttributeError) as e:
         raise ConfigurationError(
-            f"{what} lists its tokens in a form that can't be read", hint="give another --module"
+            f"{what} lists its tokens in a form that can't be read", hint=otherwise
         ) from e
     found = [token for token in found if token.usable]
     for token in found:
@@ -236,6 +255,13 @@ def keychain(backend: str, env: Mapping[str, str] | None = None) -> dict[str, An
             f"{what} gave an answer that can't be read", hint="use a PKCS#11 token"
         )
     return shown
+
+
+def pin_file(path: str) -> str | None:
+    """What a login would say of the PIN in a file, which a process of its own reads."""
+    shown = _json_from(["dpop_agent.signer", "--pin-file", path], "the PIN file", "name another")
+    problem = shown.get("problem") if isinstance(shown, dict) else "it can't be looked at"
+    return None if problem is None else str(problem)
 
 
 def _json_from(

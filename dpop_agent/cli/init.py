@@ -6,7 +6,8 @@ import os
 
 from dpop_agent import config, paths
 from dpop_agent.cli import arguments, output
-from dpop_agent.cli.configuration import EXPORTABLE, KEYCHAIN, pin_file_problems
+from dpop_agent.cli.checks.setup import pin_file
+from dpop_agent.cli.configuration import EXPORTABLE, KEYCHAIN
 from dpop_agent.cli.discovery import ALONE, NothingHere, Token, keychain, look, variables_of
 from dpop_agent.errors import ConfigurationError
 
@@ -148,8 +149,8 @@ def _with_token(args: Namespace) -> tuple[str, str, bool]:
         )
     if args.pin_file:
         source = config.PinSource("file", os.path.abspath(os.path.expanduser(args.pin_file)))
-        for problem, hint in pin_file_problems(source.argument):
-            raise ConfigurationError(problem, hint=hint)
+        for problem in pin_file("--pin-file", source.argument):
+            raise ConfigurationError(problem.what, hint=problem.mend)
     said = f"store {store!r}, PKCS#11 token {output.plain(token.label)!r}"
     for name, value in _found_by(token).items():
         said += f"\nfound by:  {name}={output.plain(value)}, kept in its env"

@@ -105,28 +105,35 @@ def _check(args: Namespace) -> int:
     return _say(args, found, found.path)
 
 
-def _sound(folder: str) -> Reading:
-    """What a state folder has.
+def reading(folder: str) -> Reading:
+    """What a state folder has, whether or not an agent writes to it meanwhile.
 
     Raises:
-        ConfigurationError: there is no ledger.
         LedgerUnreadable: what is wrong with it.
     """
     from dpop_agent.agent.ledger import Reading
     from dpop_agent.errors import LedgerUnreadable
 
+    for _ in range(_TRIES - 1):
+        try:
+            return Reading(folder)
+        except LedgerUnreadable:
+            continue
+    return Reading(folder)
+
+
+def _sound(folder: str) -> Reading:
+    """What a state folder has that nobody else can change.
+
+    Raises:
+        ConfigurationError: there is no ledger, or others can change it.
+        LedgerUnreadable: what is wrong with it.
+    """
     try:
         paths.check_only_ours(folder, "the state folder", instead=paths.ANOTHER_STATE_FOLDER)
     except FileNotFoundError:
         pass  # then there is no ledger in it either
-    for _ in range(_TRIES - 1):
-        try:
-            found = Reading(folder)
-            break
-        except LedgerUnreadable:
-            continue
-    else:
-        found = Reading(folder)
+    found = reading(folder)
     if not found.is_there:
         raise ConfigurationError(
             f"there is no ledger {found.path}: an agent would start without any key",

@@ -34,6 +34,7 @@ _VERBS = {
     "exec": ("execute", "run a command with such a socket"),
     "proof": ("proofs", "print a proof for one request"),
     "verify": ("proofs", "check a proof against RFC 9449 section 4.3"),
+    "doctor": ("doctor", "say what is wrong on this machine, and what mends it"),
     "status": ("status", "show the agent, its stores and the servers' nonces"),
     "log": ("audit", "show who asked for what: proofs, refusals, changes"),
     "reload": ("status", "reread the configuration and check the stores again"),

@@ -124,7 +124,7 @@ def _lines(status: dict[str, Any], path: str) -> list[str]:
     origins = get("origins") or []
     if origins:
         lines += ["", *output.table(("NONCE", "CLOCK", "ORIGIN"), [*map(_origin, origins)])]
-        lines += [output.plain(line) for origin in origins for line in _clock_trouble(origin)]
+        lines += [output.plain(line) for origin in origins for line in clock_trouble(origin)]
     return lines
 
 
@@ -226,7 +226,7 @@ MAX_BACKDATING_S = 300
 """Seconds that proofs are dated back for a server that is behind (PROTOCOL.md)."""
 
 
-def _clock_trouble(origin: dict[str, Any]) -> list[str]:
+def clock_trouble(origin: dict[str, Any]) -> list[str]:
     """Why that server may refuse proofs for their time."""
     name, offset, age = (
         origin.get(member) for member in ("origin", "clock_offset_s", "iat_refused_age_s")

@@ -1,7 +1,7 @@
 """A signer by exec, where no process forks them: `python -I -m dpop_agent.signer FD`.
 
 It serves the channel on descriptor FD. `--tokens MODULE [ARGUMENTS]` lists a module's PKCS#11
-tokens as JSON instead.
+tokens as JSON instead, and `--pin-file PATH` tells as JSON what is wrong with the PIN in a file.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import socket
 import sys
 
+from dpop_agent import paths
 from dpop_agent.errors import DPoPAgentError
 from dpop_agent.hardening import harden
 
@@ -19,10 +20,23 @@ def _list_tokens(*module: str) -> int:
     from dpop_agent.signer.pkcs11.module import Module
 
     try:
-        print(json.dumps(tokens(Module(*module))), flush=True)
+        print(json.dumps(tokens(Module(*module), paths.state_folder())), flush=True)
     except DPoPAgentError as e:
         print(e, file=sys.stderr)
         return 1
+    return 0
+
+
+def _look_at_pin_file(path: str) -> int:
+    """As a login would read it; what is read goes nowhere."""
+    from dpop_agent.signer.pin import PinFile
+
+    problem = None
+    try:
+        PinFile("", path).get()
+    except DPoPAgentError as e:
+        problem = e.message
+    print(json.dumps({"problem": problem}), flush=True)
     return 0
 
 
@@ -30,6 +44,8 @@ if __name__ == "__main__":
     if sys.argv[1] == "--tokens":
         sys.exit(_list_tokens(*sys.argv[2:]))
     harden()
+    if sys.argv[1] == "--pin-file":
+        sys.exit(_look_at_pin_file(sys.argv[2]))
     from dpop_agent.signer.serving import serve
 
     serve(socket.socket(fileno=int(sys.argv[1])))

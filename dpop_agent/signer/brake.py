@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from dpop_agent import paths
 from dpop_agent.errors import Locked, PinRefused
@@ -65,6 +65,24 @@ class TokenName:
         return f"the PKCS#11 token {self.label!r}{serial}"
 
 
+class Standing(NamedTuple):
+    """What stands against a PKCS#11 token.
+
+    Attributes:
+        tries: logins since the last that was accepted.
+        ended: how the last of them did, as part of a sentence.
+    """
+
+    tries: int
+    ended: str
+
+
+def standing(folder: str, token: TokenName) -> Standing | None:
+    """The mark against a PKCS#11 token in an agent's state folder, which is only read."""
+    mark = _seen(folder, token)
+    return None if mark is None else Standing(mark.tries, mark.ended)
+
+
 @dataclass(frozen=True, slots=True)
 class _Mark:
     """The logins to one PKCS#11 token since the last that was accepted.
@@ -90,6 +108,15 @@ class _Mark:
         """
         tries = min(_MANY, max(1, int(mark["tries"])))
         return cls(tries, float(mark["at"]), str(mark["how"]), bool(mark["shared"]))
+
+    @property
+    def ended(self) -> str:
+        """How the last one did, as part of a sentence."""
+        return {
+            REFUSED: "was refused before",
+            LOCKED: "found its PIN locked before",
+            CUT_SHORT: "was cut short before, and counts as refused",
+        }.get(self.how, f"failed before ({self.how}), and counts as refused")
 
     def pause_left_s(self) -> float:
         """Seconds until the next try that `login_retries` may allow."""
@@ -214,13 +241,8 @@ class Brake:
         if mark is None:
             return
         if self._refusing(mark):
-            ended = {
-                REFUSED: "was refused before",
-                LOCKED: "found its PIN locked before",
-                CUT_SHORT: "was cut short before, and counts as refused",
-            }.get(mark.how, f"failed before ({mark.how}), and counts as refused")
             raise PinRefused(
-                f"a login to {token} {ended}: none is tried again by itself",
+                f"a login to {token} {mark.ended}: none is tried again by itself",
                 hint={
                     REFUSED: hint,
                     LOCKED: f"unblock it by its vendor's tool, then: {self.unlock}",
@@ -238,17 +260,21 @@ class Brake:
         return mark is not None and mark.tries > self._retries
 
     def _seen(self, token: TokenName) -> _Mark | None:
-        """The mark that stands, as far as it can be read."""
-        try:
-            with _Marks.seen(self._folder, token) as marks:
-                return marks.standing
-        except OSError:
-            return None
+        return _seen(self._folder, token)
 
     def _take_over(self, marks: _Marks) -> None:
         if os.path.lexists(self._before):
             marks.take_over()
             os.unlink(self._before)
+
+
+def _seen(folder: str, token: TokenName) -> _Mark | None:
+    """The mark that stands, as far as it can be read."""
+    try:
+        with _Marks.seen(folder, token) as marks:
+            return marks.standing
+    except OSError:
+        return None
 
 
 class _Marks:

@@ -11,6 +11,7 @@ import stat
 from abc import ABC, abstractmethod
 from codecs import BOM_UTF8
 from contextlib import suppress
+from shlex import quote
 from unicodedata import category
 
 from dpop_agent import paths
@@ -325,7 +326,7 @@ def _read_pin(path: str, *, by_systemd: bool) -> str:
         if not is_credential and (info.st_uid not in (0, os.getuid()) or mode & 0o077):
             raise Locked(
                 f"others can read the PIN file {path} (uid {info.st_uid}, mode {mode:04o})",
-                hint=f"chmod 600 {path}, then: dpop-agent unlock",
+                hint=f"chmod 600 {quote(path)}; then: dpop-agent unlock",
             )
         longest = len(BOM_UTF8) + MAX_SECRET + len(b"\r\n")
         return _pin_of(file.read(longest + 1), f"the PIN file {path}")

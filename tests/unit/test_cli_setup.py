@@ -34,7 +34,9 @@ def token(label: str = "work", serial: str = "0a1b", **changes: Any) -> dict[str
 
 
 class Machine:
-    """What `init` finds: module files, and a program in the signer's place that lists tokens."""
+    """What `init` finds: module files, and a program in the signer's place that lists tokens, and
+    has nothing against a PIN file.
+    """
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
@@ -49,6 +51,9 @@ class Machine:
         )
         program.chmod(0o700)
         (folder / "lists").mkdir()
+        reads = folder / "lists" / self.pin_file.name
+        reads.write_text("#!/bin/sh\necho '{\"problem\": null}'\n")
+        reads.chmod(0o700)
         (folder / "lib" / "softhsm").mkdir(parents=True)
         monkeypatch.setattr(sys, "executable", str(program))
         monkeypatch.setattr(discovery, "_LINUX", (str(folder / "lib"),))
@@ -717,7 +722,8 @@ class TestConfig:
         assert main(["config", "check"]) == 1
         out, err = capsys.readouterr()
         first, second = err.splitlines()
-        assert out == ""
+        assert "stores.soft" not in out
+        assert "is fine" not in out
         assert f"stores.soft: there is no PKCS#11 module at {module}" in first
         assert f"chmod 600 {machine.pin_file}" in second
         assert main(["config", "check", "--json"]) == 1
@@ -733,13 +739,16 @@ class TestConfig:
         machine.config.write_text(f'{text}[stores.keychain]\ntype = "keychain"\n')
         capsys.readouterr()
         assert main(["config", "check"]) == 0
-        assert capsys.readouterr() == (
-            "soft: found PKCS#11 token 'work', serial 0a1b\n"
-            f"keychain: found keychain 'Login'\n{machine.config} is fine\n",
-            "",
+        out, err = capsys.readouterr()
+        assert err == ""
+        assert out.endswith(
+            "ok       stores.soft: found PKCS#11 token 'work', serial 0a1b\n"
+            f"ok       stores.keychain: found keychain 'Login'\n{machine.config} is fine\n"
         )
         assert main(["config", "check", "--json"]) == 0
-        assert json.loads(capsys.readouterr().out) == {
+        told = json.loads(capsys.readouterr().out)
+        assert {one["level"] for one in told.pop("findings")} == {"ok"}
+        assert told == {
             "path": str(machine.config),
             "problems": [],
             "found": {
@@ -751,7 +760,7 @@ class TestConfig:
         machine.softhsm(token("home", "02"))
         assert main(["config", "check"]) == 1
         out, err = capsys.readouterr()
-        assert out == "keychain: found keychain 'Login'\n"
+        assert out.endswith("ok       stores.keychain: found keychain 'Login'\n")
         assert "stores.soft: not found: PKCS#11 token pkcs11:token=work;serial=0a1b; plug" in err
         assert "or set SOFTHSM2_CONF" in err
         assert err.count("\n") == 1

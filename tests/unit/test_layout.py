@@ -144,10 +144,16 @@ BELOW: dict[str, set[str]] = {
     "cli": {"cli", "client"},
 }
 
-# What the command line does in the agent's place: serve, and read a ledger without one.
+# What the command line does in the agent's place: serve, read a ledger without one, and look at
+# what one finds at its start.
 IN_THE_AGENTS_PLACE: dict[str, tuple[str, ...]] = {
     "dpop_agent.cli.serve": ("dpop_agent.agent", "dpop_agent.signer"),
     "dpop_agent.cli.ledger": ("dpop_agent.agent.ledger", "dpop_agent.agent.records"),
+    "dpop_agent.cli.checks.leftovers": ("dpop_agent.agent.listener",),
+    "dpop_agent.cli.checks.machine": ("dpop_agent.agent.descriptors",),
+    "dpop_agent.cli.checks.running": (
+        *("dpop_agent.agent.labels", "dpop_agent.agent.ledger", "dpop_agent.agent.listener"),
+    ),
 }
 
 
@@ -316,7 +322,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
             *("pkcs11.store", "pkcs11.slots"),
         },
         "forking": {"serving"},
-        "__main__": {"serving", "pkcs11.module", "pkcs11.discovery"},
+        "__main__": {"serving", "pin", "pkcs11.module", "pkcs11.discovery"},
     },
     "client": {
         "answers": set(),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import takewhile
-from typing import Any
+from typing import Any, Literal
 
 from pkcs11 import TokenFlag
 from pkcs11.exceptions import ArgumentsBad, PKCS11Error
@@ -15,13 +15,15 @@ from pkcs11.exceptions import ArgumentsBad, PKCS11Error
 from dpop_agent import paths
 from dpop_agent.config import TokenUri, is_plain, telling_apart, uri_of
 from dpop_agent.errors import ConfigurationError, StoreAbsent, StoreInUse
-from dpop_agent.signer.brake import TokenName
+from dpop_agent.signer.brake import TokenName, standing
 from dpop_agent.signer.pkcs11 import pcsc, vendors
 from dpop_agent.signer.pkcs11.module import Module, error_name
 
 
-def tokens(module: Module) -> list[dict[str, Any]]:
-    """The PKCS#11 tokens of a module, for `init`; nobody logs in.
+def tokens(module: Module, state_folder: str) -> list[dict[str, Any]]:
+    """The PKCS#11 tokens of a module, for people; nobody logs in.
+
+    `state_folder` is the agent's, which may have marks of logins that didn't succeed.
 
     Raises:
         StoreAbsent: the module can't be loaded, or refuses its arguments.
@@ -30,18 +32,35 @@ def tokens(module: Module) -> list[dict[str, Any]]:
     found = _present(module)
     if not found:
         _refuse_held(module)
+    library = module.library
+    by, version = library.manufacturer_id, library.library_version
     return [
         {
-            "label": unpadded(token.label),
-            "serial": unpadded(token.serial),
-            "manufacturer": unpadded(token.manufacturer_id),
-            "model": unpadded(token.model),
+            **_texts(token),
             "initialized": bool(token.flags & TokenFlag.TOKEN_INITIALIZED),
             "has_login": has_login(token.flags),
             "has_pin": bool(token.flags & TokenFlag.USER_PIN_INITIALIZED),
+            "tries_left": tries_left(token.flags, by, token.manufacturer_id),
+            "mark": mark and mark._asdict(),
+            "library": f"{unpadded(by)} {version[0]}.{version[1]}",
+            "troubles": vendors.known_troubles(by, version, token.manufacturer_id),
         }
         for token in found
+        for mark in (standing(state_folder, _name_among(token, found)),)
     ]
+
+
+def tries_left(flags: TokenFlag, *manufacturers: str) -> Literal[0, 1, 2] | None:
+    """How many wrong PINs a PKCS#11 token takes still, where its module tells (PKCS#11 3.0 section
+    3.2).
+    """
+    if flags & TokenFlag.USER_PIN_LOCKED:
+        return 0
+    if flags & TokenFlag.USER_PIN_FINAL_TRY:
+        return 1
+    if flags & TokenFlag.USER_PIN_COUNT_LOW:
+        return vendors.low_tries(*manufacturers)
+    return None
 
 
 def manufacturers(module: Module, uri: TokenUri) -> tuple[str, ...]:
@@ -98,9 +117,7 @@ def find(module: Module, uri: TokenUri) -> tuple[Any, TokenName]:
         )
     if len(found) > 1:
         raise _several(uri, [uri_of(**_texts(token)) for token in found])
-    name = _name(found[0])
-    alike = [token for token in present if replace(_name(token), label=name.label) == name]
-    return found[0], replace(name, shared=len(alike) > 1)
+    return found[0], _name_among(found[0], present)
 
 
 def _several(uri: TokenUri, found: list[TokenUri]) -> StoreAbsent:
@@ -167,6 +184,13 @@ def _present(module: Module) -> list[Any]:
         except PKCS11Error:  # pulled since, or nothing that this module knows
             continue
     return found
+
+
+def _name_among(token: Any, present: list[Any]) -> TokenName:
+    """What tells it from the others that are there."""
+    name = _name(token)
+    alike = [other for other in present if replace(_name(other), label=name.label) == name]
+    return replace(name, shared=len(alike) > 1)
 
 
 @contextmanager

@@ -422,15 +422,9 @@ class Token:
             flags = self._flags_now()
         except PKCS11Error:
             return None
-        if flags & TokenFlag.USER_PIN_LOCKED:
-            return 0
-        if flags & TokenFlag.USER_PIN_FINAL_TRY:
-            return 1
-        if flags & TokenFlag.USER_PIN_COUNT_LOW:
-            return vendors.low_tries(
-                self.module.library.manufacturer_id, self._found.manufacturer_id
-            )
-        return None
+        return discovery.tries_left(
+            flags, self.module.library.manufacturer_id, self._found.manufacturer_id
+        )
 
 
 def _ended(error: PKCS11Error) -> str:

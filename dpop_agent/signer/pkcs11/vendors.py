@@ -9,6 +9,7 @@ from typing import Literal
 from cryptography import x509
 
 _YUBICO = "Yubico"
+_TPM2 = "tpm2-software"
 _SOFTWARE_MANUFACTURERS = ("SoftHSM", "Mozilla", "NSS")
 
 
@@ -38,10 +39,22 @@ def faulty_algorithms(library: str, version: tuple[int, int], token: str) -> fro
     tpm2-pkcs11 1.9 gives P-521's points in broken DER and has no room for its signatures. PIV has
     no P-521 (NIST SP 800-78-4 table 3-1).
     """
-    is_old_tpm = library.startswith("tpm2-software") and version <= (1, 9)
+    is_old_tpm = library.startswith(_TPM2) and version <= (1, 9)
     if is_old_tpm or slots(library, token) is _PIV:
         return frozenset({"ES512"})
     return frozenset()
+
+
+def known_troubles(library: str, version: tuple[int, int], token: str) -> list[str]:
+    """What is known that a module can't do or doesn't tell, by its CK_INFO (PKCS#11 3.0 section
+    3.1) and its PKCS#11 token's manufacturer; for people.
+    """
+    known = [f"it can't do {alg}" for alg in sorted(faulty_algorithms(library, version, token))]
+    if library.startswith(_TPM2):
+        known.append("it doesn't tell how many PIN tries are left, and a TPM locks itself")
+    if library.startswith(_YUBICO) and version < (2, 3):
+        known.append("it shows by an attestation alone whether a key wants a touch")
+    return known
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,237 @@
+"""Checks of the agent that runs, as its clients see it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from shlex import quote
+
+from dpop_agent import __version__, paths
+from dpop_agent.cli.checks.finding import OK, WARNING, WRONG, Finding, of_error
+from dpop_agent.cli.checks.setup import no_socket
+from dpop_agent.cli.discovery import variables_of
+from dpop_agent.cli.output import many
+from dpop_agent.client.connection import connect
+from dpop_agent.client.sync import AgentClient
+from dpop_agent.errors import DPoPAgentError, MethodNotFound
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from dpop_agent.config import Config
+
+    Status = dict[str, Any]
+
+CHECK = "agent"
+
+_UNTESTED = {
+    "no_key": "no self-test: no key in it signs",
+    "attended": "no self-test: each key in it wants a touch, a consent or its PIN",
+    "stale": "no self-test: its card was put in anew since it was opened",
+    "not_open": "no self-test: it is left to other programs now",
+}
+
+_LIVE = ("staged", "active", "draining")
+
+MAX_NAMED = 8
+"""Keys that one finding names."""
+
+
+def agent(path: str) -> tuple[Status | None, Finding]:
+    """What the agent at a socket says of itself, and whether a client gets that far."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return None, no_socket(CHECK, path)
+    except OSError:
+        pass
+    try:
+        with AgentClient(path) as client:
+            status = client.status()
+    except DPoPAgentError as e:
+        return None, of_error(CHECK, e)
+    what = f"version {status['agent']}, process {status['pid']}, at {path}"
+    if "ledger" not in status:
+        return status, Finding(
+            CHECK,
+            WARNING,
+            f"{what}; that socket gives some keys' proofs alone, so little of it can be seen",
+            "outside of a sandbox: unset DPOP_AGENT_SOCK",
+        )
+    if status["agent"] != __version__:
+        what += f"; this command is version {__version__}"
+        return status, Finding(CHECK, WARNING, what, "end the agent, then: dpop-agent serve")
+    return status, Finding(CHECK, OK, what)
+
+
+def elsewhere(state_folder: str, path: str) -> list[Finding]:
+    """An agent with that state folder that serves another socket than the one where none is."""
+    from dpop_agent.agent.ledger import LOCK
+    from dpop_agent.agent.listener import served_with
+
+    found = served_with(os.path.join(state_folder, LOCK))
+    if found is None or found[1] == path or paths.socket_at(found[1]) is None:
+        return []
+    try:
+        with AgentClient(found[1]) as client:
+            client.hello()
+    except DPoPAgentError:
+        return []
+    what = f"process {found[0]} serves that state folder at another socket, {found[1]}"
+    return [Finding(CHECK, WRONG, what, f"export DPOP_AGENT_SOCK={quote(found[1])}")]
+
+
+def sockets(path: str) -> list[Finding]:
+    """Whether clients reach the agent's other sockets: the very checks that they make."""
+    found = []
+    for check, place in (
+        ("admin.sock", paths.admin_socket(path)),
+        ("mount", paths.mounted_socket(path)),
+    ):
+        try:
+            sock = connect(place)
+        except DPoPAgentError as e:
+            found.append(of_error(check, e))
+            continue
+        if sock is not None:
+            sock.close()
+        found.append(Finding(check, OK, place))
+    return found
+
+
+def configured(status: Status, found: Config | None, path: str) -> list[Finding]:
+    """Whether the agent has read the configuration that is here."""
+    check = "configuration"
+    if not os.path.exists(path) or not os.path.exists(status["config"]):
+        return []
+    if not os.path.samefile(path, status["config"]):
+        what = f"the agent reads another one, {status['config']}"
+        mend = f"export DPOP_AGENT_CONFIG={quote(os.path.abspath(status['config']))}"
+        return [Finding(check, WARNING, what, mend)]
+    if found is None:
+        return []
+    here = {store.name: (store.type, store.module) for store in found.stores.values()}
+    there = {store["store"]: (store["type"], store["module"]) for store in status["stores"]}
+    if changed := sorted(dict(here.items() ^ there.items())):
+        what = f"the agent hasn't read it since it changed: {', '.join(changed)}"
+        return [Finding(check, WARNING, what, "dpop-agent reload")]
+    return []
+
+
+def store(
+    shown: dict[str, Any], env: dict[str, str], path: str, *, is_there: bool
+) -> Iterator[Finding]:
+    """A store as the agent has it, and a self-test of one that is open.
+
+    Args:
+        shown: it, as `status` has it.
+        env: what its configuration gives its signer.
+        path: `agent.sock`.
+        is_there: its place was found, by this command.
+    """
+    name, state = shown["store"], shown["state"]
+    check = f"stores.{name}"
+    if state == "ready":
+        yield _tested(name, path)
+        if shown.get("signers_reason"):
+            what = f"fewer signers than {shown['signers']}: {shown['signers_reason']}"
+            yield Finding(check, WARNING, what, shown["signers_hint"] or "")
+    elif state == "starting":
+        yield Finding(check, WARNING, "it is being opened", "wait, then again: dpop-agent doctor")
+    elif state == "locked":
+        yield Finding(check, WARNING, f"{shown['reason']}", shown["hint"] or "")
+    elif is_there:
+        what = f"it is there, and the agent couldn't use it: {shown['reason']}"
+        mend = "dpop-agent reload"
+        lacks = [
+            variable
+            for variable in variables_of(shown["module"] or "")
+            if os.environ.get(variable) and variable not in env
+        ]
+        if lacks:
+            mend += f"; if it stays so, put {' and '.join(lacks)} of this terminal into its env"
+        yield Finding(check, WRONG, what, mend)
+    else:
+        what = f"the agent couldn't use it: {shown['reason']}"
+        yield Finding(check, WRONG, what, "once that is mended: dpop-agent reload")
+
+
+def _tested(name: str, path: str) -> Finding:
+    check = f"stores.{name}"
+    try:
+        with AgentClient(paths.admin_socket(path), timeout=30) as admin:
+            result = admin.call("store.self_test", {"store": name})
+    except MethodNotFound:
+        return Finding(check, OK, "open; no self-test: the agent is of an older version")
+    except DPoPAgentError as e:
+        return Finding(check, WRONG, f"its self-test failed: {e.message}", e.hint)
+    if result["reason"] is not None:
+        return Finding(check, OK, f"open; {_UNTESTED.get(result['reason'], result['reason'])}")
+    return Finding(check, OK, f"open, and {result['key']}@{result['generation']} signs (self-test)")
+
+
+def keys(path: str, stores: list[dict[str, Any]]) -> Iterator[Finding]:
+    """Which generations are missing, and which private keys nobody knows, as it was seen last."""
+    from dpop_agent.agent.labels import named_by
+
+    check = "keys"
+    missing: list[str] = []
+    idle: list[str] = []
+    try:
+        with AgentClient(path) as client:
+            listed = client.keys()
+    except DPoPAgentError as e:
+        yield of_error(check, e)
+        return
+    for key in listed:
+        for g in key["generations"]:
+            if g["missing"]:
+                which = f"{key['key']}@{g['generation']}"
+                (missing if g["state"] in _LIVE else idle).append(which)
+    for level, names in ((WRONG, missing), (WARNING, idle)):
+        if names:
+            what = f"{_named(names)}: missing, its store has no such key"
+            mend = (
+                "bring back what its store had, then: dpop-agent reload; or, if it is gone for "
+                f"good: dpop-agent key destroy {names[0]}"
+            )
+            yield Finding(check, level, what, mend)
+    unknown = 0
+    for store in stores:
+        unknown += store["unknown_count"]
+        lost = [found["label"] for found in store["unknown"] if named_by(found["label"])]
+        if lost:
+            what = (
+                f"{store['store']}: {many(len(lost), 'private key')} that an agent made and the "
+                f"ledger doesn't list: {_named(lost)}"
+            )
+            mend = f"after a lost ledger: dpop-agent key adopt --all --store {store['store']}"
+            yield Finding(check, WARNING, what, mend)
+    if not (missing or idle):
+        others = f"; {unknown} that aren't the agent's, left alone" if unknown else ""
+        yield Finding(check, OK, f"{many(len(listed), 'key')}, none missing{others}")
+
+
+def _named(names: list[str]) -> str:
+    more = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def itself(status: Status) -> list[Finding]:
+    """What the agent says of its audit and its processes."""
+    found = []
+    if status.get("forking_pid", 0) is None:
+        what = "the process that starts signers has ended"
+        found.append(Finding(CHECK, WRONG, what, "end the agent, then: dpop-agent serve"))
+    audit = status.get("audit") or {"mode": "off"}
+    if audit["mode"] == "off":
+        found.append(Finding("audit", OK, "off"))
+    elif audit["failing"] is not None:
+        level = WRONG if audit["mode"] == "required" else WARNING
+        mend = f"free space, or: chmod u+rwx {quote(audit['folder'])}"
+        found.append(Finding("audit", level, f"it can't be written: {audit['failing']}", mend))
+    else:
+        lost = f"; {audit['lost']} lines couldn't be written before" if audit["lost"] else ""
+        found.append(Finding("audit", OK, f"{audit['mode']}, in {audit['folder']}{lost}"))
+    return found
