@@ -36,6 +36,8 @@ _AUDIT = "audit"
 _LINES = ".jsonl"
 _OLDER = ".1"
 _SOCKETS = "sockets"
+_SIGNER = "signer-"
+_LOCK = ".lock"
 
 
 File = tuple[int, int]
@@ -98,6 +100,17 @@ def audit_file(folder: str, socket: str) -> str:
 def older_audit_file(path: str) -> str:
     """The one that was full before it."""
     return path + _OLDER
+
+
+def signer_lock(state_folder: str, store: str) -> str:
+    """The lock of a store, which one signer of all agents with that state folder holds."""
+    return os.path.join(state_folder, f"{_SIGNER}{store}{_LOCK}")
+
+
+def store_of_lock(file: str) -> str | None:
+    """The store whose lock a file of that name is; None for others."""
+    is_one = file.startswith(_SIGNER) and file.endswith(_LOCK)
+    return file.removeprefix(_SIGNER).removesuffix(_LOCK) if is_one else None
 
 
 def socket_of(file: str) -> str | None:

@@ -33,6 +33,9 @@ T = TypeVar("T")
 _MARK = b', "check": "'
 _VERSION = re.compile(rb'\{"version": ([0-9]{1,9})[,}]')
 
+NEW = ".new"
+"""What the name of a file ends with that is to replace another."""
+
 _CHUNK = 1000
 """Lines joined at once."""
 
@@ -216,7 +219,7 @@ def replace_file(path: str, text: Iterable[bytes]) -> None:
     Raises:
         OSError: the old one is there still.
     """
-    new = path + ".new"
+    new = path + NEW
     descriptor = paths.create(new)
     with open(descriptor, "wb") as file:
         file.writelines(text)

@@ -387,7 +387,7 @@ class Agent:
         state_folder = os.path.dirname(self._records.path)
         return Signer(
             store,
-            lock_file=os.path.join(state_folder, f"signer-{store.name}.lock"),
+            lock_file=paths.signer_lock(state_folder, store.name),
             starting=self._starting[store.module],
             max_waiting=self._config.max_waiting,
             on_ready=self._reconcile,

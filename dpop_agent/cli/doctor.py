@@ -77,7 +77,7 @@ def _findings() -> Iterator[Finding]:
         yield from running.itself(of_agent)
     yield from _stores(config, of_agent, state, socket)
     if of_agent is not None:
-        yield from running.keys(socket, of_agent["stores"])
+        yield from running.keys(socket, of_agent)
     yield from machine.clock(state, [] if status is None else status["origins"])
     yield from leftovers.leftovers(
         state_folder=state,

@@ -149,8 +149,10 @@ BELOW: dict[str, set[str]] = {
 IN_THE_AGENTS_PLACE: dict[str, tuple[str, ...]] = {
     "dpop_agent.cli.serve": ("dpop_agent.agent", "dpop_agent.signer"),
     "dpop_agent.cli.ledger": ("dpop_agent.agent.ledger", "dpop_agent.agent.records"),
-    "dpop_agent.cli.checks.leftovers": ("dpop_agent.agent.listener",),
-    "dpop_agent.cli.checks.machine": ("dpop_agent.agent.descriptors",),
+    "dpop_agent.cli.checks.leftovers": (
+        *("dpop_agent.agent.ledger", "dpop_agent.agent.lines", "dpop_agent.agent.listener"),
+    ),
+    "dpop_agent.cli.checks.machine": ("dpop_agent.agent.descriptors", "dpop_agent.agent.ledger"),
     "dpop_agent.cli.checks.running": (
         *("dpop_agent.agent.labels", "dpop_agent.agent.ledger", "dpop_agent.agent.listener"),
     ),

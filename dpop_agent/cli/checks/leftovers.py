@@ -19,9 +19,6 @@ CHECK = "leftovers"
 UNDER_WAY_S = 60.0
 """Seconds after which a file that is to replace another was forgotten."""
 
-_STATE_FILES = ("ledger.json.new", "uses.json.new")
-_SIGNER_LOCK = ("signer-", ".lock")
-
 
 def leftovers(
     *, state_folder: str, agent_socket: str, stores: Collection[str] | None, runs: bool
@@ -50,8 +47,11 @@ def leftovers(
 
 
 def _temporary(folder: str, *, runs: bool) -> Iterator[str]:
-    for name in _STATE_FILES:
-        path = os.path.join(folder, name)
+    from dpop_agent.agent.ledger import FILE, USES
+    from dpop_agent.agent.lines import NEW
+
+    for name in (FILE, USES):
+        path = os.path.join(folder, name + NEW)
         try:
             age_s = time.time() - os.lstat(path).st_mtime
         except OSError:
@@ -61,10 +61,9 @@ def _temporary(folder: str, *, runs: bool) -> Iterator[str]:
 
 
 def _locks(folder: str, stores: Collection[str]) -> Iterator[str]:
-    first, last = _SIGNER_LOCK
     for name in _names(folder):
-        store = name.removeprefix(first).removesuffix(last)
-        if name == f"{first}{store}{last}" and store not in stores:
+        store = paths.store_of_lock(name)
+        if store is not None and store not in stores:
             yield os.path.join(folder, name)
 
 

@@ -9,7 +9,7 @@ import time
 
 from dpop_agent.cli.checks.finding import OK, WARNING, WRONG, Finding, of_error
 from dpop_agent.cli.checks.setup import edit
-from dpop_agent.cli.output import span
+from dpop_agent.cli.output import many, span
 from dpop_agent.cli.status import clock_trouble
 from dpop_agent.errors import ConfigurationError
 
@@ -98,8 +98,10 @@ def clock(state_folder: str, origins: list[dict[str, Any]]) -> list[Finding]:
     if now < WRITTEN:
         day = time.strftime("%Y-%m-%d", time.gmtime(now))
         return [Finding(check, WRONG, f"it says {day}, before this was written", _SET_CLOCK)]
+    from dpop_agent.agent.ledger import FILE, USES
+
     found = []
-    for name in ("ledger.json", "uses.json"):
+    for name in (FILE, USES):
         try:
             ahead_s = os.stat(os.path.join(state_folder, name)).st_mtime - now
         except OSError:
@@ -113,5 +115,5 @@ def clock(state_folder: str, origins: list[dict[str, Any]]) -> list[Finding]:
     if found:
         return found
     told = sum(origin.get("clock_offset_s") is not None for origin in origins)
-    by = f"as {told} servers have it" if told else "no server has said its time yet"
+    by = f"as {many(told, 'server')} said" if told else "no server has said its time yet"
     return [Finding(check, OK, f"{time.strftime('%Y-%m-%d %H:%M', time.gmtime(now))} UTC, {by}")]

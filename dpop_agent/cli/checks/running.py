@@ -8,7 +8,7 @@ from shlex import quote
 
 from dpop_agent import __version__, paths
 from dpop_agent.cli.checks.finding import OK, WARNING, WRONG, Finding, of_error
-from dpop_agent.cli.checks.setup import no_socket
+from dpop_agent.cli.checks.setup import edit, no_socket
 from dpop_agent.cli.discovery import variables_of
 from dpop_agent.cli.output import many
 from dpop_agent.client.connection import connect
@@ -171,7 +171,7 @@ def _tested(name: str, path: str) -> Finding:
     return Finding(check, OK, f"open, and {result['key']}@{result['generation']} signs (self-test)")
 
 
-def keys(path: str, stores: list[dict[str, Any]]) -> Iterator[Finding]:
+def keys(path: str, status: Status) -> Iterator[Finding]:
     """Which generations are missing, and which private keys nobody knows, as it was seen last."""
     from dpop_agent.agent.labels import named_by
 
@@ -184,9 +184,14 @@ def keys(path: str, stores: list[dict[str, Any]]) -> Iterator[Finding]:
     except DPoPAgentError as e:
         yield of_error(check, e)
         return
+    if homeless := [key["key"] for key in listed if key["store_state"] is None]:
+        stores = {key["store"] for key in listed if key["store_state"] is None}
+        what = f"{_named(homeless)}: the configuration has no store {' and '.join(sorted(stores))}"
+        mend = f"add it, under that name; {edit(status['config'])}"
+        yield Finding(check, WRONG, what, mend)
     for key in listed:
         for g in key["generations"]:
-            if g["missing"]:
+            if g["missing"] and g["state"] != "destroyed":
                 which = f"{key['key']}@{g['generation']}"
                 (missing if g["state"] in _LIVE else idle).append(which)
     for level, names in ((WRONG, missing), (WARNING, idle)):
@@ -198,7 +203,7 @@ def keys(path: str, stores: list[dict[str, Any]]) -> Iterator[Finding]:
             )
             yield Finding(check, level, what, mend)
     unknown = 0
-    for store in stores:
+    for store in status["stores"]:
         unknown += store["unknown_count"]
         lost = [found["label"] for found in store["unknown"] if named_by(found["label"])]
         if lost:
@@ -208,7 +213,7 @@ def keys(path: str, stores: list[dict[str, Any]]) -> Iterator[Finding]:
             )
             mend = f"after a lost ledger: dpop-agent key adopt --all --store {store['store']}"
             yield Finding(check, WARNING, what, mend)
-    if not (missing or idle):
+    if not (missing or idle or homeless):
         others = f"; {unknown} that aren't the agent's, left alone" if unknown else ""
         yield Finding(check, OK, f"{many(len(listed), 'key')}, none missing{others}")
 

@@ -77,6 +77,7 @@ def socket_folder(path: str) -> list[Finding]:
 
 def place_of_socket(path: str) -> Finding:
     """Whether an agent can listen there, or which one does."""
+    from dpop_agent.client.connection import connect
     from dpop_agent.client.sync import AgentClient
     from dpop_agent.errors import AgentUnavailable, DPoPAgentError
 
@@ -84,14 +85,21 @@ def place_of_socket(path: str) -> Finding:
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             return no_socket(check, path)
-        with AgentClient(path) as agent:
-            status = agent.status()
+        sock = connect(path)
+        if sock is not None:
+            sock.close()
     except AgentUnavailable:
         return Finding(check, OK, f"{path} is free: an agent left it, and the next takes its place")
     except OSError:
         return Finding(check, OK, f"{path} is free")
     except DPoPAgentError as e:
         return of_error(check, e)
+    try:
+        with AgentClient(path) as agent:
+            status = agent.status()
+    except DPoPAgentError as e:
+        what = f"some program listens at {path} and isn't an agent that answers: {e.message}"
+        return Finding(check, WRONG, what, f"end it, or {paths.ANOTHER_SOCKET}")
     reads = f", which reads {status['config']}" if "config" in status else ""
     return Finding(check, OK, f"{path} is served by process {status['pid']}{reads}")
 
@@ -156,13 +164,7 @@ def _token(
         return [of_error(check, e, edit(path))], None
     fitting = [token for token in shown if token.fits(uri)]
     if len(fitting) > 1:
-        apart = config.telling_apart([token.whole_uri for token in fitting])
-        mend = (
-            f"give {' and '.join(apart)} in uri: dpop-agent init --dry-run shows them; {edit(path)}"
-            if apart
-            else discovery.ALONE
-        )
-        return [Finding(check, WRONG, f"{len(fitting)} PKCS#11 tokens fit {uri}", mend)], None
+        return [_several(check, uri, [token.whole_uri for token in fitting], path)], None
     if not fitting:
         mend = f"plug it in, or correct uri{discovery.or_variable(module, found.env)}; {edit(path)}"
         return [Finding(check, WRONG, f"not found: PKCS#11 token {uri}", mend)], None
@@ -180,6 +182,18 @@ def _token(
         return [Finding(check, WRONG, what, mend)], place
     known = [Finding(check, OK, f"known of its module: {what}") for what in token.troubles]
     return known + _pin_state(check, found, token, state), place
+
+
+def _several(
+    check: str, uri: config.TokenUri, fitting: list[config.TokenUri], path: str
+) -> Finding:
+    what = f"{len(fitting)} PKCS#11 tokens fit {uri}"
+    apart = config.telling_apart(fitting)
+    if not apart:
+        return Finding(check, WRONG, what, discovery.ALONE)
+    named = [config.TokenUri(**{name: getattr(one, name) for name in apart}) for one in fitting]
+    what += f": {', '.join(map(str, named))}"
+    return Finding(check, WRONG, what, f"give {' and '.join(apart)} in uri; {edit(path)}")
 
 
 def _pin_state(
