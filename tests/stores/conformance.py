@@ -165,6 +165,15 @@ class StoreConformance:
         assert self.prove(wire, "shop") == made["jkt"]
         assert until_open(agent)["signer_pid"] != signer
 
+    def test_a_self_test_signs_and_is_no_use_of_the_key(self, agent: Agent, wire: Wire) -> None:
+        made = self.create(wire, "shop")
+        name = until_open(agent)["store"]
+        before = wire.result("key.list")
+        told = wire.result("store.self_test", store=name)
+        assert (told["key"], told["jkt"], told["reason"]) == ("shop", made["jkt"], None)
+        assert wire.result("key.list") == before
+        assert self.prove(wire, "shop") == made["jkt"]
+
     def test_a_locked_store_signs_nothing_before_unlock(self, agent: Agent, wire: Wire) -> None:
         made = self.create(wire, "shop")
         signer = until_open(agent)["signer_pid"]

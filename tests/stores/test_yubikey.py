@@ -548,6 +548,48 @@ def test_a_pin_that_was_changed_meanwhile_is_tried_once(
     wire.result("proof", **TARGET, key="always")
 
 
+def test_a_self_test_sends_no_pin_whatever_policy_the_key_says_or_doesnt_say(
+    wire: Authorizing, yubikey: YubiKey
+) -> None:
+    wire.make("always", slot="9c")
+    wire.make("unsaid")
+    yubikey.card.keys[0x82].pin = PinPolicy.ALWAYS
+    pins = yubikey.card.pins
+    assert wire.result("store.self_test", store="yubikey")["reason"] == "attended"
+    wire.make("quick")
+    pins_for_making = yubikey.card.pins
+    assert wire.result("store.self_test", store="yubikey")["key"] == "quick"
+    assert (yubikey.card.pins, yubikey.card.tries) == (pins_for_making, PIN_TRIES)
+    assert pins_for_making > pins  # they are counted
+
+
+def test_a_self_test_of_a_card_that_was_put_in_anew_logs_in_no_more(
+    wire: Authorizing, yubikey: YubiKey
+) -> None:
+    wire.make("shop")
+    yubikey.pull()
+    yubikey.plug()
+    pins = yubikey.card.pins
+    assert wire.result("store.self_test", store="yubikey")["reason"] == "stale"
+    assert yubikey.card.pins == pins
+
+
+def test_doctor_tells_how_many_pin_tries_are_left_and_spends_none(
+    agent: Agent, yubikey: YubiKey
+) -> None:
+    agent.run("lock", check=True)
+    for tries, says, status in (
+        (2, "two PIN tries are left", 0),
+        (1, "one PIN try is left", 0),
+        (0, "its PIN is locked", 1),
+    ):
+        yubikey.card.tries = tries
+        done = agent.run("doctor")
+        assert (says in done.stdout, done.returncode) == (True, status), done.stdout
+        assert yubikey.card.tries == tries
+    yubikey.card.tries = PIN_TRIES
+
+
 def take_in(wire: Wire, yubikey: YubiKey, name: str, slot: int, **policies: int) -> dict[str, Any]:
     """The generation of a key that its owner made with Yubico's tool, touched at once."""
     yubikey.card.make_key(slot, **policies)
