@@ -181,6 +181,11 @@ class Signer:
         return self._state is State.READY
 
     @property
+    def is_wanted(self) -> bool:
+        """Whether anybody waits for it now, or has it sign."""
+        return self._work.is_wanted
+
+    @property
     def keeps_pin(self) -> bool:
         """Whether a PIN that is typed stays in the keychain."""
         return self.config.pin_source is not None and self.config.pin_source.kind == "keychain"

@@ -24,7 +24,10 @@ PAUSE = 10
 """Times that a look took, before the next: who asks all the time costs a store a tenth of its."""
 
 SELF_TEST_S = 15.0
-"""Seconds for a self-test: a signature's own, and some to wait for those that go before it."""
+"""Seconds for a self-test: a signature's own, and some until the store is idle."""
+
+IDLE_S = 0.01
+"""Seconds between looks for a moment in which a store is idle."""
 
 TESTED = (State.ACTIVE, State.DRAINING, State.STAGED)
 """States of generations that a self-test may sign with, the most telling first."""
@@ -98,7 +101,7 @@ class Stores:
 
     async def self_test(self, params: dict[str, Any]) -> dict[str, Any]:
         """Have a store sign what is no proof, by a key that asks nobody for anything, and its
-        signer check that. It is no use of the key, and yields to who wants a proof.
+        signer check that. It is no use of the key, and is asked for when nobody waits for a proof.
 
         Raises:
             StoreUnusable, KeyMissing, Timeout
@@ -109,6 +112,9 @@ class Stores:
         try:
             async with asyncio.timeout(SELF_TEST_S):
                 for key, generation in keys:
+                    if not await self._is_idle(signer):
+                        why = "busy"
+                        break
                     if not signer.is_held_open:  # a frame would have it opened
                         break
                     outcome = await self._tested(signer, key, generation)
@@ -125,6 +131,13 @@ class Stores:
         if not signer.is_held_open:
             why = "not_open"
         return {"store": store, "key": None, "generation": None, "jkt": None, "reason": why}
+
+    async def _is_idle(self, signer: Signer) -> bool:
+        """Whether a moment comes soon in which nobody wants anything of a store."""
+        until = self._loop.time() + LOOK_S
+        while signer.is_wanted and self._loop.time() < until:
+            await asyncio.sleep(IDLE_S)
+        return not signer.is_wanted
 
     async def _tested(self, signer: Signer, key: Key, generation: Generation) -> str:
         try:

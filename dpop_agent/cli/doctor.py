@@ -59,8 +59,10 @@ def _findings() -> Iterator[Finding]:
     yield from machine.libraries()
     socket, config_file = paths.agent_socket(), paths.config_file()
     status, seen = running.agent(socket)
-    of_agent = status if status is not None and "ledger" in status else None
-    state = paths.state_folder() if of_agent is None else os.path.dirname(of_agent["ledger"])
+    ledger = None if status is None else status.get("ledger")
+    state = paths.state_folder() if ledger is None else os.path.dirname(ledger)
+    # What a filtered socket or another version says isn't enough, or isn't known, here.
+    of_agent = status if running.is_understood(status) else None
     config, found = setup.configuration(config_file)
     yield from found
     if of_agent is not None:
@@ -68,7 +70,7 @@ def _findings() -> Iterator[Finding]:
     yield from setup.state_folder(state)
     yield from _ledger(state)
     yield from setup.socket_folder(socket)
-    if config is not None and of_agent is None:
+    if config is not None and status is None:
         yield from machine.open_files(config, filtered=0)
     yield from (status is None and running.elsewhere(state, socket)) or [seen]
     yield from service.service()
@@ -78,7 +80,7 @@ def _findings() -> Iterator[Finding]:
     yield from _stores(config, of_agent, state, socket)
     if of_agent is not None:
         yield from running.keys(socket, of_agent)
-    yield from machine.clock(state, [] if status is None else status["origins"])
+    yield from machine.clock(state, [] if of_agent is None else of_agent["origins"])
     yield from leftovers.leftovers(
         state_folder=state,
         agent_socket=socket,

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from dpop_agent.cli.checks import running
+from dpop_agent.cli.main import main
 from tests.agent.places import (
     add_store,
     store,
@@ -285,6 +287,8 @@ def _kill_with_socket(patient: Patient) -> None:
 
 def _no_configuration(patient: Patient) -> None:
     shutil.rmtree(patient.agent.state)
+    for ref in on_token.private_ids(patient.token):
+        on_token.delete(patient.token, ref)
     _config(patient).unlink()
     patient.env["SOFTHSM2_CONF"] = str(patient.token.softhsm_conf)
 
@@ -628,6 +632,18 @@ def test_in_a_sandbox_it_says_that_little_can_be_seen(agent: Agent) -> None:
     assert (seen["level"], done.returncode) == ("warning", 0)
     assert "gives some keys' proofs alone" in seen["what"]
     assert not any("self-test" in found["what"] for found in told["findings"])
+
+
+def test_an_agent_of_another_version_is_told_and_asked_for_no_more(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("DPOP_AGENT_CONFIG", "DPOP_AGENT_STATE_DIR", "DPOP_AGENT_SOCK"):
+        monkeypatch.setenv(name, agent.env[name])
+    monkeypatch.setattr(running, "__version__", "99.0")
+    assert main(["doctor"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "this command is version 99.0 mend: end the agent, then: dpop-agent serve" in shown
+    assert "self-test" not in shown
 
 
 def test_a_variable_that_the_agent_hasnt_is_named(patient: Patient) -> None:

@@ -133,6 +133,7 @@ def test_the_other_commands_of_the_readme_lead_from_a_new_pkcs11_token_to_a_rota
     first, second = typed_by(user, todo)
     assert (user.home / ".config/dpop-agent/config.toml").stat().st_uid != 0
     assert re.search(r"soft: found PKCS#11 token 'work', serial\s+\w+", first.shown)
+    assert "sound: 0 warnings" in second.shown
     assert re.search(r"^ok jkt=\S+ alg=ES256 ", second.shown, re.M)
     assert "default@1 is compromised, and never signs again" in second.shown
     listed = second.shown[second.shown.rindex("dpop-agent key list") :]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from dpop_agent import paths
 from dpop_agent.proof import parse_signing_input
 from dpop_agent.signer.store import self_test_input
 from tests.agent.places import serve_with, store, until, until_open, until_state
-from tests.agent.wire import Wire
+from tests.agent.wire import Wire, request
 from tests.faulty import Faulty
 from tests.processes import Agent
 from tests.stores import on_token
@@ -163,6 +164,30 @@ def test_a_key_that_was_deleted_is_missing_from_then_on(
     )
     until(lambda: wire.result("key.list")["keys"][0]["generations"][0]["missing"])
     assert outcome_of(wire)["reason"] == "no_key"
+
+
+def test_whoever_wants_a_proof_goes_before_it(
+    agent: Agent, wire: Wire, faulty_token: Faulty
+) -> None:
+    agent.create_key("default")
+    target = {"htm": "GET", "htu": "https://api.example.com/", "key": "default"}
+    with Wire(agent.socket) as first, Wire(agent.socket) as second:
+        faulty_token.rules("C_Sign delay 300")
+        for _ in range(2):
+            first.result("proof", **target)  # the agent learns how slow it is
+        signing = len(faulty_token.calls("C_Sign"))
+        first.send(request("proof", target))
+        until(lambda: len(faulty_token.calls("C_Sign")) > signing)
+        wire.send(request("store.self_test", {"store": "softhsm"}, number="t"))
+        wire.send(request("hello", number="h"))
+        answer = wire.line()
+        assert answer is not None
+        assert answer["id"] == "h"
+        second.result("proof", **target)
+        assert select.select([wire.sock], [], [], 0)[0] == [], "it isn't answered yet"
+    answer = wire.line()
+    assert answer is not None
+    assert answer["result"]["key"] == "default"
 
 
 def test_clients_of_agent_sock_cant_ask_for_it(agent: Agent) -> None:

@@ -13,7 +13,7 @@ from dpop_agent.cli.discovery import variables_of
 from dpop_agent.cli.output import many
 from dpop_agent.client.connection import connect
 from dpop_agent.client.sync import AgentClient
-from dpop_agent.errors import DPoPAgentError, MethodNotFound
+from dpop_agent.errors import DPoPAgentError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ _UNTESTED = {
     "no_key": "no self-test: no key in it signs",
     "attended": "no self-test: each key in it wants a touch, a consent or its PIN",
     "stale": "no self-test: its card was put in anew since it was opened",
+    "busy": "no self-test: it signs for others all the time",
     "not_open": "no self-test: it is left to other programs now",
 }
 
@@ -63,6 +64,11 @@ def agent(path: str) -> tuple[Status | None, Finding]:
         what += f"; this command is version {__version__}"
         return status, Finding(CHECK, WARNING, what, "end the agent, then: dpop-agent serve")
     return status, Finding(CHECK, OK, what)
+
+
+def is_understood(status: Status | None) -> bool:
+    """Whether an agent of this version said it, on a socket that shows all."""
+    return status is not None and "ledger" in status and status["agent"] == __version__
 
 
 def elsewhere(state_folder: str, path: str) -> list[Finding]:
@@ -162,8 +168,6 @@ def _tested(name: str, path: str) -> Finding:
     try:
         with AgentClient(paths.admin_socket(path), timeout=30) as admin:
             result = admin.call("store.self_test", {"store": name})
-    except MethodNotFound:
-        return Finding(check, OK, "open; no self-test: the agent is of an older version")
     except DPoPAgentError as e:
         return Finding(check, WRONG, f"its self-test failed: {e.message}", e.hint)
     if result["reason"] is not None:
