@@ -86,6 +86,26 @@ def test_the_first_use_of_a_socket_starts_the_agent(installed: UserManager) -> N
     assert installed.agent("service", "status").stdout.count("active") == 2
 
 
+def test_doctor_says_how_the_service_is_and_what_it_says_to_type_mends_it(
+    installed: UserManager,
+) -> None:
+    installed.agent("key", "create", "default", "--any-origin")
+    sound = installed.agent("doctor").stdout
+    assert f"ok       service: {SERVICE} is active" in sound
+    assert "default@1 signs (self-test)" in sound
+
+    right = installed.read(CONFIG)
+    installed.write(CONFIG, "[agent\n")
+    installed.agent("service", "restart", check=False)
+    failed = installed.agent("doctor", check=False)
+    assert failed.returncode == 1
+    assert f"wrong    service: {SERVICE} failed" in failed.stdout
+    installed.write(CONFIG, right)
+    assert "once that is mended: dpop-agent service start" in failed.stdout
+    installed.agent("service", "start")
+    assert "sound: 0 warnings" in installed.agent("doctor").stdout
+
+
 def test_the_socket_starts_with_the_users_manager(installed: UserManager) -> None:
     wants = f"{UNITS}/sockets.target.wants/{SOCKET}"
     assert installed.run("readlink", wants).stdout.strip() == f"{UNITS}/{SOCKET}"

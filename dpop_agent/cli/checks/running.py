@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 CHECK = "agent"
 
+RESTART = "dpop-agent stop; then: dpop-agent serve; or, as a service: dpop-agent service restart"
+
 _UNTESTED = {
     "no_key": "no self-test: no key in it signs",
     "attended": "no self-test: each key in it wants a touch, a consent or its PIN",
@@ -62,7 +64,7 @@ def agent(path: str) -> tuple[Status | None, Finding]:
         )
     if status["agent"] != __version__:
         what += f"; this command is version {__version__}"
-        return status, Finding(CHECK, WARNING, what, "end the agent, then: dpop-agent serve")
+        return status, Finding(CHECK, WARNING, what, RESTART)
     return status, Finding(CHECK, OK, what)
 
 
@@ -232,7 +234,7 @@ def itself(status: Status) -> list[Finding]:
     found = []
     if status.get("forking_pid", 0) is None:
         what = "the process that starts signers has ended"
-        found.append(Finding(CHECK, WRONG, what, "end the agent, then: dpop-agent serve"))
+        found.append(Finding(CHECK, WRONG, what, RESTART))
     audit = status.get("audit") or {"mode": "off"}
     if audit["mode"] == "off":
         found.append(Finding("audit", OK, "off"))

@@ -1,53 +1,35 @@
-"""Whether a user unit of systemd runs the agent."""
+"""Whether the user's service runs the agent, where there is one."""
 
 from __future__ import annotations
 
 from dpop_agent.cli.checks.finding import OK, WARNING, WRONG, Finding
+from dpop_agent.cli.systemctl import Systemd
+from dpop_agent.cli.units import SERVICE, SOCKET
+from dpop_agent.errors import ServiceFailed
 
-UNIT = "dpop-agent.service"
-
-LOOK_TIMEOUT_S = 5.0
-"""What needs longer to say how a unit is hangs."""
+_START = "dpop-agent service start"
+_SEE_WHY = "see why: dpop-agent service log"
 
 
 def service() -> list[Finding]:
-    """The user's unit, where there is a manager to ask; nothing of it is changed."""
-    check = "service"
-    shown = _shown()
-    if shown is None:
-        return [Finding(check, OK, "no systemd to ask for this user")]
-    if shown.get("LoadState") == "not-found":
-        return [Finding(check, OK, f"no user unit {UNIT}")]
-    if shown.get("LoadState") != "loaded":
-        mend = f"systemctl --user cat {UNIT}"
-        return [Finding(check, WRONG, f"{UNIT} is {shown.get('LoadState')}: see it", mend)]
-    state = shown.get("ActiveState", "unknown")
-    if state == "failed":
-        what = f"{UNIT} failed ({shown.get('Result', 'unknown')})"
-        mend = f"journalctl --user -u {UNIT} says why; then: systemctl --user restart {UNIT}"
-        return [Finding(check, WRONG, what, mend)]
-    if state == "inactive":
-        mend = f"systemctl --user start {UNIT}"
-        return [Finding(check, WARNING, f"{UNIT} is there and doesn't run", mend)]
-    return [Finding(check, OK, f"{UNIT} is {state}")]
-
-
-def _shown() -> dict[str, str] | None:
-    """What systemd says of the unit; None where there is no systemd, or none for this user."""
-    import subprocess
-
-    words = ["systemctl", "--user", "show", UNIT, "--property=LoadState,ActiveState,Result"]
+    """The user's unit, where there is a service manager to ask."""
+    check, systemd = "service", Systemd(system=False)
     try:
-        done = subprocess.run(
-            words,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=LOOK_TIMEOUT_S,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    lines = (line.partition("=") for line in done.stdout.splitlines())
-    return {name: value for name, _, value in lines} or None
+        shown = systemd.show(SERVICE, "LoadState", "ActiveState", "Result", "StatusText")
+        socket = systemd.show(SOCKET, "ActiveState")["ActiveState"]
+    except ServiceFailed:
+        return [Finding(check, OK, "there is no service manager of this user's to ask")]
+    loaded, state = shown["LoadState"], shown["ActiveState"]
+    if loaded in ("", "not-found"):
+        return [Finding(check, OK, "none is installed")]
+    if loaded != "loaded":
+        mend = f"systemctl --user cat {SERVICE}"
+        return [Finding(check, WRONG, f"systemd can't read {SERVICE} ({loaded})", mend)]
+    for unit, its in ((SERVICE, state), (SOCKET, socket)):
+        if its == "failed":
+            why = shown["StatusText"] or shown["Result"]
+            what = f"{unit} failed" + (f": {why}" if unit == SERVICE else "")
+            return [Finding(check, WRONG, what, f"{_SEE_WHY}; once that is mended: {_START}")]
+    if state == "inactive" and socket != "active":
+        return [Finding(check, WARNING, f"{SERVICE} is installed and doesn't run", _START)]
+    return [Finding(check, OK, f"{SERVICE} is {state}")]
