@@ -325,10 +325,16 @@ def read(path: str) -> str:
             f"there is no configuration at {path}", hint="write one with: dpop-agent init"
         ) from e
     except (OSError, ValueError) as e:
+        from shlex import quote
+
         reason = e.strerror if isinstance(e, OSError) else "the path has a zero byte"
+        mend = "correct that"
+        if isinstance(e, PermissionError):
+            folder = os.path.dirname(os.path.abspath(path))
+            mend = f"chmod u+rwX {quote(path if os.access(folder, os.X_OK) else folder)}"
         raise ConfigurationError(
             f"the configuration {path} can't be read: {reason}",
-            hint="correct that, or set DPOP_AGENT_CONFIG to another file",
+            hint=f"{mend}; or {paths.ANOTHER_CONFIG_FILE}",
         ) from e
     if len(data) > MAX_SIZE:
         raise ConfigurationError(
