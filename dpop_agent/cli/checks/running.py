@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from shlex import quote
 
 from dpop_agent import __version__, paths
@@ -38,6 +39,9 @@ _UNTESTED = {
 
 _LIVE = ("staged", "active", "draining")
 
+STARTS_S = 5.0
+"""Seconds that stores have to be opened in; slow cards take 4."""
+
 MAX_NAMED = 8
 """Keys that one finding names."""
 
@@ -51,7 +55,7 @@ def agent(path: str) -> tuple[Status | None, Finding]:
         pass
     try:
         with AgentClient(path) as client:
-            status = client.status()
+            status = _settled(client)
     except DPoPAgentError as e:
         return None, of_error(CHECK, e)
     what = f"version {status['agent']}, process {status['pid']}, at {path}"
@@ -66,6 +70,17 @@ def agent(path: str) -> tuple[Status | None, Finding]:
         what += f"; this command is version {__version__}"
         return status, Finding(CHECK, WARNING, what, RESTART)
     return status, Finding(CHECK, OK, what)
+
+
+def _settled(client: AgentClient) -> Status:
+    """What it says once its stores are open, or aren't: to ask may have started it."""
+    until = time.monotonic() + STARTS_S
+    while True:
+        status = client.status()
+        starting = any(store.get("state") == "starting" for store in status["stores"])
+        if not starting or time.monotonic() > until:
+            return status
+        time.sleep(0.05)
 
 
 def is_understood(status: Status | None) -> bool:
