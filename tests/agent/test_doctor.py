@@ -38,9 +38,7 @@ from tests.terminal import Terminal
 MakeAgent = Callable[..., Agent]
 Finding = dict[str, str]
 
-COMMAND = re.compile(
-    r"\(umask [^)]*\)|(?:dpop-agent|chmod|rm|mv|export|unset|\$\{EDITOR:-vi\}) [^;,]*[^;, ]"
-)
+COMMAND = re.compile(r"\(umask [^)]*\)|(?:dpop-agent|chmod|rm|mv|export|unset) [^;,]*[^;, ]")
 """What is typed of a mend: it ends where the next part begins."""
 
 STEPS = 8

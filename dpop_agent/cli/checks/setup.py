@@ -21,7 +21,8 @@ OPEN_STATES = ("ready", "starting")
 
 def edit(path: str) -> str:
     """What to type to correct the configuration."""
-    return f"to edit it: ${{EDITOR:-vi}} {quote(path)}"
+    where = "" if path == paths.config_file() else f"DPOP_AGENT_CONFIG={quote(path)} "
+    return f"to edit it: {where}dpop-agent config edit"
 
 
 def configuration(path: str) -> tuple[config.Config | None, list[Finding]]:
