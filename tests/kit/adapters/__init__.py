@@ -1,0 +1,7 @@
+"""An adapter for each library; `ALL` is what the tests run."""
+
+from tests.kit.adapter import Adapter
+from tests.kit.adapters.httpx_like import HttpxAsync, HttpxBlocking
+from tests.kit.adapters.requests import Requests
+
+ALL: list[Adapter] = [HttpxBlocking("httpx"), HttpxAsync("httpx"), Requests()]

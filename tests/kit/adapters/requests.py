@@ -1,0 +1,103 @@
+"""requests: an adapter that is mounted, and an auth that names the access token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import requests
+
+from dpop_agent.client import AgentClient, BoundTokenAuth, DPoPAdapter
+from tests.kit.adapter import BlockingAdapter, Came, Case, Request, bound, file_of, generated
+
+SHOWN = "the library refuses the caller's header by itself, and shows it"
+
+
+class Client:
+    """Sessions of one case: a generation is pinned where the adapter is made."""
+
+    def __init__(self, agent: AgentClient, wanted: dict[str, Any]) -> None:
+        self._agent = agent
+        self._wanted = wanted
+        self._sessions: dict[str | None, requests.Session] = {}
+
+    def session(self, jkt: str | None) -> requests.Session:
+        if jkt not in self._sessions:
+            made = self._sessions[jkt] = requests.Session()
+            key, origins = self._wanted["key"], self._wanted["origins"]
+            adapter = DPoPAdapter(self._agent, key=key, jkt=jkt, origins=origins)
+            made.mount("http://", adapter)
+            made.mount("https://", adapter)
+        return self._sessions[jkt]
+
+    def close(self) -> None:
+        for session in self._sessions.values():
+            session.close()
+
+
+class Requests(BlockingAdapter):
+    name = "requests"
+    http_errors = (requests.RequestException,)
+    cannot = {  # noqa: RUF012
+        "renewal": "BoundTokenAuth has one access token and renews none",
+        "repeated headers": "the library's headers are a dictionary",
+        "an_authorization_header_with_a_newline_is_refused": SHOWN,
+        "an_authorization_header_with_an_injected_header_is_refused": SHOWN,
+        **dict.fromkeys(
+            (
+                "a_challenge_in_a_body_of_type_text_is_seen",
+                "a_challenge_in_a_body_of_type_html_is_seen",
+                "a_challenge_in_a_body_without_a_type_is_seen",
+                "challenges_in_headers_leave_the_connection_open",
+                "a_challenges_cookie_goes_with_the_retry",
+                "a_challenges_cookie_is_kept",
+                "a_challenges_cookie_goes_beside_others",
+                "the_last_answers_cookie_wins",
+            ),
+            "not yet",
+        ),
+    }
+
+    @contextmanager
+    def client(self, agent: AgentClient, case: Case) -> Iterator[Client]:
+        client = Client(agent, case["client"])
+        try:
+            yield client
+        finally:
+            client.close()
+
+    def send(self, client: Client, request: Request, release: Callable[[], None]) -> Came:
+        token = bound(request.get("access_token"))
+        with client.session(request.get("jkt")).request(
+            request.get("method", "GET"),
+            request["url"],
+            headers=dict(request.get("headers", [])),
+            auth=None if token is None else BoundTokenAuth(token),
+            allow_redirects=request.get("follow", True),
+            timeout=10,
+            stream=True,
+            **_body(request.get("body")),
+        ) as response:
+            came: Came = {"status": response.status_code, "body": ""}
+            read = request.get("read", "all")
+            if read == "all":
+                came["body"] = response.content.decode()
+            elif read == "first":
+                parts = response.iter_content(None)
+                came["body"] = next(parts).decode()
+                release()
+                came["body"] += b"".join(parts).decode()
+            return came
+
+
+def _body(body: dict[str, Any] | None) -> dict[str, Any]:
+    if body is None:
+        return {}
+    if "multipart" in body:
+        return {"files": {"file": (body["filename"], file_of({"file": body["multipart"]}))}}
+    if "form" in body:
+        return {"data": body["form"]}
+    if "text" in body:
+        return {"data": body["text"].encode()}
+    return {"data": file_of(body) if "file" in body else generated(body)}
