@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from dpop_agent.client.hop import Send, Sign, Tell
+from dpop_agent.client.refusal import is_event_stream
 from dpop_agent.errors import DPoPAgentError
 
 if TYPE_CHECKING:
@@ -45,8 +46,11 @@ class Sender(Protocol[Response]):
     def close(self, response: Response, /) -> object:
         """Nobody reads this response any more."""
 
-    def rewind(self) -> None:
-        """The request is about to be sent again: its body from the beginning; never awaited."""
+    def again(self, response: Response, /) -> None:
+        """After this response, which is closed, the request is about to be sent again.
+
+        Its body from where it began, and with the response's cookies. Never awaited.
+        """
 
 
 def exchange(
@@ -66,6 +70,7 @@ def exchange(
         Exception: what `steps`, the agent or the sender raises; no response is left open.
     """
     response: Response | None = None
+    was_read = False
     result: Any = None
     try:
         while True:
@@ -79,11 +84,13 @@ def exchange(
                 result = yield partial(agent.proof, **step.arguments)
             elif isinstance(step, Send):
                 if response is not None:
+                    if not was_read:
+                        yield from _drain(response, sender)
                     yield partial(sender.close, response)
-                    sender.rewind()
+                    sender.again(response)
                 response = yield partial(sender.send, step.proof, step.access_token)
                 assert response is not None
-                result = sender.answer(response)
+                was_read, result = False, sender.answer(response)
             elif isinstance(step, Tell):
                 try:
                     yield partial(agent.observe, [step.seen])
@@ -91,11 +98,21 @@ def exchange(
                     pass  # the response is worth more than the nonce
             else:
                 assert response is not None
-                result = yield partial(sender.read, response)
+                was_read, result = True, (yield partial(sender.read, response))
     except BaseException:
         if response is not None:
             yield partial(sender.close, response)
         raise
+
+
+def _drain(response: Response, sender: Sender[Response]) -> Calls[None]:
+    """Read a short body to its end, so that its connection serves on; an event stream has none."""
+    if is_event_stream(sender.answer(response).headers("Content-Type")):
+        return
+    try:
+        yield partial(sender.read, response)
+    except Exception:  # noqa: S110  (the library's; only this connection is lost by it)
+        pass
 
 
 def blocking(calls: Calls[Result]) -> Result:

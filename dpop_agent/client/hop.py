@@ -22,6 +22,7 @@ from dpop_agent.client.refusal import (
     CLOCK_BEHIND_S,
     Refusal,
     clock_offset_s,
+    is_event_stream,
     is_json,
 )
 from dpop_agent.errors import ConfigurationError, HtuRefused, NonceRequired, ProofRefused
@@ -300,6 +301,17 @@ def wire_path(path: str) -> str:
     return _ESCAPABLE.sub(lambda found: f"%{ord(found[0]):02X}", path)
 
 
+def merged_cookies(cookie: str | None, newer: str) -> str:
+    """A Cookie header (RFC 6265 section 4.2), newer cookies in place of those of the same names."""
+
+    def name(pair: str) -> str:
+        return pair.partition("=")[0].strip()
+
+    names = {name(pair) for pair in newer.split(";")}
+    kept = [pair.strip() for pair in (cookie or "").split(";") if name(pair) not in {*names, ""}]
+    return "; ".join([*kept, newer])
+
+
 def _nonce(answer: Answer) -> str | None:
     """The nonce for the next request (section 8.2); a repeated or malformed header is none."""
     values = answer.headers("DPoP-Nonce")
@@ -398,6 +410,9 @@ def _refusal(answer: Answer) -> Generator[Read, bytes | None, Refusal | None]:
     said = Refusal.from_challenges(answer.headers("WWW-Authenticate"))
     if "use_dpop_nonce" in said.errors or (said.errors and _nonce(answer) is None):
         return said
-    if not is_json(answer.headers("Content-Type")):
-        return said  # an event stream may never end
+    content_type = answer.headers("Content-Type")
+    # Some send their JSON as text/plain, or with no type at all.
+    readable = _nonce(answer) is not None and not is_event_stream(content_type)
+    if not (readable or is_json(content_type)):
+        return said
     return said.and_body((yield Read()))

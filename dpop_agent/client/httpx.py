@@ -362,7 +362,7 @@ class _Sender:
     def close(self, response: httpx.Response) -> None:
         response.close()
 
-    def rewind(self) -> None:
+    def again(self, response: httpx.Response) -> None:
         pass  # bytes begin anew by themselves
 
 
@@ -396,7 +396,7 @@ class _AsyncSender:
     async def close(self, response: httpx.Response) -> None:
         await response.aclose()
 
-    def rewind(self) -> None:
+    def again(self, response: httpx.Response) -> None:
         pass  # bytes begin anew by themselves
 
 

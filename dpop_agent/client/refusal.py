@@ -142,8 +142,17 @@ def _iat(proof: Proof) -> int | None:
 
 
 def is_json(content_type: Sequence[str]) -> bool:
-    media_type = content_type[0].partition(";")[0].strip().lower() if content_type else ""
+    media_type = _media_type(content_type)
     return media_type == "application/json" or media_type.endswith("+json")
+
+
+def is_event_stream(content_type: Sequence[str]) -> bool:
+    """Whether a body may never end, and is its reader's alone."""
+    return _media_type(content_type) == "text/event-stream"
+
+
+def _media_type(content_type: Sequence[str]) -> str:
+    return content_type[0].partition(";")[0].strip().lower() if content_type else ""
 
 
 def challenges(www_authenticate: str) -> list[tuple[str, dict[str, str]]]:

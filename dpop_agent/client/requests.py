@@ -16,6 +16,7 @@ try:
     import requests
     from requests.adapters import HTTPAdapter
     from requests.auth import AuthBase
+    from requests.cookies import RequestsCookieJar, extract_cookies_to_jar, get_cookie_header
     from requests.utils import rewind_body
     from urllib3 import HTTPResponse
     from urllib3.exceptions import HTTPError
@@ -26,7 +27,7 @@ except ModuleNotFoundError as e:
     ) from e
 
 from dpop_agent.client.exchange import blocking, exchange
-from dpop_agent.client.hop import Origins, hop
+from dpop_agent.client.hop import Origins, hop, merged_cookies
 from dpop_agent.client.refusal import MAX_CHALLENGE_BODY, Answer, decoded
 from dpop_agent.errors import ConfigurationError
 
@@ -203,6 +204,7 @@ class _Sender:
     ) -> None:
         self._request = request
         self._send = send
+        self._with_cookies: list[requests.Response] = []
 
     def send(self, proof: Proof | None, access_token: str | None) -> requests.Response:
         # The caller's request stays as it is: a redirect copies its headers.
@@ -220,7 +222,24 @@ class _Sender:
             for field in _fields(signed, "authorization"):
                 del signed.headers[field]
             signed.headers["Authorization"] = f"DPoP {access_token}"
-        return self._send(signed)
+        self._add_cookies(signed)
+        response = self._send(signed)
+        # As after HTTPDigestAuth's first answer: a session takes cookies from there.
+        response.history = [*self._with_cookies]
+        return response
+
+    def _add_cookies(self, signed: requests.PreparedRequest) -> None:
+        jar = RequestsCookieJar()
+        for response in self._with_cookies:
+            extract_cookies_to_jar(jar, response.request, response.raw)
+        before = signed.headers.pop("Cookie", None)
+        newer = get_cookie_header(jar, signed)
+        if newer is not None:
+            signed.headers["Cookie"] = merged_cookies(
+                None if before is None else _text(before), newer
+            )
+        elif before is not None:
+            signed.headers["Cookie"] = before
 
     def answer(self, response: requests.Response) -> Answer:
         def headers(name: str) -> Sequence[str]:
@@ -250,9 +269,12 @@ class _Sender:
     def close(self, response: requests.Response) -> None:
         response.close()
 
-    def rewind(self) -> None:
+    def again(self, response: requests.Response) -> None:
         if self._request.body is not None and not isinstance(self._request.body, str | bytes):
             rewind_body(self._request)
+        if "Set-Cookie" in response.raw.headers:
+            response.request = self._request  # the one that was sent has a proof
+            self._with_cookies.append(response)
 
 
 class _Beginning:

@@ -32,6 +32,7 @@ class Library:
 
     def __init__(self, *, failing: str = "", error: BaseException | None = None) -> None:
         self.calls: list[str] = []
+        self.content_type = "text/plain"
         self._failing = failing
         self._error = error or OSError("no network")
 
@@ -51,7 +52,7 @@ class Library:
         return self._called(f"send {self.calls.count('send 0')}", object())
 
     def answer(self, response: object) -> Answer:
-        return Answer(401, lambda _: [])
+        return Answer(401, lambda _: [self.content_type])
 
     def read(self, response: object) -> Any:
         return self._called("read", b"")
@@ -59,8 +60,8 @@ class Library:
     def close(self, response: object) -> Any:
         return self._called("close")
 
-    def rewind(self) -> None:
-        self._called("rewind")
+    def again(self, response: object) -> None:
+        self._called("again")
 
 
 class AsyncLibrary(Library):
@@ -99,20 +100,39 @@ Run = Callable[[Any, Any], Any]
 
 
 @each
-def test_a_response_is_closed_and_the_body_rewound_before_the_request_is_sent_again(
-    kind: Kind, run: Run
-) -> None:
+def test_a_response_is_closed_before_the_request_is_sent_again(kind: Kind, run: Run) -> None:
     library = kind()
     _, done = run(hop_of(*STEPS), library)
     assert done.proof is PROOF
     assert library.calls == [
         *("proof", "send 0", "read"),
-        *("proof", "close", "rewind", "send 1", "observe"),
+        *("proof", "close", "again", "send 1", "observe"),
     ]
 
 
+UNREAD = (Sign(htm="GET"), Send(PROOF), Sign(htm="GET"), Send(PROOF))
+
+
 @each
-@pytest.mark.parametrize("failing", ["read", "rewind", "send 1"])
+@pytest.mark.parametrize("failing", ["", "read"])
+def test_a_body_that_nobody_read_is_drained_before_the_request_is_sent_again_if_it_can_be(
+    kind: Kind, run: Run, failing: str
+) -> None:
+    library = kind(failing=failing)
+    run(hop_of(*UNREAD), library)
+    assert library.calls == ["proof", "send 0", "proof", "read", "close", "again", "send 1"]
+
+
+@each
+def test_an_event_stream_is_never_drained(kind: Kind, run: Run) -> None:
+    library = kind()
+    library.content_type = "text/event-stream; charset=utf-8"
+    run(hop_of(*UNREAD), library)
+    assert library.calls == ["proof", "send 0", "proof", "close", "again", "send 1"]
+
+
+@each
+@pytest.mark.parametrize("failing", ["read", "again", "send 1"])
 @pytest.mark.parametrize("error", [OSError("no network"), KeyboardInterrupt(), StopIteration()])
 def test_no_response_is_left_open_by_a_failure(
     kind: Kind, run: Run, failing: str, error: BaseException

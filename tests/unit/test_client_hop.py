@@ -195,6 +195,8 @@ CHALLENGE = ("WWW-Authenticate", 'DPoP algs="ES256 PS256", error="use_dpop_nonce
         ([CHALLENGE], False),
         ([CHALLENGE, JSON], False),
         ([JSON], True),
+        ([("Content-Type", "text/plain")], True),
+        ([], True),
         ([("Content-Type", "Application/Problem+JSON; charset=utf-8")], True),
         ([("WWW-Authenticate", 'DPoP error="invalid_token"'), JSON], True),
     ],
@@ -226,16 +228,26 @@ def test_a_nonce_challenge_is_answered_once_with_a_new_proof(
         (403, [JSON, CHALLENGE]),
         (500, [JSON, CHALLENGE]),
         (401, [("Content-Type", "text/event-stream")]),
-        (401, [("Content-Type", "text/html")]),
-        (401, []),
-        (401, [("WWW-Authenticate", 'DPoP error_description="error=use_dpop_nonce"')]),
-        (401, [("WWW-Authenticate", 'DPoP realm=", error=\\"use_dpop_nonce\\""')]),
+        (403, [("Content-Type", "text/plain")]),
     ],
 )
 def test_nothing_else_is_read_or_sent_again(status: int, headers: list[tuple[str, str]]) -> None:
     run = Hop(answer(status, *headers, ("DPoP-Nonce", "n1")), body=WANTED)
     run.run()
     assert run.kinds == ["Sign", "Send", "Tell"]
+
+
+@pytest.mark.parametrize(
+    "challenge",
+    [
+        'DPoP error_description="error=use_dpop_nonce"',
+        'DPoP realm=", error=\\"use_dpop_nonce\\""',
+    ],
+)
+def test_what_only_looks_like_a_challenge_is_none(challenge: str) -> None:
+    run = Hop(answer(401, ("WWW-Authenticate", challenge), ("DPoP-Nonce", "n1")))
+    run.run()
+    assert run.kinds == ["Sign", "Send", "Read", "Tell"]
 
 
 @pytest.mark.parametrize("body", [None, b"", b"[]", b"\xff", b'{"error":"invalid_grant"}'])

@@ -44,19 +44,6 @@ class Requests(BlockingAdapter):
         "repeated headers": "the library's headers are a dictionary",
         "an_authorization_header_with_a_newline_is_refused": SHOWN,
         "an_authorization_header_with_an_injected_header_is_refused": SHOWN,
-        **dict.fromkeys(
-            (
-                "a_challenge_in_a_body_of_type_text_is_seen",
-                "a_challenge_in_a_body_of_type_html_is_seen",
-                "a_challenge_in_a_body_without_a_type_is_seen",
-                "challenges_in_headers_leave_the_connection_open",
-                "a_challenges_cookie_goes_with_the_retry",
-                "a_challenges_cookie_is_kept",
-                "a_challenges_cookie_goes_beside_others",
-                "the_last_answers_cookie_wins",
-            ),
-            "not yet",
-        ),
     }
 
     @contextmanager
