@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import tempfile
@@ -62,6 +63,14 @@ def private_places() -> Iterator[Path]:
     """Nothing of the user's own is read or touched."""
     with places.private_places() as home:
         yield home
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_proxies() -> None:
+    """The tests' servers are on this machine, whatever proxies its environment names."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        os.environ.pop(name, None)
+        os.environ.pop(name.upper(), None)
 
 
 @pytest.fixture(scope="session", autouse=True)

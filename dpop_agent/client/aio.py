@@ -27,7 +27,7 @@ from dpop_agent.client.answers import (
     timed_out,
 )
 from dpop_agent.client.connection import RETRY_CONNECT_S, connect
-from dpop_agent.errors import AgentUnavailable, DPoPAgentError, ProtocolError
+from dpop_agent.errors import AgentUnavailable, ConfigurationError, DPoPAgentError, ProtocolError
 from dpop_agent.protocol import MAX_LINE, TOUCH_TIMEOUT_S, encode_request
 
 TYPE_CHECKING = False
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from typing import Any, Self
 
     from dpop_agent.client.answers import OnTouch, Outcome
+    from dpop_agent.client.sync import AgentClient
 
 MAX_UNDER_WAY = 32
 """Requests on a connection at once; half of what an agent takes, further ones wait here."""
@@ -186,7 +187,7 @@ class AsyncAgentClient:
 
     It may be shared between event loops; in each, close it with `aclose` or `async with`. After a
     fork the child makes a connection of its own; a pickle holds none. Cancelling a call drops its
-    answer and leaves the others alone.
+    answer and leaves the others alone. Under trio each call is an AgentClient's, in a thread.
 
     Args:
         path: the agent's socket; `$DPOP_AGENT_SOCK` or the user's runtime folder where None.
@@ -206,6 +207,7 @@ class AsyncAgentClient:
         self.on_touch = on_touch
         self._ids = itertools.count(1)
         self._loops: dict[asyncio.AbstractEventLoop, _LoopConnection] = {}
+        self._blocking: AgentClient | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.path!r}, timeout={self.timeout})"
@@ -221,6 +223,10 @@ class AsyncAgentClient:
 
     async def aclose(self) -> None:
         """Close this event loop's connection; calls under way fail, later ones connect anew."""
+        if not _in_asyncio():
+            if self._blocking is not None:
+                self._blocking.close()
+            return
         here = self._loops.pop(asyncio.get_running_loop(), None)
         if here and here.pid == os.getpid() and here.connection:
             here.connection.close()
@@ -279,6 +285,8 @@ class AsyncAgentClient:
 
     async def call(self, method: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Any method of PROTOCOL.md; the result as it came."""
+        if not _in_asyncio():
+            return await self._call_in_a_thread(method, params)
         params = params or {}
         number = next(self._ids)
         line = encode_request(number, method, params)
@@ -298,6 +306,27 @@ class AsyncAgentClient:
         if isinstance(outcome, DPoPAgentError):
             raise outcome
         return outcome
+
+    async def _call_in_a_thread(
+        self, method: str, params: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        try:
+            import trio
+        except ModuleNotFoundError:
+            raise ConfigurationError(
+                "AsyncAgentClient knows asyncio and trio, and neither runs here",
+                hint="call an AgentClient in a thread",
+            ) from None
+        from dpop_agent.client.sync import AgentClient
+
+        def on_touch(touch: Touch) -> None:
+            if self.on_touch is not None:
+                trio.from_thread.run_sync(self.on_touch, touch)
+
+        if self._blocking is None:
+            self._blocking = AgentClient(self.path, self.timeout, on_touch)
+        call = partial(self._blocking.call, method, params)
+        return await trio.to_thread.run_sync(call, abandon_on_cancel=True)
 
     async def _connection(self) -> tuple[_Connection, bool]:
         """This loop's connection, and whether it was there already."""
@@ -323,3 +352,12 @@ class AsyncAgentClient:
                     self._loops.pop(other, None)
             here = self._loops[loop] = _LoopConnection()
         return here
+
+
+def _in_asyncio() -> bool:
+    """Whether asyncio runs this, or trio."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -241,8 +241,68 @@ class BlockingGrant(Grant):
             return blocking(self._renewed(self._access_token))
 
 
+class _Turn:
+    """A lock that tasks of several event loops share, of asyncio's or of trio's."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._taken = False
+        self._waiting: list[Callable[[], object]] = []
+
+    async def __aenter__(self) -> None:
+        while True:
+            with self._lock:
+                if not self._taken:
+                    self._taken = True
+                    return
+                wake, woken = _alarm()
+                self._waiting.append(wake)
+            await woken()
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        with self._lock:
+            self._taken = False
+            waiting, self._waiting = self._waiting, []
+        # All of them: one that was cancelled, or whose loop has ended, would pass it on to nobody.
+        for wake in waiting:
+            wake()
+
+
+def _alarm() -> tuple[Callable[[], None], Callable[[], Awaitable[object]]]:
+    """What any thread may call, and what this task awaits until then."""
+    import asyncio
+
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return _trio_alarm()
+    rang = asyncio.Event()
+
+    def ring() -> None:
+        try:
+            loop.call_soon_threadsafe(rang.set)
+        except RuntimeError:
+            pass  # the loop was closed, and its tasks with it
+
+    return ring, rang.wait
+
+
+def _trio_alarm() -> tuple[Callable[[], None], Callable[[], Awaitable[object]]]:
+    import trio
+
+    rang, token = trio.Event(), trio.lowlevel.current_trio_token()
+
+    def ring() -> None:
+        try:
+            token.run_sync_soon(rang.set)
+        except trio.RunFinishedError:
+            pass
+
+    return ring, rang.wait
+
+
 class AsyncGrant(Grant):
-    """A grant for an event loop's tasks: one of them renews, the others wait for it."""
+    """A grant for tasks, of one event loop or several: one of them renews, the others wait."""
 
     def __init__(
         self,
@@ -252,18 +312,16 @@ class AsyncGrant(Grant):
         on_token: Callable[[BoundToken], Awaitable[object] | object] | None,
         rebind: bool,
     ) -> None:
-        import asyncio
-
         on_token = _awaitable(on_token) if on_token is not None else None
         super().__init__(renew, token=token, on_token=on_token, rebind=rebind)
-        self._lock = asyncio.Lock()
+        self._turn = _Turn()
 
     async def access_token(self, *, but: BoundToken | None = None) -> BoundToken:
         """`BlockingGrant.access_token`, async."""
         self._refuse_recursion()
         if access_token := self._usable(but=but):
             return access_token
-        async with self._lock:
+        async with self._turn:
             if access_token := self._usable(but=but):
                 return access_token
             return await awaiting(self._renewed(self._access_token))

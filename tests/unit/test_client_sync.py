@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import os
 import pickle
 import socket
@@ -653,6 +654,13 @@ def test_a_missing_extra_is_named(name: str, extra: str, monkeypatch: pytest.Mon
     monkeypatch.delattr(dpop_agent.client, name, raising=False)
     with pytest.raises(ImportError, match=rf"pip install 'dpop-agent\[{extra}\]'"):
         getattr(dpop_agent.client, name)
+
+
+def test_a_missing_httpx2_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "dpop_agent.client.httpx2", raising=False)
+    monkeypatch.setitem(sys.modules, "httpx2", None)
+    with pytest.raises(ImportError, match=r"pip install 'dpop-agent\[httpx2\]'"):
+        importlib.import_module("dpop_agent.client.httpx2")
 
 
 # --- BoundToken

@@ -4,4 +4,12 @@ from tests.kit.adapter import Adapter
 from tests.kit.adapters.httpx_like import HttpxAsync, HttpxBlocking
 from tests.kit.adapters.requests import Requests
 
-ALL: list[Adapter] = [HttpxBlocking("httpx"), HttpxAsync("httpx"), Requests()]
+ALL: list[Adapter] = [
+    *(HttpxBlocking(library) for library in ("httpx", "httpx2")),
+    *(
+        HttpxAsync(library, backend)
+        for library in ("httpx", "httpx2")
+        for backend in ("asyncio", "trio")
+    ),
+    Requests(),
+]

@@ -1,0 +1,151 @@
+"""httpx2: `DPoPTransport` signs each hop, `DPoPAuth` chooses the access token.
+
+What they do is `httpx_core`'s, shared with httpx22; here are httpx2's classes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+try:
+    import httpx2
+except ModuleNotFoundError as e:
+    raise ImportError("httpx2 isn't installed; install it: pip install 'dpop-agent[httpx2]'") from e
+
+from dpop_agent.client import httpx_core as core
+from dpop_agent.client.exchange import awaiting, blocking
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Iterable
+
+    from dpop_agent.client.aio import AsyncAgentClient
+    from dpop_agent.client.sync import AgentClient
+
+    Cert = str | tuple[str, str] | tuple[str, str, str]
+
+
+class _Kept(core.Kept, httpx2.SyncByteStream, httpx2.AsyncByteStream):
+    pass
+
+
+class _Replay(core.Replay, httpx2.SyncByteStream):
+    pass
+
+
+class _AsyncReplay(core.AsyncReplay, httpx2.AsyncByteStream):
+    pass
+
+
+class _Cut(core.Cut, httpx2.SyncByteStream):
+    pass
+
+
+class _AsyncCut(core.AsyncCut, httpx2.AsyncByteStream):
+    pass
+
+
+_LIBRARY = core.Library(
+    name="httpx2",
+    request=httpx2.Request,
+    headers=httpx2.Headers,
+    cookies=httpx2.Cookies,
+    byte_stream=httpx2.ByteStream,
+    kept=_Kept,
+    replay=_Replay,
+    async_replay=_AsyncReplay,
+    cut=_Cut,
+    async_cut=_AsyncCut,
+)
+
+
+class DPoPTransport(core.BlockingSigning[httpx2.BaseTransport], httpx2.BaseTransport):
+    __doc__ = core.BlockingSigning.__doc__
+    _library = _LIBRARY
+
+    def __init__(
+        self,
+        agent: AgentClient,
+        *,
+        key: str | None = None,
+        origins: Iterable[str],
+        transport: httpx2.BaseTransport | None = None,
+        verify: ssl.SSLContext | str | bool | None = None,
+        cert: Cert | None = None,
+        http2: bool | None = None,
+        limits: httpx2.Limits | None = None,
+        proxy: str | httpx2.URL | httpx2.Proxy | None = None,
+        trust_env: bool | None = None,
+    ) -> None:
+        super().__init__(
+            agent,
+            key=key,
+            origins=origins,
+            transport=transport,
+            make=httpx2.HTTPTransport,
+            options={
+                "verify": verify,
+                "cert": cert,
+                "http2": http2,
+                "limits": limits,
+                "proxy": proxy,
+                "trust_env": trust_env,
+            },
+        )
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send one hop; httpx2 calls this."""
+        send = self._sends(request.url).handle_request
+        sender = core.BlockingSender[httpx2.Response](request, send, _LIBRARY)
+        return blocking(self._response(request, sender))
+
+
+class AsyncDPoPTransport(core.AsyncSigning[httpx2.AsyncBaseTransport], httpx2.AsyncBaseTransport):
+    __doc__ = core.AsyncSigning.__doc__
+    _library = _LIBRARY
+
+    def __init__(
+        self,
+        agent: AsyncAgentClient,
+        *,
+        key: str | None = None,
+        origins: Iterable[str],
+        transport: httpx2.AsyncBaseTransport | None = None,
+        verify: ssl.SSLContext | str | bool | None = None,
+        cert: Cert | None = None,
+        http2: bool | None = None,
+        limits: httpx2.Limits | None = None,
+        proxy: str | httpx2.URL | httpx2.Proxy | None = None,
+        trust_env: bool | None = None,
+    ) -> None:
+        super().__init__(
+            agent,
+            key=key,
+            origins=origins,
+            transport=transport,
+            make=httpx2.AsyncHTTPTransport,
+            options={
+                "verify": verify,
+                "cert": cert,
+                "http2": http2,
+                "limits": limits,
+                "proxy": proxy,
+                "trust_env": trust_env,
+            },
+        )
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send one hop; httpx2 calls this."""
+        send = self._sends(request.url).handle_async_request
+        sender = core.AsyncSender[httpx2.Response](request, send, _LIBRARY)
+        return await awaiting(self._response(request, sender))
+
+
+class DPoPAuth(core.BlockingAuth, httpx2.Auth):
+    __doc__ = core.BlockingAuth.__doc__
+    _library = _LIBRARY
+
+
+class AsyncDPoPAuth(core.AsyncAuth, httpx2.Auth):
+    __doc__ = core.AsyncAuth.__doc__
+    _library = _LIBRARY
