@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from dpop_agent.client.hop import Send, Sign, Tell
-from dpop_agent.client.refusal import is_event_stream
+from dpop_agent.client.refusal import MAX_CHALLENGE_BODY
 from dpop_agent.errors import DPoPAgentError
 
 if TYPE_CHECKING:
@@ -106,8 +106,12 @@ def exchange(
 
 
 def _drain(response: Response, sender: Sender[Response]) -> Calls[None]:
-    """Read a short body to its end, so that its connection serves on; an event stream has none."""
-    if is_event_stream(sender.answer(response).headers("Content-Type")):
+    """Read a short body to its end, so that its connection serves on.
+
+    Only one that says how short it is: another may take its time, or have no end.
+    """
+    length = sender.answer(response).headers("Content-Length")
+    if len(length) != 1 or not length[0].isdecimal() or int(length[0]) > MAX_CHALLENGE_BODY:
         return
     try:
         yield partial(sender.read, response)

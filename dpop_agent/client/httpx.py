@@ -12,8 +12,9 @@ try:
 except ModuleNotFoundError as e:
     raise ImportError("httpx isn't installed; install it: pip install 'dpop-agent[httpx]'") from e
 
-from dpop_agent.client import httpx_core as core
 from dpop_agent.client.exchange import awaiting, blocking
+from dpop_agent.client.httpx_core import auth, bodies, names, sending
+from dpop_agent.client.httpx_core import transport as signing
 
 if TYPE_CHECKING:
     import ssl
@@ -25,27 +26,27 @@ if TYPE_CHECKING:
     Cert = str | tuple[str, str] | tuple[str, str, str]
 
 
-class _Kept(core.Kept, httpx.SyncByteStream, httpx.AsyncByteStream):
+class _Kept(bodies.Kept, httpx.SyncByteStream, httpx.AsyncByteStream):
     pass
 
 
-class _Replay(core.Replay, httpx.SyncByteStream):
+class _Replay(bodies.Replay, httpx.SyncByteStream):
     pass
 
 
-class _AsyncReplay(core.AsyncReplay, httpx.AsyncByteStream):
+class _AsyncReplay(bodies.AsyncReplay, httpx.AsyncByteStream):
     pass
 
 
-class _Cut(core.Cut, httpx.SyncByteStream):
+class _Cut(bodies.Cut, httpx.SyncByteStream):
     pass
 
 
-class _AsyncCut(core.AsyncCut, httpx.AsyncByteStream):
+class _AsyncCut(bodies.AsyncCut, httpx.AsyncByteStream):
     pass
 
 
-_LIBRARY = core.Library(
+_LIBRARY = names.Library(
     name="httpx",
     request=httpx.Request,
     headers=httpx.Headers,
@@ -59,8 +60,8 @@ _LIBRARY = core.Library(
 )
 
 
-class DPoPTransport(core.BlockingSigning[httpx.BaseTransport], httpx.BaseTransport):
-    __doc__ = core.BlockingSigning.__doc__
+class DPoPTransport(signing.BlockingSigning[httpx.BaseTransport], httpx.BaseTransport):
+    __doc__ = signing.BlockingSigning.__doc__
     _library = _LIBRARY
 
     def __init__(
@@ -96,12 +97,12 @@ class DPoPTransport(core.BlockingSigning[httpx.BaseTransport], httpx.BaseTranspo
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send one hop; httpx calls this."""
         send = self._sends(request.url).handle_request
-        sender = core.BlockingSender[httpx.Response](request, send, _LIBRARY)
+        sender = sending.BlockingSender[httpx.Response](request, send, _LIBRARY)
         return blocking(self._response(request, sender))
 
 
-class AsyncDPoPTransport(core.AsyncSigning[httpx.AsyncBaseTransport], httpx.AsyncBaseTransport):
-    __doc__ = core.AsyncSigning.__doc__
+class AsyncDPoPTransport(signing.AsyncSigning[httpx.AsyncBaseTransport], httpx.AsyncBaseTransport):
+    __doc__ = signing.AsyncSigning.__doc__
     _library = _LIBRARY
 
     def __init__(
@@ -137,15 +138,15 @@ class AsyncDPoPTransport(core.AsyncSigning[httpx.AsyncBaseTransport], httpx.Asyn
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one hop; httpx calls this."""
         send = self._sends(request.url).handle_async_request
-        sender = core.AsyncSender[httpx.Response](request, send, _LIBRARY)
+        sender = sending.AsyncSender[httpx.Response](request, send, _LIBRARY)
         return await awaiting(self._response(request, sender))
 
 
-class DPoPAuth(core.BlockingAuth, httpx.Auth):
-    __doc__ = core.BlockingAuth.__doc__
+class DPoPAuth(auth.BlockingAuth, httpx.Auth):
+    __doc__ = auth.BlockingAuth.__doc__
     _library = _LIBRARY
 
 
-class AsyncDPoPAuth(core.AsyncAuth, httpx.Auth):
-    __doc__ = core.AsyncAuth.__doc__
+class AsyncDPoPAuth(auth.AsyncAuth, httpx.Auth):
+    __doc__ = auth.AsyncAuth.__doc__
     _library = _LIBRARY

@@ -12,8 +12,9 @@ try:
 except ModuleNotFoundError as e:
     raise ImportError("httpx2 isn't installed; install it: pip install 'dpop-agent[httpx2]'") from e
 
-from dpop_agent.client import httpx_core as core
 from dpop_agent.client.exchange import awaiting, blocking
+from dpop_agent.client.httpx_core import auth, bodies, names, sending
+from dpop_agent.client.httpx_core import transport as signing
 
 if TYPE_CHECKING:
     import ssl
@@ -25,27 +26,27 @@ if TYPE_CHECKING:
     Cert = str | tuple[str, str] | tuple[str, str, str]
 
 
-class _Kept(core.Kept, httpx2.SyncByteStream, httpx2.AsyncByteStream):
+class _Kept(bodies.Kept, httpx2.SyncByteStream, httpx2.AsyncByteStream):
     pass
 
 
-class _Replay(core.Replay, httpx2.SyncByteStream):
+class _Replay(bodies.Replay, httpx2.SyncByteStream):
     pass
 
 
-class _AsyncReplay(core.AsyncReplay, httpx2.AsyncByteStream):
+class _AsyncReplay(bodies.AsyncReplay, httpx2.AsyncByteStream):
     pass
 
 
-class _Cut(core.Cut, httpx2.SyncByteStream):
+class _Cut(bodies.Cut, httpx2.SyncByteStream):
     pass
 
 
-class _AsyncCut(core.AsyncCut, httpx2.AsyncByteStream):
+class _AsyncCut(bodies.AsyncCut, httpx2.AsyncByteStream):
     pass
 
 
-_LIBRARY = core.Library(
+_LIBRARY = names.Library(
     name="httpx2",
     request=httpx2.Request,
     headers=httpx2.Headers,
@@ -59,8 +60,8 @@ _LIBRARY = core.Library(
 )
 
 
-class DPoPTransport(core.BlockingSigning[httpx2.BaseTransport], httpx2.BaseTransport):
-    __doc__ = core.BlockingSigning.__doc__
+class DPoPTransport(signing.BlockingSigning[httpx2.BaseTransport], httpx2.BaseTransport):
+    __doc__ = signing.BlockingSigning.__doc__
     _library = _LIBRARY
 
     def __init__(
@@ -96,12 +97,14 @@ class DPoPTransport(core.BlockingSigning[httpx2.BaseTransport], httpx2.BaseTrans
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send one hop; httpx2 calls this."""
         send = self._sends(request.url).handle_request
-        sender = core.BlockingSender[httpx2.Response](request, send, _LIBRARY)
+        sender = sending.BlockingSender[httpx2.Response](request, send, _LIBRARY)
         return blocking(self._response(request, sender))
 
 
-class AsyncDPoPTransport(core.AsyncSigning[httpx2.AsyncBaseTransport], httpx2.AsyncBaseTransport):
-    __doc__ = core.AsyncSigning.__doc__
+class AsyncDPoPTransport(
+    signing.AsyncSigning[httpx2.AsyncBaseTransport], httpx2.AsyncBaseTransport
+):
+    __doc__ = signing.AsyncSigning.__doc__
     _library = _LIBRARY
 
     def __init__(
@@ -137,15 +140,15 @@ class AsyncDPoPTransport(core.AsyncSigning[httpx2.AsyncBaseTransport], httpx2.As
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send one hop; httpx2 calls this."""
         send = self._sends(request.url).handle_async_request
-        sender = core.AsyncSender[httpx2.Response](request, send, _LIBRARY)
+        sender = sending.AsyncSender[httpx2.Response](request, send, _LIBRARY)
         return await awaiting(self._response(request, sender))
 
 
-class DPoPAuth(core.BlockingAuth, httpx2.Auth):
-    __doc__ = core.BlockingAuth.__doc__
+class DPoPAuth(auth.BlockingAuth, httpx2.Auth):
+    __doc__ = auth.BlockingAuth.__doc__
     _library = _LIBRARY
 
 
-class AsyncDPoPAuth(core.AsyncAuth, httpx2.Auth):
-    __doc__ = core.AsyncAuth.__doc__
+class AsyncDPoPAuth(auth.AsyncAuth, httpx2.Auth):
+    __doc__ = auth.AsyncAuth.__doc__
     _library = _LIBRARY

@@ -32,7 +32,7 @@ class Library:
 
     def __init__(self, *, failing: str = "", error: BaseException | None = None) -> None:
         self.calls: list[str] = []
-        self.content_type = "text/plain"
+        self.content_length = ["100"]
         self._failing = failing
         self._error = error or OSError("no network")
 
@@ -52,7 +52,7 @@ class Library:
         return self._called(f"send {self.calls.count('send 0')}", object())
 
     def answer(self, response: object) -> Answer:
-        return Answer(401, lambda _: [self.content_type])
+        return Answer(401, {"Content-Length": self.content_length}.__getitem__)
 
     def read(self, response: object) -> Any:
         return self._called("read", b"")
@@ -124,9 +124,12 @@ def test_a_body_that_nobody_read_is_drained_before_the_request_is_sent_again_if_
 
 
 @each
-def test_an_event_stream_is_never_drained(kind: Kind, run: Run) -> None:
+@pytest.mark.parametrize("length", [[], ["16385"], ["10", "10"], ["ten"], ["-1"]], ids=str)
+def test_a_body_that_may_be_long_or_take_its_time_is_not_waited_for(
+    kind: Kind, run: Run, length: list[str]
+) -> None:
     library = kind()
-    library.content_type = "text/event-stream; charset=utf-8"
+    library.content_length = length
     run(hop_of(*UNREAD), library)
     assert library.calls == ["proof", "send 0", "proof", "close", "again", "send 1"]
 

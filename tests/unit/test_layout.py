@@ -341,9 +341,28 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "exchange": {"hop", "refusal"},
         "grant": {"hop", "refusal", "exchange", "token"},
         "proxies": set(),
-        "httpx_core": {"hop", "refusal", "exchange", "grant", "proxies"},
-        "httpx": {"exchange", "httpx_core"},
-        "httpx2": {"exchange", "httpx_core"},
+        "httpx_core.names": set(),
+        "httpx_core.bodies": {"refusal", "httpx_core.names"},
+        "httpx_core.presented": {"hop", "grant", "token", "httpx_core.names", "httpx_core.bodies"},
+        "httpx_core.sending": {
+            *("hop", "refusal", "exchange"),
+            *("httpx_core.names", "httpx_core.bodies", "httpx_core.presented"),
+        },
+        "httpx_core.transport": {
+            *("hop", "exchange", "grant", "proxies", "httpx_core.names", "httpx_core.bodies"),
+            *("httpx_core.presented", "httpx_core.sending"),
+        },
+        "httpx_core.auth": {
+            *("refusal", "grant", "token"),
+            *("httpx_core.names", "httpx_core.bodies", "httpx_core.presented"),
+        },
+        **{
+            library: {
+                *("exchange", "httpx_core.names", "httpx_core.bodies", "httpx_core.sending"),
+                *("httpx_core.transport", "httpx_core.auth"),
+            }
+            for library in ("httpx", "httpx2")
+        },
         "requests": {"hop", "refusal", "exchange", "grant"},
     },
 }
