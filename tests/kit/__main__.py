@@ -54,8 +54,12 @@ def main() -> None:
                     f"/{each.__name__}": each
                     for each in (control.cases, control.begin, control.release, control.end)
                 }
-                answer = json.dumps(does[self.path](asked)).encode()
-                self.send_response(200)
+                try:
+                    status, said = 200, does[self.path](asked)
+                except KeyError as e:
+                    status, said = 400, {"error": f"there is no {e}"}
+                answer = json.dumps(said).encode()
+                self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(answer)))
                 self.end_headers()

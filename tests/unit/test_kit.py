@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,6 +144,16 @@ def test_a_body_without_end_that_is_taken_whole_is_a_fault(kit: Kit) -> None:
     assert any("endless" in fault for fault in run.end([{"status": 200, "body": ""}]))
 
 
+def test_the_readme_names_all_that_cases_need_and_have(kit: Kit) -> None:
+    readme = (ROOT / "tests/kit/README.md").read_text("utf-8")
+    said: set[str] = set()
+    for case in kit.cases.values():
+        said |= {*case, *case["needs"], *case.get("client", {})}
+        for each in (*case["requests"], *case.get("answers", []), *case.get("wire", [])):
+            said |= set(each)
+    assert {name for name in said if f"`{name}`" not in readme} == set()
+
+
 def test_another_language_runs_a_case_by_the_program() -> None:
     program = subprocess.Popen(
         [sys.executable, "-m", "tests.kit"],
@@ -160,6 +171,8 @@ def test_another_language_runs_a_case_by_the_program() -> None:
 
     with program:
         where = json.loads(program.stdout.readline())
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            ask("/begin", case="none")
         name = "an_event_stream_stays_a_stream"
         assert name in {case["name"] for case in ask("/cases")}
         begun = ask("/begin", case=name)
