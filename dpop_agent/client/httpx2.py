@@ -1,6 +1,6 @@
 """httpx2: `DPoPTransport` signs each hop, `DPoPAuth` chooses the access token.
 
-What they do is `httpx_core`'s, shared with httpx22; here are httpx2's classes.
+What they do is `httpx_core`'s, shared with httpx; here are httpx2's classes.
 """
 
 from __future__ import annotations
