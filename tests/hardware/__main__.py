@@ -150,7 +150,7 @@ def most(algs: list[str]) -> int:
 
 def in_all(algs: list[str]) -> int:
     """How many are made, one after the other: tests/hardware/checks.py."""
-    return 2 * len(algs) + 9
+    return 2 * len(algs) + 10
 
 
 def _ask() -> None:
