@@ -120,6 +120,7 @@ FOREIGN: dict[str, dict[str, bool]] = {
     "dpop_agent.client.grant": {"trio": True},
     "dpop_agent.client.httpx": {"httpx": False},
     "dpop_agent.client.httpx2": {"httpx2": False},
+    "dpop_agent.client.mcp": {"mcp": False, "httpx2": False},
     "dpop_agent.client.requests": {"requests": False, "urllib3": False},
     "dpop_agent.client.aiohttp": {"aiohttp": False, "multidict": False, "yarl": False},
     "cli": {"platformdirs": True},
@@ -364,6 +365,10 @@ ROOMS: dict[str, dict[str, set[str]]] = {
             for library in ("httpx", "httpx2")
         },
         "requests": {"hop", "refusal", "exchange", "grant"},
+        # What the MCP SDK is shown, and by which metadata.
+        "handles": {"token"},
+        "discovered": {"hop", "refusal"},
+        "mcp": {"answers", "discovered", "handles", "hop", "httpx2", "refusal", "token"},
     },
 }
 
