@@ -1,7 +1,8 @@
-"""The MCP conformance suite's scenarios for DPoP, with a client on DPoPTransport."""
+"""The MCP conformance suite's scenarios for DPoP, with clients on our transports."""
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import Agent
+from tests.processes import ROOT, Agent
 from tests.servers import node
 
 BIND_LOCAL = f"--import={(node.HERE / 'bind_local.mjs').as_uri()}"
@@ -29,19 +30,49 @@ def test_the_suites_servers_listen_on_loopback_alone(where: str, node_packages: 
     assert done.stdout == "127.0.0.1\n"
 
 
-@pytest.mark.parametrize(
-    ("scenario", "outcome"),
-    [
-        ("auth/dpop", "Passed: 12/12, 0 failed, 0 warnings"),
-        ("auth/dpop-nonce", "Passed: 14/14, 0 failed, 0 warnings"),
-    ],
+SCENARIOS = pytest.mark.parametrize(
+    ("scenario", "checks"),
+    [("auth/dpop", 12), ("auth/dpop-nonce", 14)],
     ids=["without nonces", "with nonces"],
 )
-def test_an_mcp_client_on_the_transport_passes_every_check(
-    scenario: str, outcome: str, shared_agent: Agent, node_packages: Path, tmp_path: Path
+
+
+@SCENARIOS
+@pytest.mark.parametrize("client", ["mcp_client.py", "mcp_sdk.py"], ids=["our own", "the SDK"])
+def test_an_mcp_client_on_our_transport_passes_every_check(
+    client: str,
+    scenario: str,
+    checks: int,
+    shared_agent: Agent,
+    node_packages: Path,
+    tmp_path: Path,
 ) -> None:
-    client = [sys.executable, str(node.HERE / "mcp_client.py")]
-    done = subprocess.run(
+    done = judged([client], scenario, shared_agent, node_packages, tmp_path)
+    said = done.stdout + done.stderr
+    assert f"Passed: {checks}/{checks}, 0 failed, 0 warnings" in said, said
+    assert done.returncode == 0
+
+
+@SCENARIOS
+def test_the_sdk_on_the_plain_signing_transport_fails(
+    scenario: str, checks: int, shared_agent: Agent, node_packages: Path, tmp_path: Path
+) -> None:
+    words = ["mcp_sdk.py", "--signing-alone"]
+    done = judged(words, scenario, shared_agent, node_packages, tmp_path)
+    said = done.stdout + done.stderr
+    found = re.search(r"Passed: (\d+)/\d+, (\d+) failed", said)
+    assert found, said
+    assert 0 < int(found[1]) < checks, said
+    assert int(found[2]) > 0
+
+
+def judged(
+    words: list[str], scenario: str, agent: Agent, node_packages: Path, folder: Path
+) -> subprocess.CompletedProcess[str]:
+    """What the suite says of a client: a script of this folder, and its arguments."""
+    script, *arguments = words
+    client = [sys.executable, "-m", f"tests.servers.{script.removesuffix('.py')}", *arguments]
+    return subprocess.run(
         [
             node.node(),
             BIND_LOCAL,
@@ -51,11 +82,9 @@ def test_an_mcp_client_on_the_transport_passes_every_check(
             f"--command={shlex.join(client)}",
             "--force",
         ],
-        cwd=tmp_path,
-        env=shared_agent.env,
+        cwd=folder,
+        env={**agent.env, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=60,
     )
-    assert outcome in done.stdout + done.stderr, done.stdout + done.stderr
-    assert done.returncode == 0
