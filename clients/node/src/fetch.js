@@ -141,8 +141,11 @@ function normalized(method) {
   return NORMALIZED.has(method.toUpperCase()) ? method.toUpperCase() : method;
 }
 
-/** @param {HeadersInit} [given] */
-function headersOf(given = {}) {
+/**
+ * Headers, of which no error shows a value.
+ * @param {HeadersInit} [given]
+ */
+export function headersOf(given = {}) {
   /** @type {Iterable<string[]>} */
   const lines = given instanceof Headers ? [] : Symbol.iterator in given ? given : Object.entries(given);
   // Headers would drop some control characters, and show the value in its error for others.

@@ -1,6 +1,9 @@
 export { AgentClient } from './client.js';
 export { DPoPAgentError, isKeyUnusable } from './errors.js';
 export { createFetch, proofOf } from './fetch.js';
+export { customFetch } from './oauth.js';
+export { mcpSession } from './mcp.js';
+export { atprotoKeys } from './atproto.js';
 export { requireBound } from './token.js';
 
 /**
@@ -14,4 +17,5 @@ export { requireBound } from './token.js';
  * @typedef {import('./fetch.js').FetchOptions} FetchOptions
  * @typedef {import('./fetch.js').GetToken} GetToken
  * @typedef {import('./fetch.js').SignedFetch} SignedFetch
+ * @typedef {import('./mcp.js').McpSession} McpSession
  */

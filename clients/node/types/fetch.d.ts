@@ -87,3 +87,8 @@ export type Outgoing = {
      */
     init: RequestInit;
 };
+/**
+ * Headers, of which no error shows a value.
+ * @param {HeadersInit} [given]
+ */
+export declare function headersOf(given?: HeadersInit): Headers;

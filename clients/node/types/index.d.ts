@@ -1,6 +1,9 @@
 export { AgentClient } from './client.js';
 export { DPoPAgentError, isKeyUnusable } from './errors.js';
 export { createFetch, proofOf } from './fetch.js';
+export { customFetch } from './oauth.js';
+export { mcpSession } from './mcp.js';
+export { atprotoKeys } from './atproto.js';
 export { requireBound } from './token.js';
 export type Generation = import('./answers.js').Generation;
 export type Proof = import('./answers.js').Proof;
@@ -12,6 +15,7 @@ export type BoundToken = import('./fetch.js').BoundToken;
 export type FetchOptions = import('./fetch.js').FetchOptions;
 export type GetToken = import('./fetch.js').GetToken;
 export type SignedFetch = import('./fetch.js').SignedFetch;
+export type McpSession = import('./mcp.js').McpSession;
 /**
  * @typedef {import('./answers.js').Generation} Generation
  * @typedef {import('./answers.js').Proof} Proof
@@ -23,4 +27,5 @@ export type SignedFetch = import('./fetch.js').SignedFetch;
  * @typedef {import('./fetch.js').FetchOptions} FetchOptions
  * @typedef {import('./fetch.js').GetToken} GetToken
  * @typedef {import('./fetch.js').SignedFetch} SignedFetch
+ * @typedef {import('./mcp.js').McpSession} McpSession
  */
