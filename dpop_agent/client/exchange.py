@@ -84,10 +84,7 @@ def exchange(
                 result = yield partial(agent.proof, **step.arguments)
             elif isinstance(step, Send):
                 if response is not None:
-                    if not was_read:
-                        yield from _drain(response, sender)
-                    yield partial(sender.close, response)
-                    sender.again(response)
+                    yield from leave(response, sender, was_read=was_read)
                 response = yield partial(sender.send, step.proof, step.access_token)
                 assert response is not None
                 was_read, result = False, sender.answer(response)
@@ -103,6 +100,14 @@ def exchange(
         if response is not None:
             yield partial(sender.close, response)
         raise
+
+
+def leave(response: Response, sender: Sender[Response], *, was_read: bool = False) -> Calls[None]:
+    """Close a response whose request is about to be sent again."""
+    if not was_read:
+        yield from _drain(response, sender)
+    yield partial(sender.close, response)
+    sender.again(response)
 
 
 def _drain(response: Response, sender: Sender[Response]) -> Calls[None]:

@@ -206,7 +206,7 @@ class Grant:
             if renewal.grant is self and not renewal.done:
                 raise ConfigurationError(
                     "renew made a request that itself needs the access token being renewed",
-                    hint="give the token request its own auth, or auth=None",
+                    hint="give the token request an auth of its own, or none",
                 )
             renewal = renewal.outer
 

@@ -1,8 +1,10 @@
-"""requests: an adapter that signs each hop, and an auth that names the access token.
+"""requests: an adapter that signs each hop, and auths that name the access token.
 
 Which adapter sends a request, or a redirect of it, requests decides by the URL. What only a
 DPoPAdapter may send stands in a header whose value no other one can: an access token that was
-named, and the length of a body that a listed server was sent.
+named, and the length of a body that a listed server was sent. On a redirect requests replaces the
+Authorization header by what netrc has for that server; the request's hooks stay, so the name stands
+there too.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ except ModuleNotFoundError as e:
     ) from e
 
 from dpop_agent.client.exchange import blocking, exchange
-from dpop_agent.client.hop import Origins, hop, merged_cookies
+from dpop_agent.client.grant import BlockingGrant
+from dpop_agent.client.hop import Origins, dpop_access_token, hop, merged_cookies
+from dpop_agent.client.presenting import present, sign
 from dpop_agent.client.refusal import MAX_CHALLENGE_BODY, Answer, decoded
 from dpop_agent.errors import ConfigurationError
 
@@ -36,11 +40,14 @@ if TYPE_CHECKING:
     from typing import Any
 
     from dpop_agent.client.answers import Proof
+    from dpop_agent.client.exchange import Calls
     from dpop_agent.client.hop import Done
     from dpop_agent.client.sync import AgentClient
     from dpop_agent.client.token import BoundToken
 
 _ESCAPE = re.compile("%[0-9A-Fa-f]{2}")
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class _Ours(str):
@@ -63,17 +70,60 @@ _NONE = _Ours("")
 
 
 class _Named(_Ours):
-    """Stands for an access token in the Authorization header."""
+    """Stands for an access token in the Authorization header; one of a grant stays out of pickles.
 
-    bound: BoundToken
+    Attributes:
+        held: the access token, or the grant that has it.
+    """
 
-    def __new__(cls, bound: BoundToken) -> _Named:
+    held: BoundToken | BlockingGrant | None
+
+    def __new__(cls, held: BoundToken | BlockingGrant | None) -> _Named:
         named = super().__new__(cls, "DPoP")
-        named.bound = bound
+        named.held = held
         return named
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Named, (self.bound,)
+        return _Named, (None if isinstance(self.held, BlockingGrant) else self.held,)
+
+
+class _NamedFor:
+    """A request's hook that does nothing: what was named for it, and for the server that it is to.
+
+    Attributes:
+        named: what stands in its Authorization header until netrc's credentials do.
+    """
+
+    def __init__(self, named: _Named, url: str | None) -> None:
+        self.named = named
+        self._origin = _origin(url)
+
+    def __call__(self, response: requests.Response, **_: Any) -> None:
+        pass
+
+    def is_for(self, request: requests.PreparedRequest) -> bool:
+        """False for a redirect to another server."""
+        return _origin(request.url) == self._origin
+
+
+def _name(
+    request: requests.PreparedRequest, held: BoundToken | BlockingGrant
+) -> requests.PreparedRequest:
+    named = _Named(held)
+    request.headers["Authorization"] = named
+    request.register_hook("response", _NamedFor(named, request.url))
+    return request
+
+
+def _named_for(request: requests.PreparedRequest) -> _Named | None:
+    """What was named for this very server."""
+    for field in _fields(request, "authorization"):
+        if isinstance(named := request.headers[field], _Named):
+            return named
+    for hook in request.hooks.get("response", ()):
+        if isinstance(hook, _NamedFor) and hook.is_for(request):
+            return hook.named
+    return None
 
 
 class BoundTokenAuth(AuthBase):
@@ -82,15 +132,49 @@ class BoundTokenAuth(AuthBase):
         session.auth = BoundTokenAuth(token)
 
     Where no DPoPAdapter is mounted for a URL, requests to it raise ConfigurationError, and nothing
-    is sent. A header of one's own, `Authorization: DPoP …`, would go there as it is.
+    is sent. A header of one's own, `Authorization: DPoP …`, would go there as it is, and netrc's
+    credentials in its place. DPoPAuth renews the access token as well.
     """
 
     def __init__(self, token: BoundToken) -> None:
         self.token = token
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = _Named(self.token)
-        return request
+        return _name(request, self.token)
+
+
+class DPoPAuth(AuthBase):
+    """Presents an access token, and renews it: one renewal at a time, other threads wait for it.
+
+        session.auth = DPoPAuth(renew, token=saved, on_token=save)
+
+    What it does, and what its arguments are, is as with `dpop_agent.client.DPoPAuth`, httpx's. It
+    goes with DPoPAdapter, which sends the access token: no other adapter does, and a request
+    that is sent by one raises ConfigurationError. Neither netrc nor a redirect within the server
+    puts other credentials in its place.
+
+    Args:
+        renew: gets the old access token, or None for a new grant; returns a BoundToken. Where the
+            session has this auth for all requests, its token request needs another, `auth=(ID,
+            SECRET)`: requests takes `auth=None` for none given.
+        token: one from earlier.
+        on_token: gets each new one, to save it.
+        rebind: refresh with the active generation. For confidential clients at servers that follow
+            RFC 9449 section 5; others refuse, and a Bluesky server ends the whole session.
+    """
+
+    def __init__(
+        self,
+        renew: Callable[[BoundToken | None], BoundToken],
+        *,
+        token: BoundToken | None = None,
+        on_token: Callable[[BoundToken], object] | None = None,
+        rebind: bool = False,
+    ) -> None:
+        self._grant = BlockingGrant(renew, token=token, on_token=on_token, rebind=rebind)
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        return _name(request, self._grant)
 
 
 class DPoPAdapter(HTTPAdapter):
@@ -105,8 +189,8 @@ class DPoPAdapter(HTTPAdapter):
     Args:
         agent: gives the proofs; it isn't closed with the adapter.
         key: the key's name; `default` where None.
-        jkt: the generation that signs, the active one where None; where BoundTokenAuth presents an
-            access token, the one that it is bound to does.
+        jkt: the generation that signs, the active one where None; where an auth presents an access
+            token, the one that it is bound to does, and in its renewal the grant's, where None.
         origins: the authorization servers and resource servers that get proofs.
         **arguments: HTTPAdapter's, except max_retries: urllib3 would send a proof twice.
 
@@ -152,33 +236,65 @@ class DPoPAdapter(HTTPAdapter):
     ) -> requests.Response:
         """Send one hop; requests calls this."""
         _refuse_retries(self.max_retries)
-        url = urlsplit(request.url or "")
-        authorization = [request.headers[field] for field in _fields(request, "authorization")]
-        named = next((value for value in authorization if isinstance(value, _Named)), None)
-        carried = [name for name in _OF_A_BODY if isinstance(request.headers.get(name), _Ours)]
-        steps = hop(
-            htm=request.method or "",
-            authority=f"{url.scheme}://{url.netloc.rpartition('@')[2]}",
-            path=_wire_path(self.request_url(request, proxies)),
-            authorization=[_text(value) for value in authorization],
-            access_token=None if named is None else named.bound.access_token,
-            origins=self._origins,
-            key=self._key,
-            jkt=self._jkt if named is None else named.bound.jkt,
-            replayable=_replayable(request),
-            redirected_body=bool(carried),
-        )
         send = partial(
             super().send, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies
         )
-        response: requests.Response
-        done: Done
-        response, done = blocking(exchange(steps, self._agent, _Sender(request, send)))
+        path = _wire_path(self.request_url(request, proxies))
+        response, done = blocking(self._hop(request, _Sender(request, send), path))
         response.request = request
         response.dpop = done.proof  # type: ignore[attr-defined]
         if done.proof is not None:
             _keep_body(request)
         return response
+
+    def _hop(
+        self, request: requests.PreparedRequest, sender: _Sender, path: str
+    ) -> Calls[tuple[requests.Response, Done]]:
+        named = _named_for(request)
+        held = None if named is None else named.held
+        if named is not None and held is None:
+            raise ConfigurationError(
+                "the request comes from a pickle, which has no access token of DPoPAuth's: nothing "
+                "was sent",
+                hint="prepare the request anew, with its auth",
+            )
+        url = urlsplit(request.url or "")
+        values = [request.headers[field] for field in _fields(request, "authorization")]
+        authorization = [_text(value) for value in values]
+        replayable = _replayable(request)
+        carried = [name for name in _OF_A_BODY if isinstance(request.headers.get(name), _Ours)]
+
+        def hop_by(
+            key: str | None, jkt: str | None, access_token: str | None = None
+        ) -> Calls[tuple[requests.Response, Done]]:
+            steps = hop(
+                htm=request.method or "",
+                authority=f"{url.scheme}://{url.netloc.rpartition('@')[2]}",
+                path=path,
+                authorization=authorization,
+                access_token=access_token,
+                origins=self._origins,
+                key=key,
+                jkt=jkt,
+                replayable=replayable,
+                redirected_body=bool(carried),
+            )
+            return exchange(steps, self._agent, sender)
+
+        def hop_with(bound: BoundToken) -> Calls[tuple[requests.Response, Done]]:
+            return hop_by(self._key, bound.jkt, bound.access_token)
+
+        if isinstance(held, BlockingGrant):
+            return present(held, hop_with, sender, replayable=replayable)
+        if held is not None:
+            return hop_with(held)
+        return sign(
+            hop_by,
+            agent=self._agent.path,
+            key=self._key,
+            jkt=self._jkt,
+            pinned=self._jkt is not None or dpop_access_token(authorization) is not None,
+        )
 
 
 # A redirect has them if it has the body, but Content-Length is made anew with credentials of netrc.
@@ -332,6 +448,11 @@ def _wire_path(url: str) -> str:
     """The path as urllib3 sends it: with its escapes in upper case."""
     path = url.partition("?")[0] if url.startswith("/") else urlsplit(url).path or "/"
     return _ESCAPE.sub(lambda escape: escape[0].upper(), path)
+
+
+def _origin(url: str | None) -> tuple[str, str, int | None]:
+    parts = urlsplit(url or "")
+    return parts.scheme, parts.hostname or "", parts.port or _DEFAULT_PORTS.get(parts.scheme)
 
 
 def _fields(request: requests.PreparedRequest, name: str) -> list[str]:

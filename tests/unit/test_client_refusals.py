@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import aiohttp
 import httpx
 import pytest
 import requests
 
+import dpop_agent.client.requests
 from dpop_agent.client import (
     AgentClient,
     AsyncAgentClient,
@@ -23,6 +25,7 @@ from dpop_agent.client import (
     DPoPAuth,
     DPoPTransport,
 )
+from dpop_agent.client.aiohttp import DPoPMiddleware
 from dpop_agent.client.refusal import MAX_CHALLENGE_BODY
 from dpop_agent.errors import ProofRefused
 from tests.unit.fake_agent import JKT, FakeAgent
@@ -73,7 +76,20 @@ def over_requests(agent: FakeAgent, uri: str) -> tuple[int, str]:
         return response.status_code, response.text
 
 
-@pytest.fixture(params=[over_httpx, over_async_httpx, over_requests])
+def over_aiohttp(agent: FakeAgent, uri: str) -> tuple[int, str]:
+    async def main() -> tuple[int, str]:
+        origin = "/".join(uri.split("/")[:3])
+        async with (
+            AsyncAgentClient(agent.path) as client,
+            aiohttp.ClientSession(middlewares=[DPoPMiddleware(client, origins=[origin])]) as http,
+            http.post(uri, data=b"body") as response,
+        ):
+            return response.status, await response.text()
+
+    return asyncio.run(main())
+
+
+@pytest.fixture(params=[over_httpx, over_async_httpx, over_requests, over_aiohttp])
 def post(agent: FakeAgent, request: pytest.FixtureRequest) -> Get:
     return lambda uri: request.param(agent, uri)
 
@@ -243,33 +259,60 @@ class Renewals:
         return self(old)
 
 
-def get_by_auth(agent: FakeAgent, origin: str, renewals: Renewals, *, asynchronous: bool) -> int:
-    """The status of a GET by an access token that is renewed where that helps."""
-    held = BoundToken("a0", JKT)
-    if not asynchronous:
-        with (
-            AgentClient(agent.path) as client,
-            httpx.Client(transport=signing(client, origin)) as http,
-        ):
-            return http.get(origin, auth=DPoPAuth(renewals, token=held)).status_code
+# Each gives the status of a GET by an access token that is renewed where that helps.
+By = Callable[[FakeAgent, str, Renewals], int]
+HELD = BoundToken("a0", JKT)
 
+
+def by_httpx(agent: FakeAgent, origin: str, renewals: Renewals) -> int:
+    with (
+        AgentClient(agent.path) as client,
+        httpx.Client(transport=signing(client, origin)) as http,
+    ):
+        return http.get(origin, auth=DPoPAuth(renewals, token=HELD)).status_code
+
+
+def by_async_httpx(agent: FakeAgent, origin: str, renewals: Renewals) -> int:
     async def main() -> int:
         async with (
             AsyncAgentClient(agent.path) as client,
             httpx.AsyncClient(transport=asigning(client, origin)) as http,
         ):
-            auth = AsyncDPoPAuth(renewals.later, token=held)
+            auth = AsyncDPoPAuth(renewals.later, token=HELD)
             return (await http.get(origin, auth=auth)).status_code
 
     return asyncio.run(main())
 
 
-each_auth = pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+def by_requests(agent: FakeAgent, origin: str, renewals: Renewals) -> int:
+    with AgentClient(agent.path) as client, requests.Session() as session:
+        session.mount("http://", DPoPAdapter(client, origins=[origin]))
+        auth = dpop_agent.client.requests.DPoPAuth(renewals, token=HELD)
+        # `stream`: of a body without end requests would read all.
+        with session.get(origin, auth=auth, timeout=5, stream=True) as response:
+            return response.status_code
+
+
+def by_aiohttp(agent: FakeAgent, origin: str, renewals: Renewals) -> int:
+    async def main() -> int:
+        async with AsyncAgentClient(agent.path) as client:
+            sign = DPoPMiddleware(client, origins=[origin])
+            me = sign.presenting(renewals.later, token=HELD)
+            async with (
+                aiohttp.ClientSession(middlewares=[me]) as http,
+                http.get(origin) as response,
+            ):
+                return response.status
+
+    return asyncio.run(main())
+
+
+each_auth = pytest.mark.parametrize("by", [by_httpx, by_async_httpx, by_requests, by_aiohttp])
 
 
 @each_auth
 def test_two_access_tokens_refused_by_a_server_with_another_clock_are_blamed_on_the_clock(
-    agent: FakeAgent, asynchronous: bool
+    agent: FakeAgent, by: By
 ) -> None:
     agent.clock_s = -90
     invalid = 'DPoP error="invalid_token"'
@@ -278,7 +321,7 @@ def test_two_access_tokens_refused_by_a_server_with_another_clock_are_blamed_on_
     )
     renewals = Renewals()
     with FakeServer(server_of) as server, pytest.raises(ProofRefused, match=r"9. s behind"):
-        get_by_auth(agent, server.origin, renewals, asynchronous=asynchronous)
+        by(agent, server.origin, renewals)
     assert renewals.given == 1
 
 
@@ -309,12 +352,12 @@ INVALID = b'{"error":"invalid_token"}'
     ],
 )
 def test_an_access_token_that_only_the_body_calls_invalid_is_renewed(
-    agent: FakeAgent, body: bytes, headers: dict[str, str], asynchronous: bool
+    agent: FakeAgent, body: bytes, headers: dict[str, str], by: By
 ) -> None:
     renewals = Renewals()
     handle = only_a1(status=401, body=body, headers=headers)
     with FakeServer(handle) as server:
-        assert get_by_auth(agent, server.origin, renewals, asynchronous=asynchronous) == 200
+        assert by(agent, server.origin, renewals) == 200
     assert renewals.given == 1
 
 
@@ -334,19 +377,19 @@ def test_an_access_token_that_only_the_body_calls_invalid_is_renewed(
     ],
 )
 def test_what_calls_no_access_token_invalid_renews_none(
-    agent: FakeAgent, status: int, body: bytes, content_type: str, asynchronous: bool
+    agent: FakeAgent, status: int, body: bytes, content_type: str, by: By
 ) -> None:
     renewals = Renewals()
     handle = only_a1(status=status, body=body, headers={"Content_Type": content_type})
     with FakeServer(handle) as server:
-        assert get_by_auth(agent, server.origin, renewals, asynchronous=asynchronous) == status
+        assert by(agent, server.origin, renewals) == status
     assert renewals.given == 0
 
 
 @each_auth
 @pytest.mark.parametrize("content_type", ["application/json", "text/plain"])
 def test_a_refusal_without_end_keeps_no_access_token_from_being_renewed(
-    agent: FakeAgent, content_type: str, asynchronous: bool
+    agent: FakeAgent, content_type: str, by: By
 ) -> None:
     sent: list[int] = []
 
@@ -363,7 +406,7 @@ def test_a_refusal_without_end_keeps_no_access_token_from_being_renewed(
 
     renewals = Renewals()
     with FakeServer(handle) as server:
-        assert get_by_auth(agent, server.origin, renewals, asynchronous=asynchronous) == 200
+        assert by(agent, server.origin, renewals) == 200
     assert len(sent) * 1024 < MAX_CHALLENGE_BODY + 8 * 1024 * 1024  # what fits the sockets' buffers
 
 

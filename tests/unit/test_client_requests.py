@@ -7,16 +7,18 @@ import io
 import json
 import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 from requests.adapters import HTTPAdapter
+from requests.auth import AuthBase
 from urllib3.util import Retry
 
-from dpop_agent.client import AgentClient, DPoPAdapter
+from dpop_agent.client import AgentClient, BoundToken, BoundTokenAuth, DPoPAdapter
+from dpop_agent.client.requests import DPoPAuth
 from dpop_agent.errors import ConfigurationError, KeyRetired, NonceRequired
 from tests.unit.fake_agent import JKT, OTHER_JKT, FakeAgent
 from tests.unit.fake_server import FakeServer, Reply, Seen
@@ -284,3 +286,112 @@ def test_a_pickled_session_has_no_connection_and_works(
             again.get(server.origin, timeout=5)
         assert [seen.proofs for seen in server.seen] == [["e30.e30.proof-1"], ["e30.e30.proof-2"]]
     assert agent.connections == 2
+
+
+# --- DPoPAuth
+
+
+def _never(old: BoundToken | None) -> BoundToken:
+    raise AssertionError("no renewal is due")
+
+
+AUTHS: list[Callable[[BoundToken], AuthBase]] = [
+    BoundTokenAuth,
+    lambda held: DPoPAuth(_never, token=held),
+]
+HELD = BoundToken("at-1", OTHER_JKT)
+
+
+@pytest.fixture
+def netrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "netrc").write_text("default login me password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+
+@pytest.mark.usefixtures("netrc")
+@pytest.mark.parametrize("auth", AUTHS)
+def test_netrc_replaces_no_access_token_behind_a_redirect_either(
+    client: AgentClient, auth: Callable[[BoundToken], AuthBase]
+) -> None:
+    def handle(seen: Seen) -> Reply:
+        return Reply(302, Location="/new") if seen.path == "/old" else Reply()
+
+    with FakeServer(handle) as server, session(client, server.origin) as s:
+        s.trust_env = True
+        s.get(f"{server.origin}/old", auth=auth(HELD), timeout=5)
+        seen = [(each.path, each.headers.get_all("Authorization")) for each in server.seen]
+    assert seen == [("/old", ["DPoP at-1"]), ("/new", ["DPoP at-1"])]
+
+
+@pytest.mark.usefixtures("netrc")
+@pytest.mark.parametrize("auth", AUTHS)
+@pytest.mark.parametrize("ours", [False, True])
+def test_behind_a_redirect_elsewhere_there_is_netrc_and_no_access_token(
+    client: AgentClient, auth: Callable[[BoundToken], AuthBase], ours: bool
+) -> None:
+    with (
+        FakeServer(lambda _: Reply()) as other,
+        FakeServer(lambda _: Reply(302, Location=other.origin)) as server,
+        session(client, server.origin, other.origin) as s,
+    ):
+        s.trust_env = True
+        if not ours:
+            s.mount(other.origin, HTTPAdapter())
+        s.get(server.origin, auth=auth(HELD), timeout=5)
+        (seen,) = other.seen
+        assert seen.headers["Authorization"].startswith("Basic ")
+        assert len(seen.proofs) == ours
+
+
+def test_an_access_token_of_dpop_auth_goes_by_no_adapter_but_ours(client: AgentClient) -> None:
+    with FakeServer(lambda _: Reply()) as server, requests.Session() as s:
+        with pytest.raises(ConfigurationError, match="DPoPAdapter"):
+            s.get(server.origin, auth=DPoPAuth(_never, token=HELD), timeout=5)
+        assert server.seen == []
+
+
+def test_a_renewal_by_a_session_that_has_the_auth_for_all_says_what_to_do(
+    client: AgentClient,
+) -> None:
+    with FakeServer(lambda _: Reply()) as server, session(client, server.origin) as s:
+
+        def renew(old: BoundToken | None) -> BoundToken:
+            s.post(server.origin, timeout=5)
+            raise AssertionError("the request was refused")
+
+        s.auth = DPoPAuth(renew)
+        with pytest.raises(ConfigurationError, match="needs the access token") as caught:
+            s.get(server.origin, timeout=5)
+        assert "an auth of its own" in caught.value.hint
+        assert server.seen == []
+
+
+def test_a_renewals_requests_are_signed_by_the_grants_generation(
+    agent: FakeAgent, client: AgentClient
+) -> None:
+    old = BoundToken("at-0", OTHER_JKT, expires_at=1.0, refresh_token="rt")
+    with FakeServer(lambda _: Reply()) as server, session(client, server.origin) as s:
+
+        def renew(held: BoundToken | None) -> BoundToken:
+            assert held == old
+            s.post(f"{server.origin}/token", timeout=5)
+            return HELD
+
+        response = s.get(server.origin, auth=DPoPAuth(renew, token=old), timeout=5)
+        s.post(f"{server.origin}/token", timeout=5)
+        assert response.dpop.jkt == OTHER_JKT  # type: ignore[attr-defined]
+    jkts = [params.get("jkt") for params in agent.proofs]
+    assert jkts == [OTHER_JKT, OTHER_JKT, None]
+
+
+def test_a_pickled_response_has_no_access_token_of_the_auths_and_its_request_says_so(
+    client: AgentClient,
+) -> None:
+    with FakeServer(lambda _: Reply()) as server, session(client, server.origin) as s:
+        response = s.get(server.origin, auth=DPoPAuth(_never, token=HELD), timeout=5)
+        pickled = pickle.dumps(response)
+        assert b"at-1" not in pickled
+        again = pickle.loads(pickled).request
+        with pytest.raises(ConfigurationError, match="pickle"):
+            s.send(again, timeout=5)
+        assert len(server.seen) == 1

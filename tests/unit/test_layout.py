@@ -122,7 +122,7 @@ FOREIGN: dict[str, dict[str, bool]] = {
     "dpop_agent.client.httpx2": {"httpx2": False},
     "dpop_agent.client.mcp": {"mcp": False, "httpx2": False},
     "dpop_agent.client.requests": {"requests": False, "urllib3": False},
-    "dpop_agent.client.aiohttp": {"aiohttp": False, "multidict": False, "yarl": False},
+    "dpop_agent.client.aiohttp": {"aiohttp": False, "yarl": False},
     "cli": {"platformdirs": True},
     "dpop_agent.cli.setting": {"tomlkit": True},
 }
@@ -364,7 +364,9 @@ ROOMS: dict[str, dict[str, set[str]]] = {
             }
             for library in ("httpx", "httpx2")
         },
-        "requests": {"hop", "refusal", "exchange", "grant"},
+        "presenting": {"hop", "refusal", "exchange", "grant"},
+        "aiohttp": {"hop", "refusal", "exchange", "grant", "presenting"},
+        "requests": {"hop", "refusal", "exchange", "grant", "presenting"},
         # What the MCP SDK is shown, and by which metadata.
         "handles": {"token"},
         "discovered": {"hop", "refusal"},

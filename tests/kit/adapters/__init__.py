@@ -1,8 +1,9 @@
 """An adapter for each library; `ALL` is what the tests run."""
 
 from tests.kit.adapter import Adapter
+from tests.kit.adapters.aiohttp import Aiohttp
 from tests.kit.adapters.httpx_like import HttpxAsync, HttpxBlocking
-from tests.kit.adapters.requests import Requests
+from tests.kit.adapters.requests import Requests, RequestsWithAuth
 
 ALL: list[Adapter] = [
     *(HttpxBlocking(library) for library in ("httpx", "httpx2")),
@@ -12,4 +13,6 @@ ALL: list[Adapter] = [
         for backend in ("asyncio", "trio")
     ),
     Requests(),
+    RequestsWithAuth(),
+    Aiohttp(),
 ]

@@ -1,4 +1,4 @@
-"""requests: an adapter that is mounted, and an auth that names the access token."""
+"""requests: an adapter that is mounted, and auths that name the access token."""
 
 from __future__ import annotations
 
@@ -7,9 +7,20 @@ from contextlib import contextmanager
 from typing import Any
 
 import requests
+from requests.auth import AuthBase
 
-from dpop_agent.client import AgentClient, BoundTokenAuth, DPoPAdapter
-from tests.kit.adapter import BlockingAdapter, Came, Case, Request, bound, file_of, generated
+from dpop_agent.client import AgentClient, BoundToken, BoundTokenAuth, DPoPAdapter
+from dpop_agent.client.requests import DPoPAuth
+from tests.kit.adapter import (
+    BlockingAdapter,
+    Came,
+    Case,
+    Request,
+    bound,
+    file_of,
+    generated,
+    token_form,
+)
 
 SHOWN = "the library refuses the caller's header by itself, and shows it"
 
@@ -21,6 +32,7 @@ class Client:
         self._agent = agent
         self._wanted = wanted
         self._sessions: dict[str | None, requests.Session] = {}
+        self.grant = DPoPAuth(self._renew, token=bound(wanted.get("grant")))
 
     def session(self, jkt: str | None) -> requests.Session:
         if jkt not in self._sessions:
@@ -31,20 +43,30 @@ class Client:
             made.mount("https://", adapter)
         return self._sessions[jkt]
 
+    def _renew(self, old: BoundToken | None) -> BoundToken:
+        with self.session(None).post(
+            self._wanted["token_endpoint"], data=token_form(old), timeout=10
+        ) as response:
+            response.raise_for_status()
+            jkt = response.dpop.jkt  # type: ignore[attr-defined]
+            return BoundToken.from_response(response.json(), jkt=jkt)
+
     def close(self) -> None:
         for session in self._sessions.values():
             session.close()
 
 
-class Requests(BlockingAdapter):
-    name = "requests"
+class RequestsWithAuth(BlockingAdapter):
+    name = "requests-auth"
     http_errors = (requests.RequestException,)
     cannot = {  # noqa: RUF012
-        "renewal": "BoundTokenAuth has one access token and renews none",
         "repeated headers": "the library's headers are a dictionary",
         "an_authorization_header_with_a_newline_is_refused": SHOWN,
         "an_authorization_header_with_an_injected_header_is_refused": SHOWN,
     }
+
+    def _presenting(self, token: BoundToken) -> AuthBase:
+        return DPoPAuth(_no_renewal, token=token)
 
     @contextmanager
     def client(self, agent: AgentClient, case: Case) -> Iterator[Client]:
@@ -55,12 +77,14 @@ class Requests(BlockingAdapter):
             client.close()
 
     def send(self, client: Client, request: Request, release: Callable[[], None]) -> Came:
-        token = bound(request.get("access_token"))
+        auth: AuthBase | None = client.grant if request.get("grant") else None
+        if (token := bound(request.get("access_token"))) is not None:
+            auth = self._presenting(token)
         with client.session(request.get("jkt")).request(
             request.get("method", "GET"),
             request["url"],
             headers=dict(request.get("headers", [])),
-            auth=None if token is None else BoundTokenAuth(token),
+            auth=auth,
             allow_redirects=request.get("follow", True),
             timeout=10,
             stream=True,
@@ -76,6 +100,23 @@ class Requests(BlockingAdapter):
                 release()
                 came["body"] += b"".join(parts).decode()
             return came
+
+
+class Requests(RequestsWithAuth):
+    """With one access token, and nothing that renews it."""
+
+    name = "requests"
+    cannot = {  # noqa: RUF012
+        **RequestsWithAuth.cannot,
+        "renewal": "BoundTokenAuth has one access token and renews none",
+    }
+
+    def _presenting(self, token: BoundToken) -> AuthBase:
+        return BoundTokenAuth(token)
+
+
+def _no_renewal(old: BoundToken | None) -> BoundToken:
+    raise AssertionError("no renewal is due")
 
 
 def _body(body: dict[str, Any] | None) -> dict[str, Any]:
