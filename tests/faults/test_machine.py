@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -61,9 +62,10 @@ def no_touch(_key: Key, _generation: Generation) -> None:
 
 
 def public_of(ref: str) -> dict[str, str]:
-    """An ES256 key that nobody has, the same for the same ref."""
-    digest = hashlib.sha256(ref.encode()).digest()
-    return ec_jwk("P-256", digest, digest)
+    """An ES256 key that nobody keeps, the same for the same ref."""
+    secret = int.from_bytes(hashlib.sha256(ref.encode()).digest()) >> 1  # less than the order
+    point = ec.derive_private_key(secret, ec.SECP256R1()).public_key().public_numbers()
+    return ec_jwk("P-256", point.x.to_bytes(32), point.y.to_bytes(32))
 
 
 class DictStore:

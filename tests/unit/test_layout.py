@@ -123,6 +123,11 @@ FOREIGN: dict[str, dict[str, bool]] = {
     "dpop_agent.client.mcp": {"mcp": False, "httpx2": False},
     "dpop_agent.client.requests": {"requests": False, "urllib3": False},
     "dpop_agent.client.aiohttp": {"aiohttp": False, "yarl": False},
+    "dpop_agent.client.requests_oauth2client": {
+        "requests": False,
+        "requests_oauth2client": False,
+        "jwskate": False,
+    },
     "cli": {"platformdirs": True},
     "dpop_agent.cli.setting": {"tomlkit": True},
 }
@@ -371,6 +376,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "handles": {"token"},
         "discovered": {"hop", "refusal"},
         "mcp": {"answers", "discovered", "handles", "hop", "httpx2", "refusal", "token"},
+        "requests_oauth2client": {"answers", "hop"},
     },
 }
 
@@ -448,7 +454,7 @@ def test_the_signer_process_loads_no_policy_and_no_server() -> None:
 # `pkcs11` and its like for what they are, the others for what their import costs at start-up.
 TOO_MUCH_FOR_A_CLIENT = (
     *HEAVY,
-    *("asyncio", "ssl", "httpx", "requests", "aiohttp"),
+    *("asyncio", "ssl", "httpx", "requests", "aiohttp", "requests_oauth2client"),
     *("typing", "dataclasses", "pathlib", "platformdirs", "inspect", "logging", "urllib"),
     *("dpop_agent.agent", "dpop_agent.signer", "dpop_agent.cli", "dpop_agent.verify"),
 )

@@ -4,6 +4,7 @@ from tests.kit.adapter import Adapter
 from tests.kit.adapters.aiohttp import Aiohttp
 from tests.kit.adapters.httpx_like import HttpxAsync, HttpxBlocking
 from tests.kit.adapters.requests import Requests, RequestsWithAuth
+from tests.kit.adapters.requests_oauth2client import RequestsOAuth2Client
 
 ALL: list[Adapter] = [
     *(HttpxBlocking(library) for library in ("httpx", "httpx2")),
@@ -15,4 +16,5 @@ ALL: list[Adapter] = [
     Requests(),
     RequestsWithAuth(),
     Aiohttp(),
+    RequestsOAuth2Client(),
 ]

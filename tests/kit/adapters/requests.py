@@ -88,7 +88,7 @@ class RequestsWithAuth(BlockingAdapter):
             allow_redirects=request.get("follow", True),
             timeout=10,
             stream=True,
-            **_body(request.get("body")),
+            **body_of(request.get("body")),
         ) as response:
             came: Came = {"status": response.status_code, "body": ""}
             read = request.get("read", "all")
@@ -119,7 +119,7 @@ def _no_renewal(old: BoundToken | None) -> BoundToken:
     raise AssertionError("no renewal is due")
 
 
-def _body(body: dict[str, Any] | None) -> dict[str, Any]:
+def body_of(body: dict[str, Any] | None) -> dict[str, Any]:
     if body is None:
         return {}
     if "multipart" in body:
