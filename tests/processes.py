@@ -266,6 +266,12 @@ class NodeServer:
         """What it wrote to its standard error so far."""
         return self._log.read_text()
 
+    def tell(self, line: str) -> None:
+        """Write a line to its standard input."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+
     def close(self) -> None:
         end(self._process)
         for stream in (self._process.stdin, self._process.stdout):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import re
@@ -10,10 +11,18 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
 
+import aiohttp
 import httpx
 import requests
 
-from dpop_agent.client import AgentClient, BoundToken, DPoPAdapter, DPoPTransport
+from dpop_agent.client import (
+    AgentClient,
+    AsyncAgentClient,
+    BoundToken,
+    DPoPAdapter,
+    DPoPTransport,
+)
+from dpop_agent.client.aiohttp import DPoPMiddleware
 from tests.processes import NodeServer
 
 
@@ -99,6 +108,37 @@ def over_requests(agent: AgentClient, key: str, origin: str) -> Http:
             response = session.request(method, uri, data=data, auth=auth, headers=headers)
             proof = response.dpop  # type: ignore[attr-defined]  # set by the adapter
         return Answer(response.status_code, response.json(), proof.jkt)
+
+    return send
+
+
+def over_aiohttp(agent: AgentClient, key: str, origin: str) -> Http:
+    def send(
+        method: str,
+        uri: str,
+        *,
+        jkt: str | None = None,
+        access_token: str | None = None,
+        data: dict[str, str] | None = None,
+        auth: tuple[str, str] | None = None,
+    ) -> Answer:
+        headers = {"Authorization": f"DPoP {access_token}"} if access_token else {}
+        if auth:
+            headers["Authorization"] = aiohttp.encode_basic_auth(*auth)
+
+        async def main() -> Answer:
+            async with AsyncAgentClient(agent.path) as client:
+                sign = DPoPMiddleware(client, key=key, origins=[origin])
+                async with (
+                    aiohttp.ClientSession(
+                        middlewares=[sign.pinned(jkt) if jkt else sign], headers=headers
+                    ) as http,
+                    http.request(method, uri, data=data) as response,
+                ):
+                    proof = response.dpop  # type: ignore[attr-defined]  # set by the middleware
+                    return Answer(response.status, await response.json(), proof.jkt)
+
+        return asyncio.run(main())
 
     return send
 

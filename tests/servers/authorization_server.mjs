@@ -1,15 +1,21 @@
 // oidc-provider on a free port of 127.0.0.1: prints {"port": …}, logs each response on its standard
-// error, and ends when its standard input does. Every proof needs a nonce of its own.
+// error, and ends when its standard input does. Every proof needs a nonce of its own. A line of its
+// standard input is how many seconds its clock goes forward.
 // node authorization_server.mjs FOLDER, where FOLDER holds node_modules
 import { once } from 'node:events';
 import { createServer } from 'node:http';
 import { createRequire } from 'node:module';
+import { createInterface } from 'node:readline';
 import { randomBytes } from 'node:crypto';
 import { pathToFileURL } from 'node:url';
 
 console.log = console.info = console.warn = console.error; // standard output is for the port alone
 const require = createRequire(`${process.argv[2]}/`);
 const { default: Provider } = await import(pathToFileURL(require.resolve('oidc-provider')));
+
+const now = Date.now;
+let later_s = 0;
+Date.now = () => now() + later_s * 1000;
 
 const server = createServer();
 server.listen(0, '127.0.0.1');
@@ -45,6 +51,7 @@ const provider = new Provider(origin, {
     devInteractions: { enabled: true },
     dPoP: { enabled: true, nonceSecret: randomBytes(32), requireNonce: () => true },
     introspection: { enabled: true },
+    revocation: { enabled: true },
     pushedAuthorizationRequests: { enabled: true, requirePushedAuthorizationRequests: true },
     resourceIndicators: {
       enabled: true,
@@ -65,9 +72,15 @@ const provider = new Provider(origin, {
 provider.use(async (ctx, next) => {
   await next();
   console.error(`response ${ctx.method} ${ctx.path} ${ctx.status}`);
+  if (ctx.body?.error) console.error(`error ${ctx.path} ${ctx.body.error}`);
 });
 server.on('request', provider.callback());
-process.stdin.on('end', () => process.exit()).resume();
+createInterface({ input: process.stdin })
+  .on('line', (line) => {
+    later_s += Number(line);
+    console.error(`clock ${later_s}`);
+  })
+  .on('close', () => process.exit());
 process.stdout.write(`${JSON.stringify({ port })}\n`);
 
 async function signingKey() {

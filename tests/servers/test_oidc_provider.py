@@ -19,6 +19,7 @@ from tests.servers.application import (
     Application,
     Client,
     Http,
+    over_aiohttp,
     over_httpx,
     over_requests,
 )
@@ -26,7 +27,9 @@ from tests.servers.application import (
 API = "https://api.example/v1"
 
 
-@pytest.fixture(params=[over_httpx, over_requests], ids=["httpx", "requests"])
+@pytest.fixture(
+    params=[over_httpx, over_requests, over_aiohttp], ids=["httpx", "requests", "aiohttp"]
+)
 def over(request: pytest.FixtureRequest) -> Callable[[AgentClient, str, str], Http]:
     library: Callable[[AgentClient, str, str], Http] = request.param
     return library

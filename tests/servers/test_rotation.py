@@ -41,6 +41,7 @@ from tests.servers.application import (
     Application,
     Client,
     Http,
+    over_aiohttp,
     over_httpx,
     over_requests,
 )
@@ -91,11 +92,15 @@ def over_each(key: Key, authorization_server: NodeServer) -> dict[str, Applicati
         name: Application(
             over(key.client, key.name, authorization_server.origin), authorization_server
         )
-        for name, over in {"httpx": over_httpx, "requests": over_requests}.items()
+        for name, over in {
+            "httpx": over_httpx,
+            "requests": over_requests,
+            "aiohttp": over_aiohttp,
+        }.items()
     }
 
 
-@pytest.fixture(params=["httpx", "requests"])
+@pytest.fixture(params=["httpx", "requests", "aiohttp"])
 def application(request: pytest.FixtureRequest, over_each: dict[str, Application]) -> Application:
     return over_each[request.param]
 
