@@ -274,12 +274,39 @@ def test_the_python_of_the_readme_runs_and_every_request_has_a_proof(
             if block.language == "python":
                 # Where it has `...` somebody puts in what is theirs.
                 text = block.text.replace("=...", '={"grant_type": "authorization_code"}')
-                exec(compile(text, "README.md", "exec"), names)
+                exec(compile(text, "README.md", "exec", dont_inherit=True), names)
         for name in ("agent", "http", "session"):
             opened.callback(names[name].close)
         assert [len(seen.proofs) for seen in server.seen] == [1] * 5
         presented = [seen.headers["Authorization"] for seen in server.seen if seen.path == "/me"]
         assert presented == ["DPoP at-1"] * 2
+
+
+HTTP_CLIENTS = blocks((ROOT / "docs" / "http-clients.md").read_text())
+
+
+def test_each_http_client_of_the_documents_signs_each_request(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jkt = agent.create_key("default")["jkt"]
+    monkeypatch.setenv("DPOP_AGENT_SOCK", agent.socket)
+    for number, block in enumerate(HTTP_CLIENTS):
+        assert block.language == "python", number
+    with FakeServer(answer) as server, FakeServer(answer) as api, ExitStack() as opened:
+        names: dict[str, Any] = {"ID": "i", "SECRET": "s", "AS": server.origin, "API": api.origin}
+        for block in HTTP_CLIENTS:
+            # requests_oauth2client takes plain http as a test alone.
+            text = block.text.replace("session=requests.", "testing=True, session=requests.")
+            exec(compile(text, "http-clients.md", "exec", dont_inherit=True), names)
+        for closed in (names["client"].session, names["session"], names["agent"]):
+            opened.callback(closed.close)
+        for name in ("oauth", "over_httpx2"):
+            opened.callback(names[name].close)
+        for each in (server, api):
+            assert [len(seen.proofs) for seen in each.seen] == [1] * len(HTTP_CLIENTS)
+        presented = [seen.headers["Authorization"] for seen in api.seen]
+        assert presented == ["DPoP at-1"] * len(HTTP_CLIENTS)
+    assert capsys.readouterr().out == f"200 {jkt}\n"
 
 
 def test_the_line_that_help_shows_sets_the_socket_in_a_shell(agent: Agent) -> None:
