@@ -18,6 +18,8 @@ log = logging.getLogger("dpop_agent.listener")
 
 _Socket = socket.socket
 
+_MODE = 0o600
+
 BACKLOG = 128
 """Connections that wait to be taken in."""
 
@@ -119,6 +121,7 @@ class Listener:
         if self._given is not None:
             if self._given_is_here(self._given):
                 self.socket, self._bound = self._given.dup(), paths.socket_at(self.path)
+                os.chmod(self.path, _MODE)  # that of a unit which says none is 0666
                 self.socket.setblocking(False)
                 return
             log.warning(
@@ -129,7 +132,7 @@ class Listener:
             self._give_back()
         self._unlink_stale()
         new = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        umask = os.umask(0o177)
+        umask = os.umask(0o777 & ~_MODE)
         try:
             new.bind(self.path)
             new.listen(BACKLOG)

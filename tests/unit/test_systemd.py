@@ -260,6 +260,16 @@ def test_where_some_other_program_took_the_place_of_a_given_socket_nothing_is_se
     assert inode(folder / "agent.sock")
 
 
+def test_a_given_socket_that_others_could_connect_to_is_for_its_user_alone(
+    folder: Path, listening: socket.socket
+) -> None:
+    """As systemd makes one whose unit says no SocketMode=."""
+    path = folder / "agent.sock"
+    path.chmod(0o666)
+    with Listener(str(path), given=listening.dup()):
+        assert stat.S_IMODE(path.lstat().st_mode) == 0o600
+
+
 def test_a_given_socket_in_a_folder_that_others_can_reach_is_refused(
     folder: Path, listening: socket.socket
 ) -> None:
