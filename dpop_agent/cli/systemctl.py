@@ -7,7 +7,7 @@ import shutil
 import subprocess
 
 from dpop_agent.cli.units import IDENTIFIER
-from dpop_agent.errors import ServiceFailed
+from dpop_agent.errors import ServiceFailed, Timeout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,6 +18,10 @@ _BOOTED = "/run/systemd/system"
 
 _BUS = "Failed to connect to "
 """How systemctl begins where there is nobody to ask: `bus: No medium found`, and others."""
+
+
+ANSWER_S = 15.0
+"""Seconds in which it says how a unit is; where it can't, systemctl would wait for minutes."""
 
 
 class Systemd:
@@ -73,8 +77,9 @@ class Systemd:
 
         Raises:
             ServiceFailed: nobody can be asked.
+            Timeout: whoever can doesn't answer.
         """
-        done = self._ask(["show", f"--property={','.join(names)}", unit])
+        done = self._ask(["show", f"--property={','.join(names)}", unit], limit_s=ANSWER_S)
         pairs = (line.partition("=") for line in done.stdout.splitlines())
         return dict.fromkeys(names, "") | {name: value for name, _, value in pairs}
 
@@ -86,20 +91,30 @@ class Systemd:
         form = ["--output=json"] if as_json else []
         return ["journalctl", *scope, "--lines=200", "--no-pager", "--quiet", *form, *matches]
 
-    def _ask(self, words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    def _ask(
+        self, words: Sequence[str], *, limit_s: float | None = None
+    ) -> subprocess.CompletedProcess[str]:
         if shutil.which(self.words[0]) is None or not os.path.isdir(_BOOTED):
             raise ServiceFailed(
                 "systemd doesn't run this machine, so there is nobody to give a service to",
                 hint="have what starts your programs here start this one: dpop-agent serve",
             )
-        done = subprocess.run(
-            [*self.words, *words],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            env=os.environ | {"LC_ALL": "C"},
-        )
+        try:
+            done = subprocess.run(
+                [*self.words, *words],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                check=False,
+                env=os.environ | {"LC_ALL": "C"},
+                timeout=limit_s,
+            )
+        except subprocess.TimeoutExpired as e:
+            raise Timeout(
+                f"systemd didn't answer within {e.timeout:g} s: {' '.join([*self.words, *words])}",
+                hint="see whether its process is stopped or has too much to do",
+            ) from None
         if done.returncode != 0 and done.stderr.startswith(_BUS):
             raise ServiceFailed(
                 f"systemd can't be asked: {_first_line(done.stderr)}",

@@ -76,6 +76,16 @@ class TestService:
         systemctl(code)
         assert [found.level for found in service()] == [OK]
 
+    def test_a_manager_that_doesnt_answer_holds_nobody_up(
+        self, systemctl: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("dpop_agent.cli.systemctl.ANSWER_S", 0.1)
+        systemctl("exec sleep 600")
+        (found,) = service()
+        assert found.level == WRONG
+        assert "systemd didn't answer within 0.1 s" in found.what
+        assert found.mend
+
     def test_where_there_is_no_systemctl_that_is_fine(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dpop_agent.cli.checks.finding import OK, WARNING, WRONG, Finding
 from dpop_agent.cli.systemctl import Systemd
 from dpop_agent.cli.units import SERVICE, SOCKET
-from dpop_agent.errors import ServiceFailed
+from dpop_agent.errors import ServiceFailed, Timeout
 
 _START = "dpop-agent service start"
 _SEE_WHY = "see why: dpop-agent service log"
@@ -17,6 +17,8 @@ def service() -> list[Finding]:
     try:
         shown = systemd.show(SERVICE, "LoadState", "ActiveState", "Result", "StatusText")
         socket = systemd.show(SOCKET, "ActiveState")["ActiveState"]
+    except Timeout as e:
+        return [Finding(check, WRONG, e.message, e.hint)]
     except ServiceFailed:
         return [Finding(check, OK, "there is no service manager of this user's to ask")]
     loaded, state = shown["LoadState"], shown["ActiveState"]
