@@ -122,10 +122,7 @@ def _uninstall(args: Namespace) -> int:
         raise _not_installed()
     for unit in there:
         unit_files.refuse_changed(unit_files.unit_path(unit), discard=args.discard_changes)
-    systemd.do("disable", "--now", "--quiet", *there)
-    for unit in there:
-        os.unlink(unit_files.unit_path(unit))
-    systemd.do("daemon-reload")
+    unit_files.remove([unit_files.unit_path(unit) for unit in there], systemd)
     removed = [unit_files.unit_path(unit) for unit in there]
     left = f"{paths.config_file()}, {paths.state_folder()} and the keys in their stores"
     lines = ["it has ended", *(f"removed {path}" for path in removed), f"left:  {left}"]
@@ -252,9 +249,9 @@ def _stop(args: Namespace) -> int:
 def _serves_here() -> bool:
     """Whether the user's service has the agent's socket, running or not."""
     try:
-        with open(unit_files.unit_path(units.SOCKET), encoding="utf-8") as file:
-            if units.listen_stream(paths.agent_socket()) not in file.read().splitlines():
-                return False
+        text = unit_files.read(unit_files.unit_path(units.SOCKET)) or ""
+        if units.listen_stream(paths.agent_socket()) not in text.splitlines():
+            return False
         return Systemd(system=False).show(units.SOCKET, "ActiveState")["ActiveState"] == "active"
     except (OSError, ServiceFailed, ConfigurationError):
         return False

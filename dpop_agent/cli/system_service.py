@@ -76,9 +76,7 @@ def uninstall(args: Namespace) -> int:
         disable = ["systemctl", "disable", "--now", units.SERVICE]
         return _for_root(args, [disable, ["rm", _UNIT], _RELOAD])
     systemd = Systemd(system=True)
-    systemd.do("disable", "--now", "--quiet", units.SERVICE)
-    os.unlink(_UNIT)
-    systemd.do("daemon-reload")
+    unit_files.remove([_UNIT], systemd)
     places = units.systems_places()
     left = f"{os.path.dirname(places.config)}, {places.state} and the user {units.USER}"
     return calls.answer(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from contextlib import suppress
 
 from dpop_agent import config, paths
 from dpop_agent.cli import units
@@ -12,6 +13,8 @@ from dpop_agent.errors import ConfigurationError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dpop_agent.cli.systemctl import Systemd
 
 UNCHANGED = "it was installed like this already"
@@ -66,7 +69,9 @@ def require_credentials(found: config.Config, places: units.Places) -> None:
 
 def unit_path(unit: str) -> str:
     """Where a unit of the user's goes."""
-    folder = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    folder = os.environ.get("XDG_CONFIG_HOME", "")
+    if not os.path.isabs(folder):  # as systemd and the XDG specification have it
+        folder = os.path.expanduser("~/.config")
     return os.path.join(folder, "systemd", "user", unit)
 
 
@@ -79,12 +84,11 @@ def marked(text: str) -> str:
 
 
 def read(path: str) -> str | None:
-    """The text of a unit; None where there is none."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except FileNotFoundError:
+    """The text of a unit; None where there is no file: what else is there may never end."""
+    if not os.path.isfile(path):
         return None
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read()
 
 
 def state_of(path: str) -> str:
@@ -149,3 +153,23 @@ def write_unit(path: str, text: str) -> bool:
             f"{path} can't be written: {e.strerror}", hint="correct that"
         ) from e
     return True
+
+
+def remove(there: Sequence[str], systemd: Systemd) -> None:
+    """End units and remove their files, also of those that systemd can't read or doesn't know.
+
+    Raises:
+        ServiceFailed
+    """
+    shown = {
+        unit: systemd.show(unit, "LoadState", "ActiveState")
+        for unit in map(os.path.basename, there)
+    }
+    if known := [unit for unit, its in shown.items() if its["LoadState"] != "not-found"]:
+        systemd.do("disable", "--quiet", *known)
+    if running := [unit for unit, its in shown.items() if its["ActiveState"] != "inactive"]:
+        systemd.do("stop", *running)
+    for path in there:
+        with suppress(FileNotFoundError):  # a link, which went with `disable`
+            os.unlink(path)
+    systemd.do("daemon-reload")

@@ -194,6 +194,8 @@ WantedBy=sockets.target
 
 def listen_stream(path: str) -> str:
     """The line of a socket unit by which systemd listens there."""
+    if path != path.rstrip():
+        raise _unfit(path)
     return f"ListenStream={_plain(path)}"
 
 
@@ -294,7 +296,9 @@ RuntimeDirectoryPreserve=yes
 
 def _exec(places: Places) -> str:
     program, *rest = places.command
-    ours = f'"{_plain(program)}" {" ".join(rest)}'
+    if "'" in program:
+        raise _unfit(program)  # only there: systemd takes no program with quotes in its name
+    ours = f':"{_plain(program)}" {" ".join(rest)}'  # : so that $ is itself too
     lines = [f"ExecStart={ours} serve", f"ExecReload={ours} reload"]
     lines += [f'Environment="{name}={_plain(v)}"' for name, v in places.environment.items()]
     return "\n".join(lines)
@@ -310,8 +314,13 @@ def _loaded(config: Config, places: Places) -> str:
 def _plain(path: str) -> str:
     """A path as units take it: `%` begins a specifier; quotes and the like mean too many things."""
     if any(c in '\\"' or not c.isprintable() for c in path):
-        raise ConfigurationError(
-            f"the path {path!r} has a character that can't be in a unit of systemd's",
-            hint="use another path: without quotes, backslashes and control characters",
-        )
+        raise _unfit(path)
     return path.replace("%", "%%")
+
+
+def _unfit(path: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"the path {path!r} has a character that can't be in a unit of systemd's",
+        hint="use another path: without quotes, backslashes, control characters, or a blank at its "
+        "end",
+    )

@@ -281,6 +281,54 @@ def test_changes_beside_the_unit_stay_and_count(installed: UserManager) -> None:
     assert installed.show(SERVICE, "Nice") == "3"
 
 
+def test_a_program_whose_path_has_a_variables_name_is_run_from_there(user: UserManager) -> None:
+    here = f"{HOME}/${{ELSEWHERE}}$HOME"
+    user.run("cp", "-r", f"{HOME}/venv", here)
+    user.run("systemctl", "--user", "set-environment", "ELSEWHERE=/none")
+    user.run(f"{here}/bin/python", "-P", "-m", "dpop_agent", "service", "install")
+    command = user.read(f"/proc/{pid_of(user)}/cmdline").split("\0")
+    assert command[0] == f"{here}/bin/python"
+
+
+def test_a_service_that_systemd_cant_read_is_uninstalled(installed: UserManager) -> None:
+    installed.agent("service", "stop")
+    installed.write(f"{UNITS}/{SERVICE}.d/override.conf", "[Service]\nExecStart=\n", "644")
+    installed.run("systemctl", "--user", "daemon-reload")
+    assert installed.show(SERVICE, "LoadState") == "bad-setting"
+    installed.agent("service", "uninstall")
+    for unit in (SERVICE, SOCKET):
+        assert not installed.exists(f"{UNITS}/{unit}")
+    assert installed.exists(f"{UNITS}/{SERVICE}.d/override.conf")
+
+
+def test_units_that_the_manager_doesnt_look_for_are_uninstalled(user: UserManager) -> None:
+    other = f"{HOME}/elsewhere"
+
+    def elsewhere(verb: str) -> int:
+        done = user.agent(
+            "service", verb, check=False, XDG_CONFIG_HOME=other, DPOP_AGENT_CONFIG=CONFIG
+        )
+        return done.returncode
+
+    assert elsewhere("install") == 1
+    assert user.exists(f"{other}/systemd/user/{SERVICE}")
+    assert elsewhere("uninstall") == 0
+    assert user.run("ls", f"{other}/systemd/user").stdout == ""
+
+
+def test_of_a_unit_that_is_a_link_the_link_is_removed_and_the_file_stays(
+    installed: UserManager,
+) -> None:
+    unit, own = f"{UNITS}/{SERVICE}", f"{HOME}/own.service"
+    installed.run("mv", unit, own)
+    installed.run("ln", "-s", own, unit)
+    installed.run("systemctl", "--user", "daemon-reload")
+    installed.agent("service", "uninstall")
+    assert not installed.exists(unit)
+    assert not installed.exists(f"{UNITS}/{SOCKET}")
+    assert installed.exists(own)
+
+
 def test_another_service_of_that_name_is_left_alone(user: UserManager) -> None:
     theirs = "[Service]\nExecStart=/bin/true\n"
     for folder in (UNITS, f"{RUNTIME}/systemd/user"):

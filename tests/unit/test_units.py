@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import plistlib
 import stat
 import sys
@@ -135,6 +136,15 @@ def test_what_systemd_would_read_otherwise_is_written_so_that_it_means_itself() 
             units.users_service(configured(SOFTHSM), places(state=f"/home/{odd}"))
 
 
+def test_a_path_that_systemd_would_take_for_another_or_for_none_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="can't be in a unit"):
+        units.users_socket(places(socket="/home/u/agent.sock "))
+    quoted = places()
+    quoted.python = "/home/it's/bin/python"
+    with pytest.raises(ConfigurationError, match="can't be in a unit"):
+        units.users_service(configured(SOFTHSM), quoted)
+
+
 def test_the_systems_unit_is_for_a_user_of_its_own_and_nothing_listens_for_it() -> None:
     found = settings(units.systems_service(configured(SOFTHSM), units.systems_places()))
     assert found["User"] == found["Group"] == ["dpop-agent"]
@@ -207,6 +217,31 @@ def test_a_unit_is_known_as_ours_as_changed_or_as_somebody_elses(tmp_path: Path)
     path.symlink_to("/dev/none/of/it")
     assert unit_files.state_of(str(path)) == "foreign"
     assert [file.name for file in path.parent.iterdir()] == [path.name], "nothing else is left"
+
+
+@pytest.mark.parametrize("what", ["fifo", "folder", "link to a device", "link to itself"])
+def test_what_isnt_a_file_is_no_unit_of_ours_and_isnt_read(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "dpop-agent.service"
+    if what == "fifo":
+        os.mkfifo(path)
+    elif what == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero" if what == "link to a device" else path)
+    assert unit_files.read(str(path)) is None
+    with pytest.raises(ConfigurationError, match="which this program didn't write"):
+        unit_files.refuse_changed(str(path), discard=True)
+
+
+def test_a_configuration_folder_that_isnt_absolute_is_ignored_as_systemd_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOME", "/home/u")
+    for folder in ("", "relative"):
+        monkeypatch.setenv("XDG_CONFIG_HOME", folder)
+        assert unit_files.unit_path("x") == "/home/u/.config/systemd/user/x"
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/etc/u")
+    assert unit_files.unit_path("x") == "/etc/u/systemd/user/x"
 
 
 @pytest.mark.parametrize(
