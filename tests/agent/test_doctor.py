@@ -34,6 +34,7 @@ from tests.faulty import Faulty
 from tests.processes import ROOT, Agent, Token, new_token
 from tests.stores import on_token
 from tests.terminal import Terminal
+from tests.unit.fake_agent import FakeAgent
 
 MakeAgent = Callable[..., Agent]
 Finding = dict[str, str]
@@ -656,6 +657,17 @@ def test_a_variable_that_the_agent_hasnt_is_named(patient: Patient) -> None:
     patient.env["SOFTHSM2_CONF"] = str(patient.token.softhsm_conf)
     _, bad = patient.doctor()
     assert any("put SOFTHSM2_CONF of this terminal into its env" in f["mend"] for f in bad), bad
+
+
+@pytest.mark.parametrize("said", [{}, {"agent": "1", "pid": 1, "stores": [1]}])
+def test_a_program_that_answers_and_is_no_agent_is_told(
+    patient: Patient, said: dict[str, object]
+) -> None:
+    with FakeAgent(patient.agent.runtime) as fake:
+        fake.script = [said] * 2
+        _, bad = patient.doctor()
+        assert any("isn't an agent" in f["what"] and f["mend"] for f in bad), bad
+        assert "isn't an agent" in patient.agent.run("config", "check").stderr
 
 
 @pytest.mark.parametrize("what", ["free", "left", "held", "a file", "another program"])

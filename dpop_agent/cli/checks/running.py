@@ -9,7 +9,7 @@ from shlex import quote
 
 from dpop_agent import __version__, paths
 from dpop_agent.cli.checks.finding import OK, WARNING, WRONG, Finding, of_error
-from dpop_agent.cli.checks.setup import edit, no_socket
+from dpop_agent.cli.checks.setup import edit, no_socket, status_of
 from dpop_agent.cli.discovery import variables_of
 from dpop_agent.cli.output import many
 from dpop_agent.client.connection import connect
@@ -76,7 +76,7 @@ def _settled(client: AgentClient) -> Status:
     """What it says once its stores are open, or aren't: to ask may have started it."""
     until = time.monotonic() + STARTS_S
     while True:
-        status = client.status()
+        status = status_of(client)
         starting = any(store.get("state") == "starting" for store in status["stores"])
         if not starting or time.monotonic() > until:
             return status

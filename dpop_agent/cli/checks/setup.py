@@ -9,11 +9,14 @@ from shlex import quote
 from dpop_agent import config, paths
 from dpop_agent.cli import discovery
 from dpop_agent.cli.checks.finding import OK, WARNING, WRONG, Finding, of_error, problems
-from dpop_agent.errors import ConfigurationError
+from dpop_agent.errors import ConfigurationError, DPoPAgentError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    from dpop_agent.client.sync import AgentClient
 
 OPEN_STATES = ("ready", "starting")
 """Of a store: its PIN was accepted, or is looked at now."""
@@ -80,7 +83,7 @@ def place_of_socket(path: str) -> Finding:
     """Whether an agent can listen there, or which one does."""
     from dpop_agent.client.connection import connect
     from dpop_agent.client.sync import AgentClient
-    from dpop_agent.errors import AgentUnavailable, DPoPAgentError
+    from dpop_agent.errors import AgentUnavailable
 
     check = "socket"
     try:
@@ -97,12 +100,29 @@ def place_of_socket(path: str) -> Finding:
         return of_error(check, e)
     try:
         with AgentClient(path) as agent:
-            status = agent.status()
+            status = status_of(agent)
     except DPoPAgentError as e:
         what = f"some program listens at {path} and isn't an agent that answers: {e.message}"
         return Finding(check, WRONG, what, f"end it, or {paths.ANOTHER_SOCKET}")
     reads = f", which reads {status['config']}" if "config" in status else ""
     return Finding(check, OK, f"{path} is served by process {status['pid']}{reads}")
+
+
+def status_of(client: AgentClient) -> dict[str, Any]:
+    """What an agent says of itself, of any version.
+
+    Raises:
+        DPoPAgentError: it doesn't, or it is none.
+    """
+    status = client.status()
+    stores = status.get("stores")
+    is_one = isinstance(stores, list) and all(isinstance(store, dict) for store in stores)
+    if not (is_one and {"agent", "pid"} <= status.keys()):
+        raise DPoPAgentError(
+            f"what answers at {client.path} isn't an agent",
+            hint=f"end it, or {paths.ANOTHER_SOCKET}",
+        )
+    return status
 
 
 def no_socket(check: str, path: str) -> Finding:
