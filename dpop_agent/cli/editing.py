@@ -167,6 +167,8 @@ def _is_to_be_edited_again() -> bool:
 
 def _differs(copy: str, before: str) -> bool:
     """Whether there is something in the copy that would be lost with it."""
+    if not os.path.isfile(copy):  # what else an editor made of it may never end
+        return False
     try:
         with open(copy, "rb") as file:
             return file.read() not in (before.encode(), b"")

@@ -173,7 +173,7 @@ def _value(words: Sequence[str], kind: type, name: str) -> Any:
 
         try:
             return tomllib.loads(f"value = {word}")["value"]
-        except ValueError:
+        except (ValueError, RecursionError):
             return word
     if kind is list:
         try:

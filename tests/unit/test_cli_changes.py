@@ -395,6 +395,14 @@ class TestUnset:
         assert path.read_text() == TEXT
 
 
+@pytest.mark.parametrize("name", ["stores.kc.env", "agent.confirm_command"])
+def test_a_value_that_is_nested_without_end_is_refused(
+    path: Path, capsys: Capture, name: str
+) -> None:
+    assert "has to be" in refused(capsys, "set", name, "[" * 5000)
+    assert path.read_text() == TEXT
+
+
 class TestEdit:
     @pytest.mark.parametrize("name", ["VISUAL", "EDITOR"])
     def test_what_the_editor_wrote_is_put_in_place(
@@ -462,6 +470,8 @@ class TestEdit:
             ('printf "\\\\377" >>"$1"', "isn't UTF-8"),
             (': >"$1"', "there is no [stores.NAME]"),
             ('rm "$1"; mkdir "$1"', "Is a directory"),
+            ('rm "$1"; mkfifo "$1"', "isn't a file"),
+            ('ln -sf /dev/zero "$1"', "isn't a file"),
             ('rm "$1"', "your editor left no file"),
             ('chmod 666 "$1"', "others can change it"),
         ],
