@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dpop_agent.agent.labels import named_by
 from dpop_agent.signer.brake import CUT_SHORT
 from tests.hardware.looking import Failed, Place, Thing
 
@@ -76,6 +77,12 @@ class Run:
     @property
     def place(self) -> Place:
         return Place(**self._read()["place"])
+
+    @property
+    def has_an_agents_keys(self) -> bool:
+        """Whether there were private keys before that an agent with a lost ledger would adopt."""
+        before = (Thing(*thing) for thing in self._read()["before"])
+        return any(thing.kind == "PRIVATE_KEY" and named_by(thing.label) for thing in before)
 
     def new_objects(self) -> list[Thing]:
         """Those that weren't there before, whoever made them.

@@ -24,6 +24,8 @@ from tests.stores import on_token
 from tests.stores.test_yubikey import Authorizing
 from tests.terminal import Screen
 
+MakeToken = Callable[..., Token]
+
 END_S = 300.0
 """Seconds for a whole run on the slowest of these."""
 
@@ -94,7 +96,7 @@ def nothing_is_left() -> Iterator[None]:
 
 
 @pytest.fixture
-def used(make_token: Callable[..., Token]) -> Token:
+def used(make_token: MakeToken) -> Token:
     """A PKCS#11 token with things of somebody's on it."""
     token = make_token("somebodys")
     on_token.make_stranger(token, key_id="aa" * 16)
@@ -118,6 +120,21 @@ def test_it_says_what_it_will_make_makes_that_and_leaves_what_was_there(used: To
     for own in (used.pin, serial, used.label, str(used.folder)):
         assert own not in report
     assert used.pin not in run.shown
+
+
+def test_keys_of_an_agent_of_theirs_stay_and_arent_in_the_report(make_token: MakeToken) -> None:
+    token = make_token("somebodys")
+    for number, name in enumerate(("mine", "shop"), start=1):
+        on_token.make_stranger(token, key_id=f"b{number}" * 16, label=f"dpop-agent {name}@1")
+    before = on_token.objects(token)
+    with Run(token) as run:
+        run.begin(token.pin)
+        assert run.end() == 0
+    report = run.shown.partition("## Report")[2]
+    assert (run.count("passed"), run.count("failed"), run.count("skipped")) == (10, 0, 3)
+    assert "it would adopt keys of an agent of yours too" in report
+    assert "mine" not in report
+    assert on_token.objects(token) == before
 
 
 def test_without_a_yes_nothing_is_done(used: Token) -> None:
