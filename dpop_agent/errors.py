@@ -23,6 +23,7 @@
     ├── AuthorizationRequired
     │   └── AuthorizationRefused
     ├── SlotTaken, NoSlot
+    ├── LeaseUnavailable, LeaseLost
     ├── SocketExists, SocketUnknown
     └── KeyExists, StoreUnknown, Timeout, Cancelled, Busy, TooManyConnections, LimitReached, ...
 
@@ -459,6 +460,20 @@ class LimitReached(DPoPAgentError):
     """As many keys, generations or request ids as the ledger keeps; none is forgotten for more."""
 
     wire_type = "limit_reached"
+
+
+class LeaseUnavailable(DPoPAgentError):
+    """Somebody else has the lease, or none is given out now."""
+
+    wire_type = "lease_unavailable"
+    default_retry = "later"
+
+
+class LeaseLost(DPoPAgentError):
+    """The lease has ended: what it is for may be somebody else's by now."""
+
+    wire_type = "lease_lost"
+    default_hint = "ask for it again, and then read again what it is for"
 
 
 class Timeout(DPoPAgentError):

@@ -76,6 +76,7 @@ LABEL_REF = "label:"
 REF = re.compile(rf"(?:{LABEL_REF})?(?:[0-9a-f]{{2}}){{1,{MAX_REF}}}")
 """What a store finds an object by: its id in hex, or `label:` and its label's UTF-8 in hex."""
 
+LEASE_NAME = re.compile(r"[!-~]{1,128}")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{8,64}")
 _RFC3339_UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?Z", re.ASCII)
 
@@ -159,6 +160,12 @@ _NONCE = Param(
 )
 _SEEN = Param(f"at most {MAX_SEEN} objects with htu, and what that server said", _is_seen)
 _TIMEOUT = Param(f"milliseconds, 1 to {MAX_TIMEOUT_MS}", _is_count(1, MAX_TIMEOUT_MS))
+_WAIT = Param(f"milliseconds, 0 to {MAX_TIMEOUT_MS}", _is_count(0, MAX_TIMEOUT_MS))
+_LEASE_NAME = Param(
+    "1 to 128 visible ASCII characters",
+    lambda v: isinstance(v, str) and LEASE_NAME.fullmatch(v) is not None,
+)
+_LEASE = Param("a lease", lambda v: isinstance(v, str) and 0 < len(v) <= 64)
 _TEXT = Param("text of at most 64 characters", lambda v: isinstance(v, str) and len(v) <= 64)
 _CURSOR = Param("the cursor from the page before", lambda v: isinstance(v, str) and len(v) <= 128)
 _SIGNING_INPUT = Param(
@@ -270,11 +277,14 @@ AGENT_METHODS: Mapping[str, Mapping[str, Param]] = {
         "ath": _ATH,
         "nonce": _NONCE,
         "seen": _SEEN,
+        "shares_nonce": _BOOL,
         "timeout_ms": _TIMEOUT,
     },
     "proof.sign": {"signing_input": _SIGNING_INPUT.must(), "jkt": _JKT.must()},
     "observe": {"seen": _SEEN.must()},
     "key.list": {"key": _KEY, "include_destroyed": _BOOL, "cursor": _CURSOR},
+    "lease": {"name": _LEASE_NAME.must(), "wait_ms": _WAIT},
+    "release": {"lease": _LEASE.must()},
     "status": {"look": _BOOL},
     "subscribe": {"events": _EVENTS.must()},
 }

@@ -12,8 +12,10 @@ from typing import Any, Protocol
 from dpop_agent.agent.background import Background
 from dpop_agent.agent.call import Call
 from dpop_agent.agent.keys import Key
+from dpop_agent.agent.leases import Leases
 from dpop_agent.agent.lifecycle import Lifecycle
 from dpop_agent.agent.proofs import Proofs
+from dpop_agent.agent.queue import Flow
 from dpop_agent.agent.recovery import Recovery
 from dpop_agent.agent.sockets import Sockets
 from dpop_agent.agent.stores import Stores
@@ -48,9 +50,10 @@ class Agent(Protocol):
 class _Answering(ABC):
     """Answers requests, by the methods that every socket has and by more."""
 
-    def __init__(self, proofs: Proofs, views: Views) -> None:
+    def __init__(self, proofs: Proofs, views: Views, leases: Leases) -> None:
         self._proofs = proofs
         self._views = views
+        self._leases = leases
         self._takes_no_more = False
         self._methods: dict[str, _Method] = {
             "hello": _hello,
@@ -58,6 +61,8 @@ class _Answering(ABC):
             "proof.sign": proofs.sign_proof,
             "observe": _at_once(proofs.observe),
             "key.list": _at_once(views.page),
+            "lease": leases.lease,
+            "release": self._release,
             "status": self._status,
             "subscribe": _subscribe,
         }
@@ -65,6 +70,14 @@ class _Answering(ABC):
     @abstractmethod
     def _status(self, call: Call) -> None:
         """`status`."""
+
+    def _release(self, call: Call) -> None:
+        call.respond(self._leases.release(call))
+
+    def disconnected(self, flow: Flow) -> None:
+        """A connection has gone: drop what it waited for, and end what it held."""
+        self._proofs.drop(flow)
+        self._leases.drop(flow)
 
     def handle(self, call: Call) -> None:
         """Answer a request, now or later."""
@@ -79,6 +92,7 @@ class _Answering(ABC):
     def take_no_more(self) -> None:
         """Refuse what comes from now on: the agent is ending."""
         self._takes_no_more = True
+        self._leases.take_no_more()
 
 
 class Handler(_Answering):
@@ -94,9 +108,10 @@ class Handler(_Answering):
         stores: Stores,
         views: Views,
         sockets: Sockets,
+        leases: Leases,
         background: Background,
     ) -> None:
-        super().__init__(proofs, views)
+        super().__init__(proofs, views, leases)
         self._agent = agent
         self._lifecycle = lifecycle
         self._stores = stores

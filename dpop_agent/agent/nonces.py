@@ -27,11 +27,17 @@ MIN_BACKDATING_S = 2.0
 """Seconds: a Date header has whole ones and is old when it arrives; less isn't a difference."""
 
 
+DOUBTFUL_S = 120.0
+"""Seconds after which a nonce that nobody heard of since may have run out: the shortest life that
+was seen is 165 (Bluesky's), and one that is heard of late is older."""
+
+
 @dataclass(slots=True)
 class Server:
     """What one origin said last; times as `time.monotonic` gives them, offsets in seconds."""
 
     nonce: str | None = None
+    wants_nonce: bool = False
     nonce_at: float = 0.0
     clock_offset_s: float | None = None
     iat_refused_at: float | None = None
@@ -71,7 +77,7 @@ class Nonces:
         if iat_refused:
             server.iat_refused_at = now
         if nonce is not None:
-            server.nonce, server.nonce_at = nonce, now
+            server.nonce, server.nonce_at, server.wants_nonce = nonce, now, True
         if clock_offset_s is not None:
             server.clock_offset_s = clock_offset_s
         if len(self._servers) > self._max_origins:
@@ -83,6 +89,15 @@ class Nonces:
         if server is None or now - server.nonce_at > NONCE_LIFETIME_S:
             return None
         return server.nonce
+
+    def is_doubtful(self, origin: str, now: float) -> bool:
+        """Whether a request there may well be refused for its nonce, or for having none."""
+        server = self._servers.get(origin)
+        if server is None:
+            return True
+        if server.nonce is None:
+            return server.wants_nonce
+        return now - server.nonce_at > DOUBTFUL_S
 
     def backdating_s(self, origin: str) -> float:
         """Seconds to take off `iat` there, 0 to 300."""

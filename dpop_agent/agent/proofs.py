@@ -25,11 +25,12 @@ from dpop_agent.agent.inventory import Inventory
 from dpop_agent.agent.keys import Generation, Key, Keys, State
 from dpop_agent.agent.nonces import Nonces
 from dpop_agent.agent.policy import rate_exceeded, require_allowed, socket_rate_exceeded
-from dpop_agent.agent.queue import SIGN_TIMEOUT_S, Job
+from dpop_agent.agent.queue import SIGN_TIMEOUT_S, Flow, Job
 from dpop_agent.agent.rates import Allowance, Rates
 from dpop_agent.agent.records import Records
 from dpop_agent.agent.signers import Signer, Signers
 from dpop_agent.agent.trails import Written
+from dpop_agent.agent.trials import Trials
 from dpop_agent.channel import asked_of
 from dpop_agent.errors import (
     DPoPAgentError,
@@ -91,6 +92,7 @@ class Proofs:
         self._signers = signers
         self._inventory = inventory
         self._nonces = nonces
+        self._trials = Trials()
         self._consents = consents
         self._choices: dict[_Asked, Choice] = {}
         self._signatories: dict[str, Signatory] = {}
@@ -110,10 +112,46 @@ class Proofs:
         has_ath = "ath" in params
         asked = (params.get("key"), params.get("jkt"), has_ath, params["htu"], params["htm"])
         choice = self._choice(asked)
-        if choice.is_admitted_at_once:
+        if "shares_nonce" in params and self._is_doubtful(choice, call):
+            origin = choice.where.origin
+            self._trials.take(origin, call, partial(self._go_on, call, asked, origin))
+        elif choice.is_admitted_at_once:
             self._signers.named(choice.key.store).submit(_OwnProof(self, call, choice))
         else:
             self._admit(partial(_OwnProof, self, call, choice), call, choice)
+
+    def _is_doubtful(self, choice: Choice, call: Call) -> bool:
+        """Whether nobody knows that the server takes the nonce which the proof would have."""
+        params = call.params
+        if "nonce" in params or not params["shares_nonce"]:
+            return False
+        return self._nonces.is_doubtful(choice.where.origin, call.began)
+
+    def _go_on(self, call: Call, asked: _Asked, origin: str, tries_nonce: bool) -> None:
+        """Have it signed, after it may have waited until another tried the nonce."""
+        if tries_nonce:
+            respond = call.respond
+
+            def answered(what: dict[str, Any] | bytes | DPoPAgentError) -> None:
+                respond(what)
+                if isinstance(what, DPoPAgentError):
+                    self._trials.failed(origin, call)
+
+            call.respond = answered
+        waited_s = monotonic() - call.began
+        try:
+            choice = self._choice(asked)  # keys may have changed meanwhile
+            new = partial(_OwnProof, self, call, choice, tries_nonce=tries_nonce, waited_s=waited_s)
+            if choice.is_admitted_at_once:
+                self._signers.named(choice.key.store).submit(new())
+            else:
+                self._admit(new, call, choice)
+        except DPoPAgentError as e:
+            call.respond(e)
+
+    def drop(self, flow: Flow) -> None:
+        """A connection has gone: nothing of it waits, and nobody waits for it."""
+        self._trials.drop(flow)
 
     def sign_proof(self, call: Call) -> None:
         """`proof.sign`: built by a client, let pass only as the agent could have made it."""
@@ -324,6 +362,7 @@ class Proofs:
                 refused_nonce=item.get("refused_nonce"),
                 iat_refused=item.get("iat_refused", False),
             )
+            self._trials.heard(where.origin)
 
     def _is_for(self, where: Target) -> bool:
         """Whether any key here is for an origin."""
@@ -536,10 +575,20 @@ class _Signing(Job):
 class _OwnProof(_Signing):
     """A proof that the agent makes; anew, once, if it was signed too late."""
 
-    __slots__ = ("_jti", "_made", "_made_anew", "_made_at", "_nonce")
+    __slots__ = ("_jti", "_made", "_made_anew", "_made_at", "_nonce", "_tries_nonce")
 
-    def __init__(self, proofs: Proofs, call: Call, choice: Choice) -> None:
+    def __init__(
+        self,
+        proofs: Proofs,
+        call: Call,
+        choice: Choice,
+        *,
+        tries_nonce: bool = False,
+        waited_s: float = 0.0,
+    ) -> None:
         super().__init__(proofs, call, choice)
+        self.deadline -= waited_s
+        self._tries_nonce = tries_nonce
         self._jti = ""
         self._made = ""
         self._made_at = 0.0
@@ -569,6 +618,8 @@ class _OwnProof(_Signing):
         # None of these has a character that JSON escapes.
         nonce = "null" if self._nonce is None else f'"{self._nonce}"'
         left = "" if left_s is None else f',"drain_left_s":{left_s}'
+        if self._tries_nonce:
+            left += ',"tries_nonce":true'
         return (
             f'{{"proof":"{self._made}.{signature}","key":"{choice.key.name}",'
             f'"jkt":"{choice.generation.jkt}","state":"{state}","nonce":{nonce}{left}}}'

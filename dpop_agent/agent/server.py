@@ -32,6 +32,7 @@ from dpop_agent.agent.forker import Forker
 from dpop_agent.agent.handler import FilteredHandler, Handler, ending
 from dpop_agent.agent.intake import Intake
 from dpop_agent.agent.inventory import Inventory
+from dpop_agent.agent.leases import Earlier, Leases
 from dpop_agent.agent.ledger import Ledger
 from dpop_agent.agent.lifecycle import Lifecycle
 from dpop_agent.agent.listener import Listener, holder_of, is_dead
@@ -125,6 +126,7 @@ class Agent:
         self._rates = Rates()
         self._inventory = inventory
         self._sockets = Sockets(self._records, background, self, agent_socket=agent_socket)
+        self._earlier = Earlier(os.path.dirname(self._records.path), background)
         views = Views(self._records, self.signers, inventory, nonces)
         self._handler = Handler(
             self,
@@ -143,6 +145,7 @@ class Agent:
             ),
             views=views,
             sockets=self._sockets,
+            leases=Leases(self._earlier),
             background=background,
         )
 
@@ -166,13 +169,14 @@ class Agent:
         }
 
     def answering(self, excerpt: Excerpt, socket: Filter) -> FilteredHandler:
-        """What answers on a filtered socket: with nonces, choices and a rate of its own."""
+        """What answers on a filtered socket: with nonces, leases, choices and a rate of its own."""
         nonces = Nonces(MAX_ORIGINS_THERE)
         proofs = Proofs(
             *(excerpt, self.signers, self._inventory, nonces, self._consents, self._rates),
             socket=socket,
         )
-        return FilteredHandler(proofs, Views(excerpt, self.signers, self._inventory, nonces))
+        views = Views(excerpt, self.signers, self._inventory, nonces)
+        return FilteredHandler(proofs, views, Leases(self._earlier))
 
     def accept(self, listener: Listener, served: Served) -> Acceptor:
         """Take in connections on a filtered socket from now on."""
@@ -235,6 +239,7 @@ class Agent:
             for signer in self.signers.values():
                 signer.drop(connection.flow)
             self._consents.drop(connection.flow)
+            self._handler.disconnected(connection.flow)
             self._sockets.disconnected(connection.flow)
             if not self._connections:
                 self._parted.set()

@@ -74,6 +74,9 @@ class Answering(Protocol):
     def handle(self, call: Call) -> None:
         """Answer a request, now or later."""
 
+    def disconnected(self, flow: Flow) -> None:
+        """A connection has gone: drop what it waited for, and end what it held."""
+
     def take_no_more(self) -> None:
         """Refuse what comes from now on: the agent is ending."""
 
@@ -138,6 +141,7 @@ class Served:
     def disconnected(self, connection: Connection) -> None:
         """Count a connection out, and drop what it waited for."""
         self.connections.discard(connection)
+        self._answering.disconnected(connection.flow)
         self._door.disconnected(connection)
 
     async def listen_again(self) -> None:

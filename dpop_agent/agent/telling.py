@@ -31,6 +31,8 @@ from dpop_agent.errors import (
     KeyStaged,
     KeySuspended,
     KeyUnknown,
+    LeaseLost,
+    LeaseUnavailable,
     Locked,
     MethodNotFound,
     NoActive,
@@ -64,6 +66,8 @@ IN_THEIR_OWN_WORDS = frozenset(
         KeyStaged,
         KeySuspended,
         KeyUnknown,
+        LeaseLost,
+        LeaseUnavailable,
         MethodNotFound,
         NoActive,
         ParseError,
@@ -130,6 +134,7 @@ _RESULTS: Mapping[str, _Shape] = {
     "hello": dict.fromkeys(("protocol", "agent", "methods", "admin_methods", "limits")),
     "proof.sign": dict.fromkeys(("signature",)),
     "key.list": {"keys": _KEY, "cursor": None},
+    "lease": dict.fromkeys(("lease", "fence", "previous", "waited", "lasts_ms")),
     "status": {
         **dict.fromkeys(
             (

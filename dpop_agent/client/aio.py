@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import time
 from functools import partial
 
 from dpop_agent import paths
@@ -12,13 +13,16 @@ from dpop_agent.client.answers import (
     ABSENT,
     DEFAULT_TIMEOUT,
     GRACE,
+    LEASE_GRACE,
     SUBSCRIBE,
     Generation,
+    Lease,
     Listing,
     Proof,
     Touch,
     active_generation,
     check_timeout,
+    lease_params,
     may_repeat,
     proof_of,
     proof_params,
@@ -27,7 +31,13 @@ from dpop_agent.client.answers import (
     timed_out,
 )
 from dpop_agent.client.connection import RETRY_CONNECT_S, connect
-from dpop_agent.errors import AgentUnavailable, ConfigurationError, DPoPAgentError, ProtocolError
+from dpop_agent.errors import (
+    AgentUnavailable,
+    ConfigurationError,
+    DPoPAgentError,
+    InvalidParams,
+    ProtocolError,
+)
 from dpop_agent.protocol import MAX_LINE, TOUCH_TIMEOUT_S, encode_request
 
 TYPE_CHECKING = False
@@ -50,11 +60,20 @@ class _Closed(AgentUnavailable):
 class _Call:
     """One request, its answer to come, and how long that is waited for."""
 
-    __slots__ = ("_on_touch", "answer", "limit", "line", "number", "timeout")
+    __slots__ = ("_on_touch", "answer", "limit", "line", "number", "tells", "timeout")
 
-    def __init__(self, number: int, line: bytes, timeout: float, on_touch: OnTouch | None) -> None:
+    def __init__(
+        self,
+        number: int,
+        line: bytes,
+        timeout: float,
+        on_touch: OnTouch | None,
+        *,
+        tells: bool = False,
+    ) -> None:
         self.number = number
         self.line = line
+        self.tells = tells
         self.timeout = timeout
         self.limit = asyncio.timeout(timeout + GRACE)
         self.answer: asyncio.Future[Outcome]
@@ -94,9 +113,11 @@ class _Connection(asyncio.Protocol):
         return not self.closed and not self._leaving
 
     async def ask(self, call: _Call) -> Outcome:
-        await self._capacity.acquire()
+        # What others may wait for, at the agent, isn't kept back behind them here.
+        if not call.tells:
+            await self._capacity.acquire()
         if self.closed or self._transport is None:
-            self._capacity.release()
+            self._free(call)
             return _Closed("the agent closed the connection")
         call.answer = asyncio.get_running_loop().create_future()
         self._unanswered[call.number] = call
@@ -167,8 +188,12 @@ class _Connection(asyncio.Protocol):
         if self._transport:
             self._transport.abort()
 
+    def _free(self, call: _Call) -> None:
+        if not call.tells:
+            self._capacity.release()
+
     def _settle(self, call: _Call, outcome: Outcome) -> None:
-        self._capacity.release()
+        self._free(call)
         if not call.answer.done():
             call.answer.set_result(outcome)
 
@@ -206,6 +231,7 @@ class AsyncAgentClient:
         self.timeout = check_timeout(timeout)
         self.on_touch = on_touch
         self._ids = itertools.count(1)
+        self._knows_no_sharing = False
         self._loops: dict[asyncio.AbstractEventLoop, _LoopConnection] = {}
         self._blocking: AgentClient | None = None
 
@@ -243,6 +269,7 @@ class AsyncAgentClient:
         ath: str | None = None,
         nonce: str | None = ABSENT,
         seen: Iterable[Mapping[str, str | None]] = (),
+        shares_nonce: bool = False,
     ) -> Proof:
         """A proof for one request, as `AgentClient.proof` gives it."""
         params = proof_params(
@@ -254,9 +281,17 @@ class AsyncAgentClient:
             ath=ath,
             nonce=nonce,
             seen=seen,
+            shares_nonce=shares_nonce and not self._knows_no_sharing,
             timeout=self.timeout,
         )
-        return proof_of(await self.call("proof", params), jkt=jkt)
+        try:
+            result = await self.call("proof", params)
+        except InvalidParams:
+            if not params.pop("shares_nonce", None):
+                raise
+            result = await self.call("proof", params)
+            self._knows_no_sharing = True  # the agent is older than that
+        return proof_of(result, jkt=jkt)
 
     async def observe(self, seen: Iterable[Mapping[str, str | None]]) -> None:
         """Tell what servers answered: `{"htu": …, "nonce": …, "date": …}` each."""
@@ -275,6 +310,10 @@ class AsyncAgentClient:
             listing.add(await self.call("key.list", listing.params))
         return listing.keys
 
+    def lease(self, name: str, *, wait: float = DEFAULT_TIMEOUT) -> AsyncLeasing:
+        """`async with agent.lease("bluesky") as lease:`, as `AgentClient.lease`."""
+        return AsyncLeasing(self, name, wait)
+
     async def status(self) -> dict[str, Any]:
         """The agent, its stores and the servers that it knows, as PROTOCOL.md has them."""
         return await self.call("status")
@@ -288,9 +327,7 @@ class AsyncAgentClient:
         if not _in_asyncio():
             return await self._call_in_a_thread(method, params)
         params = params or {}
-        number = next(self._ids)
-        line = encode_request(number, method, params)
-        call = _Call(number, line, self.timeout, self.on_touch)
+        call = self._new_call(method, params, self.timeout)
         connection: _Connection | None = None
         try:
             async with call.limit:
@@ -328,19 +365,27 @@ class AsyncAgentClient:
         call = partial(self._blocking.call, method, params)
         return await trio.to_thread.run_sync(call, abandon_on_cancel=True)
 
+    def _new_call(self, method: str, params: Mapping[str, Any], timeout: float) -> _Call:
+        number = next(self._ids)
+        line = encode_request(number, method, params)
+        return _Call(number, line, timeout, self.on_touch, tells="seen" in params)
+
     async def _connection(self) -> tuple[_Connection, bool]:
         """This loop's connection, and whether it was there already."""
         here = self._of_this_loop()
         async with here.connecting:
             if here.connection and here.connection.usable:
                 return here.connection, True
-            while (sock := connect(self.path)) is None:
-                await asyncio.sleep(RETRY_CONNECT_S)
-            loop = asyncio.get_running_loop()
-            _, here.connection = await loop.create_unix_connection(
-                partial(_Connection, sock), sock=sock
-            )
+            here.connection = await self._connect()
             return here.connection, False
+
+    async def _connect(self) -> _Connection:
+        while (sock := connect(self.path)) is None:
+            await asyncio.sleep(RETRY_CONNECT_S)
+        _, connection = await asyncio.get_running_loop().create_unix_connection(
+            partial(_Connection, sock), sock=sock
+        )
+        return connection
 
     def _of_this_loop(self) -> _LoopConnection:
         loop = asyncio.get_running_loop()
@@ -352,6 +397,59 @@ class AsyncAgentClient:
                     self._loops.pop(other, None)
             here = self._loops[loop] = _LoopConnection()
         return here
+
+
+class AsyncLeasing:
+    """A lease for as long as an `async with` block, on a connection of its own."""
+
+    def __init__(self, client: AsyncAgentClient, name: str, wait: float) -> None:
+        self._client = client
+        self._name = name
+        self._wait = wait
+        self._connection: _Connection | None = None
+        self._lease: Lease | None = None
+
+    async def __aenter__(self) -> Lease:
+        if not _in_asyncio():
+            raise ConfigurationError(
+                "AsyncAgentClient has leases on asyncio alone",
+                hint="hold one of an AgentClient's, in a thread",
+            )
+        params = lease_params(self._name, self._wait)
+        try:
+            outcome = await self._ask("lease", params, self._wait + LEASE_GRACE)
+            self._lease = Lease(self._name, outcome, time.monotonic())
+        except BaseException:
+            self._close()
+            raise
+        return self._lease
+
+    async def __aexit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            if kind is None and self._lease is not None:
+                await self._ask("release", {"lease": self._lease.id}, self._client.timeout)
+        except DPoPAgentError:
+            pass  # what it was for is done
+        finally:
+            self._close()
+
+    async def _ask(self, method: str, params: dict[str, Any], timeout: float) -> dict[str, Any]:
+        call = self._client._new_call(method, params, timeout)
+        try:
+            async with call.limit:
+                if self._connection is None:
+                    self._connection = await self._client._connect()
+                outcome = await self._connection.ask(call)
+        except TimeoutError:
+            raise timed_out(call.timeout) from None
+        if isinstance(outcome, DPoPAgentError):
+            raise outcome
+        return outcome
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
 
 def _in_asyncio() -> bool:

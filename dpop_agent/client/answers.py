@@ -6,6 +6,7 @@ from dpop_agent.errors import (
     ConfigurationError,
     DPoPAgentError,
     KeyUnknown,
+    LeaseLost,
     NoActive,
     ProtocolError,
     Timeout,
@@ -30,6 +31,9 @@ GRACE = 0.5
 
 MAX_PAGES = 1000
 """Pages of one listing, against an agent whose cursor never ends."""
+
+LEASE_GRACE = 2.0
+"""The same beyond the time for which somebody waits for a lease."""
 
 _SUBSCRIPTION = 0
 
@@ -96,18 +100,23 @@ class Proof(_Frozen):
         nonce: the server's nonce in the proof, or None.
         drain_left_s: seconds that a draining generation still signs if it isn't used meanwhile;
             None where it isn't draining, or the agent doesn't say.
+        tries_nonce: others wait until the agent hears what the server says to this proof, as the
+            one who asked for it promised (`shares_nonce`).
     """
 
-    __slots__ = ("drain_left_s", "jkt", "key", "nonce", "state", "value")
+    __slots__ = ("drain_left_s", "jkt", "key", "nonce", "state", "tries_nonce", "value")
     value: str
     key: str
     jkt: str
     state: str
     nonce: str | None
     drain_left_s: int | None
+    tries_nonce: bool
 
-    def __init__(self, *, drain_left_s: int | None = None, **values: object) -> None:
-        super().__init__(drain_left_s=drain_left_s, **values)
+    def __init__(
+        self, *, drain_left_s: int | None = None, tries_nonce: bool = False, **values: object
+    ) -> None:
+        super().__init__(drain_left_s=drain_left_s, tries_nonce=tries_nonce, **values)
 
     def __str__(self) -> str:
         return self.value
@@ -157,6 +166,68 @@ class Generation(_Frozen):
 
     def __repr__(self) -> str:
         return f"<Generation {self} jkt={self.jkt!r} state={self.state!r}>"
+
+
+SEND_BEFORE_S = 5.0
+"""Seconds before a lease's end from which on nothing is begun any more: a request takes some."""
+
+
+class Lease:
+    """A name that nobody else holds.
+
+    Attributes:
+        name: it.
+        fence: a number above that of each earlier lease of that name, for a store that can refuse
+            what comes with a lower one.
+        previous: how the one before ended: `none` if there was none, `released`, or `abandoned`: in
+            the middle, or by its time. Then what was refreshed may not have been stored, and the
+            refresh token at hand may be used up: read it again, try it once, then begin a new
+            grant.
+        waited: somebody else held it when it was asked for: read again what it is for.
+    """
+
+    __slots__ = ("_ends_at", "fence", "id", "name", "previous", "waited")
+
+    def __init__(self, name: str, result: Mapping[str, Any], now: float) -> None:
+        """Take the agent's answer, at a moment of time.monotonic.
+
+        Raises:
+            ProtocolError: it has no lease in it.
+        """
+        lease, fence, previous = (result.get(member) for member in ("lease", "fence", "previous"))
+        lasts_ms = result.get("lasts_ms")
+        if not isinstance(lease, str) or type(fence) is not int or type(lasts_ms) is not int:
+            raise ProtocolError("the agent's answer has no lease in it")
+        self.id = lease
+        self.name = name
+        self.fence = fence
+        self.previous = previous if isinstance(previous, str) else "abandoned"
+        self.waited = result.get("waited") is not False
+        self._ends_at = now + lasts_ms / 1000
+
+    def __repr__(self) -> str:
+        return f"<Lease {self.name!r} previous={self.previous!r} left_s={self.left_s:.1f}>"
+
+    @property
+    def left_s(self) -> float:
+        """Seconds for which something may still be begun under it; 0 at the least."""
+        from time import monotonic
+
+        return max(0.0, self._ends_at - SEND_BEFORE_S - monotonic())
+
+    def check(self) -> None:
+        """Look at the time, right before what can't be undone is sent.
+
+        Raises:
+            LeaseLost: it is over, or nearly: somebody else may have the lease before that is done.
+        """
+        if not self.left_s:
+            raise LeaseLost(f"the time of the lease {self.name!r} is over")
+
+
+def lease_params(name: str, wait: float) -> dict[str, Any]:
+    """Parameters of `lease`."""
+    return {"name": name, "wait_ms": max(0, min(int(wait * 1000), MAX_TIMEOUT_MS))}
 
 
 class Touch(_Frozen):
@@ -217,6 +288,7 @@ def proof_params(
     ath: str | None,
     nonce: str | None,
     seen: Iterable[Mapping[str, str | None]],
+    shares_nonce: bool,
     timeout: float,
 ) -> dict[str, Any]:
     """Parameters of `proof`; neither the access token nor the URI's query is among them.
@@ -242,6 +314,8 @@ def proof_params(
         params["nonce"] = nonce
     if told := seen_params(seen):
         params["seen"] = told
+    if shares_nonce:
+        params["shares_nonce"] = True
     params["timeout_ms"] = max(1, min(int(timeout * 1000), MAX_TIMEOUT_MS))
     return params
 
@@ -288,6 +362,7 @@ def proof_of(result: Mapping[str, Any], *, jkt: str | None) -> Proof:
         state=values[3],
         nonce=nonce,
         drain_left_s=left_s if type(left_s) is int else None,
+        tries_nonce=result.get("tries_nonce") is True,
     )
     if jkt is not None and proof.jkt != jkt:
         raise ProtocolError(f"the agent answered with a proof by {proof.jkt}, not by {jkt}")

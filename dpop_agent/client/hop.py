@@ -189,7 +189,7 @@ def hop(
 
     uri = authority + path
     wanted = {"htm": htm, "uri": uri, "key": key, "jkt": jkt, "access_token": access_token}
-    proof: Proof = yield Sign(**wanted, nonce=ABSENT)
+    proof: Proof = yield Sign(**wanted, nonce=ABSENT, shares_nonce=True)
     answer: Answer = yield Send(proof, access_token)
     refusal = yield from _refusal(answer)
     again = None
@@ -201,7 +201,7 @@ def hop(
         proof = again
         answer = yield Send(proof, access_token)
         refusal = yield from _refusal(answer)
-    if seen := _news(uri, answer, proof):
+    if seen := _news(uri, answer, refusal, proof):
         yield Tell(seen)
     if refusal is None:
         return Done(proof)
@@ -230,7 +230,7 @@ def _second_proof(
         NonceRequired: it would, but the body can't be sent twice.
     """
     uri, nonce = wanted["uri"], _nonce(answer)
-    seen = _news(uri, answer, proof)
+    seen = _news(uri, answer, refusal, proof)
     told = [seen] if seen else []
     if nonce is not None and "use_dpop_nonce" in refusal.errors:
         if not replayable:
@@ -318,17 +318,23 @@ def _nonce(answer: Answer) -> str | None:
     return values[0] if len(values) == 1 and is_nonce(values[0]) else None
 
 
-def _news(uri: str, answer: Answer, proof: Proof) -> dict[str, Any] | None:
-    """What the agent doesn't know yet: another nonce, and the server's clock where it refused."""
+def _news(uri: str, answer: Answer, refusal: Refusal | None, proof: Proof) -> dict[str, Any] | None:
+    """What the agent doesn't know yet: another nonce, and the server's clock where it refused; of
+    one that was tried for others, that it was taken too.
+    """
     from datetime import UTC, datetime
 
     seen: dict[str, Any] = {}
     nonce = _nonce(answer)
+    refused = refusal is not None and _refuses_nonce(answer, refusal, proof)
+    tried = proof.tries_nonce and not refused
     if nonce is not None and nonce != proof.nonce:
         seen["nonce"] = nonce
+    elif tried and proof.nonce is not None:
+        seen["nonce"] = proof.nonce
     if answer.status in CHALLENGE_STATUSES and (date := _server_time(answer)):
         seen["date"] = datetime.fromtimestamp(date, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return {"htu": uri, **seen} if seen else None
+    return {"htu": uri, **seen} if seen or tried else None
 
 
 def _trouble(
@@ -336,12 +342,19 @@ def _trouble(
 ) -> dict[str, Any]:
     """What an agent takes since 0.2, told apart: an older one refuses whatever it comes with."""
     trouble: dict[str, Any] = {}
-    named = refusal.errors or ({"invalid_token"} if answer.status == 401 else set())
-    if proof.nonce is not None and _nonce(answer) is None and not _NONCE_REFUSED.isdisjoint(named):
+    if _refuses_nonce(answer, refusal, proof):
         trouble["refused_nonce"] = proof.nonce
     if iat_refused:
         trouble["iat_refused"] = True
     return trouble
+
+
+def _refuses_nonce(answer: Answer, refusal: Refusal, proof: Proof) -> bool:
+    """Whether the nonce may be to blame, and there is no other."""
+    named = refusal.errors or ({"invalid_token"} if answer.status == 401 else set())
+    return (
+        proof.nonce is not None and _nonce(answer) is None and not _NONCE_REFUSED.isdisjoint(named)
+    )
 
 
 def _clock_error(

@@ -12,13 +12,16 @@ from dpop_agent.client.answers import (
     ABSENT,
     DEFAULT_TIMEOUT,
     GRACE,
+    LEASE_GRACE,
     SUBSCRIBE,
     Generation,
+    Lease,
     Listing,
     Proof,
     Touch,
     active_generation,
     check_timeout,
+    lease_params,
     may_repeat,
     proof_of,
     proof_params,
@@ -27,7 +30,7 @@ from dpop_agent.client.answers import (
     timed_out,
 )
 from dpop_agent.client.connection import RETRY_CONNECT_S, connect
-from dpop_agent.errors import AgentUnavailable, DPoPAgentError, ProtocolError
+from dpop_agent.errors import AgentUnavailable, DPoPAgentError, InvalidParams, ProtocolError
 from dpop_agent.protocol import MAX_LINE, TOUCH_TIMEOUT_S, encode_request
 
 TYPE_CHECKING = False
@@ -165,6 +168,7 @@ class AgentClient:
         self.timeout = check_timeout(timeout)
         self.on_touch = on_touch
         self._ids = itertools.count(1)
+        self._knows_no_sharing = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.path!r}, timeout={self.timeout})"
@@ -200,6 +204,7 @@ class AgentClient:
         ath: str | None = None,
         nonce: str | None = ABSENT,
         seen: Iterable[Mapping[str, str | None]] = (),
+        shares_nonce: bool = False,
     ) -> Proof:
         """A proof for one request (RFC 9449 section 4.2).
 
@@ -212,6 +217,11 @@ class AgentClient:
             ath: its hash, where the access token isn't at hand (section 4.2).
             nonce: the server's; left out, the agent uses the one that it knows; None for none.
             seen: server answers to tell the agent first, as in `observe`.
+            shares_nonce: where it isn't known whether the server still takes the nonce, let one
+                request try it and wait for what comes of that, a second at the most. Whoever says
+                so tells by `observe`, as soon as the answer's headers are there, what came of a
+                proof with `tries_nonce`: the server's nonce, or the one in the proof if that was
+                taken.
 
         Raises:
             KeyUnusable: no proof by that key now.
@@ -228,9 +238,17 @@ class AgentClient:
             ath=ath,
             nonce=nonce,
             seen=seen,
+            shares_nonce=shares_nonce and not self._knows_no_sharing,
             timeout=self.timeout,
         )
-        return proof_of(self.call("proof", params), jkt=jkt)
+        try:
+            result = self.call("proof", params)
+        except InvalidParams:
+            if not params.pop("shares_nonce", None):
+                raise
+            result = self.call("proof", params)
+            self._knows_no_sharing = True  # the agent is older than that
+        return proof_of(result, jkt=jkt)
 
     def observe(self, seen: Iterable[Mapping[str, str | None]]) -> None:
         """Tell what servers answered: `{"htu": …, "nonce": …, "date": …}` each."""
@@ -253,6 +271,23 @@ class AgentClient:
             listing.add(self.call("key.list", listing.params))
         return listing.keys
 
+    def lease(self, name: str, *, wait: float = DEFAULT_TIMEOUT) -> Leasing:
+        """`with agent.lease("bluesky") as lease:` what only one at a time may do, as refreshing.
+
+        For those who can't share a file (`TokenStore` has one). A lease lasts a minute; call
+        `lease.check()` right before you send what can't be undone. A block that raises leaves it
+        `abandoned`, as does one whose process dies.
+
+        Args:
+            name: 1 to 128 visible ASCII characters. A filtered socket has names of its own.
+            wait: seconds to wait for it, 60 at the most; an agent that was started a moment ago
+                gives it out when those of the one before are over.
+
+        Raises, when the block is entered:
+            LeaseUnavailable: somebody else has it.
+        """
+        return Leasing(self, name, wait)
+
     def status(self) -> dict[str, Any]:
         """The agent, its stores and the servers that it knows, as PROTOCOL.md has them."""
         return self.call("status")
@@ -264,9 +299,7 @@ class AgentClient:
     def call(self, method: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Any method of PROTOCOL.md; the result as it came."""
         params = params or {}
-        number = next(self._ids)
-        line = encode_request(number, method, params)
-        call = _Call(number, line, self.timeout, self.on_touch)
+        call = self._new_call(method, params, self.timeout)
         # What mustn't happen twice has a connection of its own, as the agent may have left an idle
         # one already.
         repeats = may_repeat(method, params)
@@ -281,6 +314,10 @@ class AgentClient:
             return self._ask(self._connect(call), call, keep=keep)
         except _Closed:
             raise AgentUnavailable("the agent closed the connection without an answer") from None
+
+    def _new_call(self, method: str, params: Mapping[str, Any], timeout: float) -> _Call:
+        number = next(self._ids)
+        return _Call(number, encode_request(number, method, params), timeout, self.on_touch)
 
     def _ask(self, connection: _Connection, call: _Call, *, keep: bool = True) -> dict[str, Any]:
         try:
@@ -310,6 +347,57 @@ class AgentClient:
         while (sock := connect(self.path)) is None:
             time.sleep(min(RETRY_CONNECT_S, call.left_s()))
         return _Connection(sock)
+
+
+class Leasing:
+    """A lease for as long as a `with` block, on a connection of its own: it ends with that."""
+
+    __slots__ = ("_client", "_connection", "_lease", "_name", "_wait")
+
+    def __init__(self, client: AgentClient, name: str, wait: float) -> None:
+        self._client = client
+        self._name = name
+        self._wait = wait
+        self._connection: _Connection | None = None
+        self._lease: Lease | None = None
+
+    def __enter__(self) -> Lease:
+        try:
+            result = self._ask(
+                "lease", lease_params(self._name, self._wait), self._wait + LEASE_GRACE
+            )
+            self._lease = Lease(self._name, result, time.monotonic())
+        except BaseException:
+            self._close()
+            raise
+        return self._lease
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        connection, lease = self._connection, self._lease
+        try:
+            if kind is None and connection and lease and connection.pid == os.getpid():
+                self._ask("release", {"lease": lease.id}, self._client.timeout)
+        except DPoPAgentError:
+            pass  # what it was for is done
+        finally:
+            self._close()
+
+    def _ask(self, method: str, params: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+        call = self._client._new_call(method, params, timeout)
+        try:
+            if self._connection is None:
+                self._connection = self._client._connect(call)
+            outcome = self._connection.ask(call)
+        except _Closed:
+            raise AgentUnavailable("the agent closed the connection without an answer") from None
+        if isinstance(outcome, DPoPAgentError):
+            raise outcome
+        return outcome
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
 
 def _answer_in(call: _Call, line: bytes) -> Outcome | None:

@@ -242,6 +242,35 @@ def test_nonces_go_into_no_proofs_of_other_sockets_and_none_of_theirs_come_in(
         assert claims_of(proof(one)["result"])["nonce"] == "one"
 
 
+def test_leases_there_are_no_other_sockets_and_end_with_it(agent: Agent, admin: Wire) -> None:
+    with (
+        Wire(agent.socket) as outside,
+        Wire(agent.admin_socket) as owner,
+        add(admin, "one") as one,
+        add(admin, "two") as two,
+    ):
+        for wire in (outside, one, two):
+            assert wire.result("lease", name="a", wait_ms=0)["previous"] == "none"
+        for wire in (owner, Wire(path_of(agent, "one"))):
+            with wire:
+                refused = wire.error("lease", name="a", wait_ms=0)
+            assert refused["type"] == "lease_unavailable"
+            assert "somebody else has the lease 'a'" in refused["message"]
+        one.close()
+        with Wire(path_of(agent, "one")) as wire:
+            assert wire.result("lease", name="a")["previous"] == "abandoned"
+
+
+def test_a_nonce_is_tried_for_its_own_sockets_requests_alone(admin: Wire) -> None:
+    with add(admin, "one") as one, add(admin, "two") as two:
+        for wire in (one, two):
+            assert proof(wire, shares_nonce=True)["result"]["tries_nonce"]
+        one.result("observe", seen=[{"htu": f"{API}/", "nonce": "n-1"}])
+        told = proof(one, shares_nonce=True)["result"]
+        assert told["nonce"] == "n-1"
+        assert "tries_nonce" not in told
+
+
 def test_admin_methods_arent_answered_there(admin: Wire) -> None:
     with add(admin) as wire:
         for method in wire.result("hello")["admin_methods"]:

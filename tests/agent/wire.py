@@ -25,6 +25,8 @@ _WHOLE = [
     request("proof.sign", {"signing_input": "e30.e30", "jkt": _JKT}),
     request("observe", {"seen": [{"htu": "https://h.example/", "nonce": "n"}]}),
     request("key.list", {"cursor": "a@1", "include_destroyed": True}),
+    request("lease", {"name": "mutated", "wait_ms": 1}),
+    request("release", {"lease": "mutated"}),
     request("status"),
 ]
 _PIECES = [b'"', b"{", b"}", b"[", b",", b":", b"\\", b"\x00", b"\xff", b"null", b"1e999", b" "]

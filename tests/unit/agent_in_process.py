@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import shutil
 import tempfile
 import threading
@@ -25,6 +26,7 @@ from dpop_agent.agent.consent import Consents
 from dpop_agent.agent.handler import Handler
 from dpop_agent.agent.intake import Intake
 from dpop_agent.agent.inventory import Inventory
+from dpop_agent.agent.leases import Earlier, Leases
 from dpop_agent.agent.ledger import Ledger
 from dpop_agent.agent.lifecycle import Lifecycle
 from dpop_agent.agent.listener import Listener
@@ -107,11 +109,20 @@ class AgentInProcess:
     Attributes:
         socket, admin_socket: the paths of agent.sock and of admin.sock.
         store: the one that it has.
+        state: the folder of its ledger.
+        trials: requests that try a nonce.
+        leases: those that it gave out.
+        connections: those that are open.
     """
 
-    def __init__(self, *, audit: str = "on") -> None:
+    def __init__(self, *, audit: str = "on", noted: dict[str, Any] | None = None) -> None:
+        """`noted` is what an earlier agent wrote down of its leases."""
         self._audit = audit
         self._folder = Path(tempfile.mkdtemp(prefix="dpop-", dir="/tmp"))
+        self.state = self._folder / "state"
+        if noted is not None:
+            self.state.mkdir(mode=0o700)
+            (self.state / "leases.json").write_text(json.dumps(noted))
         self.socket = str(self._folder / "agent.sock")
         self.admin_socket = str(self._folder / "admin.sock")
         self.store = Store()
@@ -140,7 +151,7 @@ class AgentInProcess:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
 
     async def _begin(self) -> None:
-        self._ledger = Ledger(str(self._folder / "state"))
+        self._ledger = Ledger(str(self.state))
         self.records = records = Records(self._ledger)
         signers = Signers({"dict": cast("Signer", self.store)})
         background = self._background = Background()
@@ -151,9 +162,12 @@ class AgentInProcess:
         nonces = Nonces()
         consents = Consents(self._nobody_asks, background)
         views = Views(records, signers, inventory, nonces)
+        proofs = Proofs(records, signers, inventory, nonces, consents, Rates())
+        self.trials = proofs._trials
+        self.leases = Leases(Earlier(str(self.state), background))
         self._handler = Handler(
             cast("Any", self),
-            proofs=Proofs(records, signers, inventory, nonces, consents, Rates()),
+            proofs=proofs,
             lifecycle=Lifecycle(records, signers, inventory, making, background),
             recovery=Recovery(records, signers, inventory, making),
             stores=Stores(
@@ -161,10 +175,12 @@ class AgentInProcess:
             ),
             views=views,
             sockets=Sockets(records, background, cast("Any", self), agent_socket=self.socket),
+            leases=self.leases,
             background=background,
         )
         self._numbers, self._intake = itertools.count(), Intake(self._loop)
         self._listeners, self._acceptors = [], []
+        self.connections: set[Connection] = set()
         for name, methods in (
             ("agent", protocol.AGENT_METHODS),
             ("admin", protocol.ADMIN_METHODS),
@@ -178,13 +194,18 @@ class AgentInProcess:
         def connect(peer: Peer) -> Connection:
             flow = (peer.uid, next(self._numbers))
             trace = Trace(self.trails.of(name), peer)
-            return Connection(self, requests, self._intake, flow, trace, str(peer))
+            connection = Connection(self, requests, self._intake, flow, trace, str(peer))
+            self.connections.add(connection)
+            return connection
 
         return connect
 
     async def _end(self) -> None:
         for acceptor in self._acceptors:
             await acceptor.close()
+        for connection in self.connections:
+            connection.abort()
+        await asyncio.sleep(0.01)  # uvloop doesn't close while one is open
         await self._background.cancel(within_s=5)
         for listener in self._listeners:
             listener.__exit__()
@@ -199,7 +220,8 @@ class AgentInProcess:
         self._handler.handle(call)
 
     def disconnected(self, connection: Connection) -> None:
-        pass
+        self.connections.discard(connection)
+        self._handler.disconnected(connection.flow)
 
     def describe(self) -> dict[str, Any]:
         return {"connections": 1, "config": "-", "ledger": self.records.path}

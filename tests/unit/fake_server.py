@@ -95,6 +95,8 @@ class FakeServer:
                 pass
 
         class Server(ThreadingHTTPServer):
+            request_queue_size = 128  # whoever finds no room tries again a second later
+
             def handle_error(self, request: object, client_address: object) -> None:
                 pass  # a client that hangs up in the middle is part of the tests
 

@@ -16,6 +16,7 @@ from dpop_agent.client import aio as aio_module
 from dpop_agent.client import connection as connection_module
 from dpop_agent.errors import (
     AgentUnavailable,
+    InvalidParams,
     KeyRetired,
     ProtocolError,
     Timeout,
@@ -363,3 +364,15 @@ def test_a_child_leaves_the_parents_connection_alone(agent: FakeAgent) -> None:
 
     asyncio.run(main())
     assert agent.connections == 2
+
+
+def test_an_agent_that_knows_no_shared_nonces_serves_as_well(agent: FakeAgent) -> None:
+    agent.script = [InvalidParams("proof takes no shares_nonce")]
+
+    async def ask() -> None:
+        async with AsyncAgentClient(agent.path) as client:
+            for _ in range(2):
+                assert not (await client.proof("GET", URI, shares_nonce=True)).tries_nonce
+
+    asyncio.run(ask())
+    assert [params.get("shares_nonce") for params in agent.proofs] == [True, None, None]

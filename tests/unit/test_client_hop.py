@@ -33,6 +33,8 @@ class Hop:
         self.steps: list[Sign | Send | Read | Tell] = []
         self.answers = list(answers)
         self.body = body
+        self.stored: str | None = "stored"
+        self.tries_nonce = False
         self.arguments: dict[str, Any] = {
             "htm": "GET",
             "authority": API,
@@ -64,12 +66,14 @@ class Hop:
     def _do(self, step: Sign | Send | Read | Tell) -> Any:
         if isinstance(step, Sign):
             nonce = step.arguments["nonce"]
+            shares = step.arguments.get("shares_nonce", False)
             return Proof(
                 value=f"proof-{len(self.of(Sign))}",
                 key="default",
                 jkt=JKT,
                 state="active",
-                nonce="stored" if nonce is ABSENT else nonce,
+                nonce=self.stored if nonce is ABSENT else nonce,
+                tries_nonce=shares and self.tries_nonce,
             )
         if isinstance(step, Send):
             return self.answers.pop(0)
@@ -94,6 +98,7 @@ def test_a_listed_server_gets_a_proof() -> None:
         "jkt": None,
         "access_token": None,
         "nonce": ABSENT,
+        "shares_nonce": True,
     }
     assert run.of(Send)[0].proof is proof
 
@@ -350,3 +355,39 @@ def test_a_hostile_challenge_costs_what_its_first_8_kib_cost(part: str) -> None:
     endless = "DPoP " + part * 100_000
     eighth = endless[: MAX_CHALLENGE_HEADER // 8]
     assert ratio(lambda: challenges(endless), lambda: challenges(eighth), rounds=25) < 32
+
+
+# Of one that others wait for
+
+
+@pytest.mark.parametrize(
+    ("stored", "came", "told"),
+    [
+        ("stored", answer(200), {"nonce": "stored"}),
+        ("stored", answer(200, ("DPoP-Nonce", "stored")), {"nonce": "stored"}),
+        ("stored", answer(200, ("DPoP-Nonce", "new")), {"nonce": "new"}),
+        ("stored", answer(500), {"nonce": "stored"}),
+        ("stored", answer(401, CHALLENGE), {"refused_nonce": "stored"}),
+        (None, answer(200), {}),
+        (None, answer(200, ("DPoP-Nonce", "new")), {"nonce": "new"}),
+        (None, answer(403), {}),
+    ],
+)
+def test_whatever_is_heard_of_a_nonce_that_was_tried_is_told_at_once(
+    stored: str | None, came: Answer, told: dict[str, str]
+) -> None:
+    run = Hop(came)
+    run.stored, run.tries_nonce = stored, True
+    run.run()
+    assert run.kinds == ["Sign", "Send", "Tell"]
+    assert run.of(Tell)[0].seen == {"htu": f"{API}/me", **told}
+
+
+def test_a_nonce_that_was_tried_and_refused_is_told_with_the_second_proof_alone() -> None:
+    run = Hop(answer(401, CHALLENGE, ("DPoP-Nonce", "new")), answer(200))
+    run.tries_nonce = True
+    run.run()
+    assert run.kinds == ["Sign", "Send", "Sign", "Send"]
+    again = run.of(Sign)[1].arguments
+    assert again["seen"] == [{"htu": f"{API}/me", "nonce": "new"}]
+    assert "shares_nonce" not in again

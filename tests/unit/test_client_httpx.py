@@ -91,7 +91,13 @@ def test_a_request_carries_one_proof_and_the_response_tells_which(
     assert response.extensions["dpop"].jkt == JKT
     assert response.json() == {"path": "/me"}
     assert agent.proofs == [
-        {"htm": "GET", "htu": f"{API}/me", "key": "default", "timeout_ms": 10_000}
+        {
+            "htm": "GET",
+            "htu": f"{API}/me",
+            "key": "default",
+            "shares_nonce": True,
+            "timeout_ms": 10_000,
+        }
     ]
 
 

@@ -25,6 +25,7 @@ from dpop_agent.client import sync as sync_module
 from dpop_agent.errors import (
     AgentUnavailable,
     ConfigurationError,
+    InvalidParams,
     KeyRetired,
     KeyUnknown,
     NoActive,
@@ -450,6 +451,15 @@ def test_an_agent_that_has_no_events_serves_as_well(agent: FakeAgent, client: Ag
         "e30.e30.proof-2",
     ]
     assert agent.connections == 1
+
+
+def test_an_agent_that_knows_no_shared_nonces_serves_as_well(
+    agent: FakeAgent, client: AgentClient
+) -> None:
+    agent.script = [InvalidParams("proof takes no shares_nonce")]
+    for _ in range(2):
+        assert not client.proof("GET", URI, shares_nonce=True).tries_nonce
+    assert [params.get("shares_nonce") for params in agent.proofs] == [True, None, None]
 
 
 def test_what_on_touch_raises_ends_that_call_alone(agent: FakeAgent) -> None:

@@ -26,6 +26,7 @@ def handler(background: Background, lifecycle: object) -> Handler:
         stores=Mock(),
         views=Mock(),
         sockets=Mock(),
+        leases=Mock(),
         background=background,
     )
 

@@ -239,6 +239,8 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         # What the wire asks for.
         "telling": set(),
         "call": {"keys", "queue", "trails"},
+        "trials": {"call", "queue"},
+        "leases": {"background", "call", "queue", "records"},
         "views": {
             *("drains", "excerpts", "inventory", "keys", "nonces", "records", "signers", "uses"),
             "telling",
@@ -246,11 +248,12 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "proofs": {
             *("audit", "call", "consent", "drains", "excerpts", "filters", "frames", "inventory"),
             *("keys", "nonces", "policy", "queue", "rates", "records", "signers", "trails"),
+            "trials",
         },
         "stores": {"background", "inventory", "keys", "records", "signers", "views"},
         "handler": {
             *("background", "call", "keys", "lifecycle", "proofs", "recovery", "sockets", "stores"),
-            "views",
+            *("leases", "queue", "views"),
         },
         "intake": {"queue"},
         "connection": {"call", "intake", "queue", "telling", "trails"},
@@ -270,6 +273,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
             *(
                 "intake",
                 "inventory",
+                "leases",
                 "ledger",
                 "lifecycle",
                 "listener",
