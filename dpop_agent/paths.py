@@ -37,8 +37,12 @@ _LINES = ".jsonl"
 _OLDER = ".1"
 _SOCKETS = "sockets"
 _SIGNER = "signer-"
+_TOKENS = "tokens"
 _LOCK = ".lock"
 
+
+NEW = ".new"
+"""After a file's name: what is to replace it."""
 
 File = tuple[int, int]
 """Device and inode: what a path leads to."""
@@ -111,6 +115,11 @@ def store_of_lock(file: str) -> str | None:
     """The store whose lock a file of that name is; None for others."""
     is_one = file.startswith(_SIGNER) and file.endswith(_LOCK)
     return file.removeprefix(_SIGNER).removesuffix(_LOCK) if is_one else None
+
+
+def token_lock(state_folder: str, name: str) -> str:
+    """The lock of an access token of that name in the keychain, which clients share."""
+    return os.path.join(state_folder, _TOKENS, name + _LOCK)
 
 
 def socket_of(file: str) -> str | None:
@@ -304,6 +313,21 @@ def write_new(path: str, pieces: Iterable[bytes]) -> None:
     except BaseException:
         os.unlink(path)  # half of one would be in the way of the next
         raise
+
+
+def replace_file(path: str, text: Iterable[bytes]) -> None:
+    """Replace a file as a whole; durable once its folder is synchronised too.
+
+    Raises:
+        OSError: the old one is there still.
+    """
+    new = path + NEW
+    descriptor = create(new)
+    with open(descriptor, "wb") as file:
+        file.writelines(text)
+        file.flush()
+        os.fsync(descriptor)
+    os.replace(new, path)
 
 
 def sync_folder(folder: str) -> None:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from dpop_agent import paths
 from dpop_agent.agent.forms import Block, block_from
 from dpop_agent.agent.keys import Generation, Key, Keys, State
-from dpop_agent.agent.lines import read_file, replace_file, sealed, unsealed
+from dpop_agent.agent.lines import read_file, sealed, unsealed
 
 RECORD = 512
 """Bytes of a record: a sector of any disk."""
@@ -81,7 +81,7 @@ class Blocks:
         if self._made and os.path.lexists(self._path):
             return
         self._made = False
-        replace_file(self._path, [_EMPTY] * ROOM)
+        paths.replace_file(self._path, [_EMPTY] * ROOM)
         paths.sync_folder(os.path.dirname(self._path))
         self._free, self._made = list(range(ROOM)), True
         self.kept.clear()

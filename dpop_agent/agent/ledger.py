@@ -31,7 +31,6 @@ from dpop_agent.agent.lines import (
     composed,
     parsed,
     read_file,
-    replace_file,
     version_of,
 )
 from dpop_agent.agent.uses import Use
@@ -280,7 +279,7 @@ class Ledger(Reading):
         """
         text = self._text(contents)
         try:
-            replace_file(self.path, text)
+            paths.replace_file(self.path, text)
             self.contents = contents  # as the file has it now, durable or not
             self.is_current = True
             paths.sync_folder(self._folder)
@@ -307,7 +306,7 @@ class Ledger(Reading):
                 os.unlink(clean_stop)
                 paths.sync_folder(self._folder)
             lines = self._uses.lines(times.uses, forms.use_members)
-            replace_file(path, composed(header, {"uses": lines}))
+            paths.replace_file(path, composed(header, {"uses": lines}))
             self.times = times
             paths.sync_folder(self._folder)
         except OSError as e:

@@ -21,7 +21,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from dpop_agent import paths
@@ -32,9 +32,6 @@ T = TypeVar("T")
 
 _MARK = b', "check": "'
 _VERSION = re.compile(rb'\{"version": ([0-9]{1,9})[,}]')
-
-NEW = ".new"
-"""What the name of a file ends with that is to replace another."""
 
 _CHUNK = 1000
 """Lines joined at once."""
@@ -211,18 +208,3 @@ def read_file(path: str) -> bytes | None:
         raise ValueError(e.message) from e
     with open(descriptor, "rb") as file:
         return file.read()
-
-
-def replace_file(path: str, text: Iterable[bytes]) -> None:
-    """Replace a file as a whole; durable once its folder is synchronised too.
-
-    Raises:
-        OSError: the old one is there still.
-    """
-    new = path + NEW
-    descriptor = paths.create(new)
-    with open(descriptor, "wb") as file:
-        file.writelines(text)
-        file.flush()
-        os.fsync(descriptor)
-    os.replace(new, path)

@@ -6,9 +6,10 @@ Nothing is loaded before its name is used: a command-line client pays for blocki
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from dpop_agent.client.aio import AsyncAgentClient
-    from dpop_agent.client.answers import Generation, Proof, Touch
+    from dpop_agent.client.answers import Generation, Lease, Proof, Touch
     from dpop_agent.client.httpx import AsyncDPoPAuth, AsyncDPoPTransport, DPoPAuth, DPoPTransport
     from dpop_agent.client.requests import BoundTokenAuth, DPoPAdapter
+    from dpop_agent.client.stores import TokenStore
     from dpop_agent.client.sync import AgentClient
     from dpop_agent.client.token import BoundToken
 
@@ -23,7 +24,9 @@ __all__ = [
     "DPoPAuth",
     "DPoPTransport",
     "Generation",
+    "Lease",
     "Proof",
+    "TokenStore",
     "Touch",
 ]
 
@@ -38,7 +41,9 @@ _PLACES = {
     "DPoPAuth": "httpx",
     "DPoPTransport": "httpx",
     "Generation": "answers",
+    "Lease": "answers",
     "Proof": "answers",
+    "TokenStore": "stores",
     "Touch": "answers",
 }
 

@@ -16,6 +16,7 @@ from inspect import isawaitable
 from typing import TYPE_CHECKING
 
 from dpop_agent.client.exchange import awaiting, blocking
+from dpop_agent.client.stores import AWAITING, BLOCKING
 from dpop_agent.client.token import BoundToken
 from dpop_agent.errors import ConfigurationError, KeyMismatch, KeyUnusable
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from dpop_agent.client.answers import Proof
     from dpop_agent.client.exchange import Calls, Response
     from dpop_agent.client.hop import Done
+    from dpop_agent.client.stores import Doing, Held, TokenStore
 
 RENEW_BEFORE_S = 30.0
 """An access token is renewed this long before it expires, a short-lived one at half its life."""
@@ -45,16 +47,18 @@ class Renewal:
         grant: whose renewal it is.
         pin: the generation that the grant was made with; None where a new one may sign.
         lost: the agent gives no proofs by `pin` any more.
+        refused: a server takes the code or the refresh token no more (RFC 6749 section 5.2).
         outer: the renewal that this one is part of.
     """
 
-    __slots__ = ("_signers", "done", "grant", "lost", "outer", "pin")
+    __slots__ = ("_signers", "done", "grant", "lost", "outer", "pin", "refused")
 
     def __init__(self, grant: Grant, pin: str | None, outer: Renewal | None) -> None:
         self.grant = grant
         self.pin = pin
         self.outer = outer
         self.lost = False
+        self.refused = False
         self.done = False
         self._signers: dict[tuple[str, str], str] = {}
 
@@ -82,6 +86,7 @@ class Renewal:
             if jkt is not None and jkt == self.pin:
                 self.lost = True
             raise
+        self.refused = done.refused_grant
         if done.proof is not None:
             # What follows stays with the generation that signed first.
             self._signers.setdefault((agent, key), done.proof.jkt)
@@ -108,7 +113,10 @@ class Grant:
         token: one from earlier.
         on_token: gets each new one.
         rebind: whether the active generation signs renewals.
+        store: where it is, if other processes have it too.
     """
+
+    _doing: Doing
 
     def __init__(
         self,
@@ -117,7 +125,14 @@ class Grant:
         token: BoundToken | None,
         on_token: Callable[[BoundToken], Any] | None,
         rebind: bool,
+        store: TokenStore | None = None,
     ) -> None:
+        if token is not None and store is not None:
+            raise ConfigurationError(
+                "both token and store were given", hint="store.save(token), once"
+            )
+        self._store = store
+        self._unsaved: tuple[BoundToken | None, BoundToken] | None = None
         self._renew = renew
         self._on_token = on_token
         self._access_token = token
@@ -163,18 +178,58 @@ class Grant:
         return access_token if time.time() < self._renew_at else None
 
     def _renewed(self, old: BoundToken | None) -> Calls[BoundToken]:
+        if self._store is None:
+            return (yield from self._new(old, None))
+        # Another process may have renewed it.
+        stored = self._that_counts((yield partial(self._doing.do, self._store.load)))
+        if found := self._found(stored):
+            return found
+        held = yield from self._store.taken(self._doing)
+        try:
+            stored = self._that_counts(held.token)
+            if found := self._found(stored):
+                return found
+            yield partial(self._doing.do, held.begin)
+            return (yield from self._new(stored, held))
+        finally:
+            held.release()
+
+    def _that_counts(self, stored: BoundToken | None) -> BoundToken | None:
+        """What is stored, unless it is what ours replaced, which couldn't be written."""
+        if self._unsaved is not None and stored == self._unsaved[0]:
+            return self._unsaved[1]
+        return stored
+
+    def _found(self, stored: BoundToken | None) -> BoundToken | None:
+        """The access token in the store, if it is another than ours and can be presented."""
+        ours = self._access_token
+        if stored is None or (ours is not None and stored.access_token == ours.access_token):
+            return None
+        self._keep(stored)
+        return self._usable(but=None)
+
+    def _new(self, old: BoundToken | None, held: Held | None) -> Calls[BoundToken]:
         with self._renewing(old) as renewal:
             try:
                 access_token: BoundToken = yield partial(self._renew, old)
-            except KeyUnusable:
-                if not renewal.lost:
+            except Exception as e:
+                lost = renewal.lost and isinstance(e, KeyUnusable)
+                used_up = renewal.refused and held is not None and held.abandoned
+                if old is None or not (lost or used_up):
                     raise
             else:
                 self._keep(access_token)
+                if held is not None:
+                    yield from self._stored(access_token, held)
                 if self._on_token is not None:
                     yield partial(self._on_token, access_token)
                 return access_token
-        return (yield from self._renewed(None))
+        return (yield from self._new(None, held))
+
+    def _stored(self, access_token: BoundToken, held: Held) -> Calls[None]:
+        self._unsaved = held.token, access_token
+        yield partial(self._doing.do, partial(held.keep, access_token))
+        self._unsaved = None
 
     @contextmanager
     def _renewing(self, old: BoundToken | None) -> Iterator[Renewal]:
@@ -214,6 +269,8 @@ class Grant:
 class BlockingGrant(Grant):
     """A grant for threads: one of them renews, the others wait for it."""
 
+    _doing = BLOCKING
+
     def __init__(
         self,
         renew: Callable[[BoundToken | None], BoundToken],
@@ -221,8 +278,9 @@ class BlockingGrant(Grant):
         token: BoundToken | None,
         on_token: Callable[[BoundToken], object] | None,
         rebind: bool,
+        store: TokenStore | None = None,
     ) -> None:
-        super().__init__(renew, token=token, on_token=on_token, rebind=rebind)
+        super().__init__(renew, token=token, on_token=on_token, rebind=rebind, store=store)
         self._lock = threading.Lock()
 
     def access_token(self, *, but: BoundToken | None = None) -> BoundToken:
@@ -304,6 +362,8 @@ def _trio_alarm() -> tuple[Callable[[], None], Callable[[], Awaitable[object]]]:
 class AsyncGrant(Grant):
     """A grant for tasks, of one event loop or several: one of them renews, the others wait."""
 
+    _doing = AWAITING
+
     def __init__(
         self,
         renew: Callable[[BoundToken | None], Awaitable[BoundToken]],
@@ -311,9 +371,10 @@ class AsyncGrant(Grant):
         token: BoundToken | None,
         on_token: Callable[[BoundToken], Awaitable[object] | object] | None,
         rebind: bool,
+        store: TokenStore | None = None,
     ) -> None:
         on_token = _awaitable(on_token) if on_token is not None else None
-        super().__init__(renew, token=token, on_token=on_token, rebind=rebind)
+        super().__init__(renew, token=token, on_token=on_token, rebind=rebind, store=store)
         self._turn = _Turn()
 
     async def access_token(self, *, but: BoundToken | None = None) -> BoundToken:

@@ -98,21 +98,24 @@ class Done:
     Attributes:
         proof: that of the last answer, None where the server isn't listed.
         refused_access_token: the server takes that access token no more (RFC 6750 section 3.1).
+        refused_grant: nor the code or the refresh token that was posted (RFC 6749 section 5.2).
         clock: the error to raise where another access token is refused too: its server's clock
             isn't the agent's.
     """
 
-    __slots__ = ("clock", "proof", "refused_access_token")
+    __slots__ = ("clock", "proof", "refused_access_token", "refused_grant")
 
     def __init__(
         self,
         proof: Proof | None,
         *,
         refused_access_token: bool = False,
+        refused_grant: bool = False,
         clock: ProofRefused | None = None,
     ) -> None:
         self.proof = proof
         self.refused_access_token = refused_access_token
+        self.refused_grant = refused_grant
         self.clock = clock
 
 
@@ -212,7 +215,12 @@ def hop(
     if clock is not None and iat_refused:
         raise clock
     expired = answer.status == 401 and "invalid_token" in refusal.errors
-    return Done(proof, refused_access_token=expired and access_token is not None, clock=clock)
+    return Done(
+        proof,
+        refused_access_token=expired and access_token is not None,
+        refused_grant="invalid_grant" in refusal.errors,
+        clock=clock,
+    )
 
 
 def _second_proof(

@@ -48,10 +48,9 @@ def leftovers(
 
 def _temporary(folder: str, *, runs: bool) -> Iterator[str]:
     from dpop_agent.agent.ledger import FILE, USES
-    from dpop_agent.agent.lines import NEW
 
     for name in (FILE, USES):
-        path = os.path.join(folder, name + NEW)
+        path = os.path.join(folder, name + paths.NEW)
         try:
             age_s = time.time() - os.lstat(path).st_mtime
         except OSError:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from dpop_agent.client.grant import Grant
     from dpop_agent.client.httpx_core.names import Library, Request, Response
+    from dpop_agent.client.stores import TokenStore
     from dpop_agent.client.token import BoundToken
 
 
@@ -95,6 +96,10 @@ class BlockingAuth(Presenting):
         on_token: gets each new one, to save it.
         rebind: refresh with the active generation. For confidential clients at servers that follow
             RFC 9449 section 5; others refuse, and a Bluesky server ends the whole session.
+        store: where it is, in place of `token`: one process at a time renews it, the others use
+            what is there then. Where a process died with a new refresh token that it hadn't stored
+            yet, the one that is there is tried once; if the server refuses it (`invalid_grant`),
+            `renew(None)` is to begin a new grant.
     """
 
     _grant: BlockingGrant
@@ -107,8 +112,11 @@ class BlockingAuth(Presenting):
         token: BoundToken | None = None,
         on_token: Callable[[BoundToken], object] | None = None,
         rebind: bool = False,
+        store: TokenStore | None = None,
     ) -> None:
-        self._grant = BlockingGrant(renew, token=token, on_token=on_token, rebind=rebind)
+        self._grant = BlockingGrant(
+            renew, token=token, on_token=on_token, rebind=rebind, store=store
+        )
 
     def sync_auth_flow(self, request: Any) -> Generator[Any, Any, None]:
         """Choose, and choose anew once; the library calls this."""
@@ -145,8 +153,9 @@ class AsyncAuth(Presenting):
         token: BoundToken | None = None,
         on_token: Callable[[BoundToken], Awaitable[object] | object] | None = None,
         rebind: bool = False,
+        store: TokenStore | None = None,
     ) -> None:
-        self._grant = AsyncGrant(renew, token=token, on_token=on_token, rebind=rebind)
+        self._grant = AsyncGrant(renew, token=token, on_token=on_token, rebind=rebind, store=store)
 
     def sync_auth_flow(self, request: Any) -> Generator[Any, Any, None]:
         """Refuse: there is nothing to await `renew` with."""
