@@ -277,9 +277,9 @@ def test_the_python_of_the_readme_runs_and_every_request_has_a_proof(
                 exec(compile(text, "README.md", "exec", dont_inherit=True), names)
         for name in ("agent", "http", "session"):
             opened.callback(names[name].close)
-        assert [len(seen.proofs) for seen in server.seen] == [1] * 5
+        assert [len(seen.proofs) for seen in server.seen] == [1] * 8
         presented = [seen.headers["Authorization"] for seen in server.seen if seen.path == "/me"]
-        assert presented == ["DPoP at-1"] * 2
+        assert presented == ["DPoP at-1"] * 3
 
 
 HTTP_CLIENTS = blocks((ROOT / "docs" / "http-clients.md").read_text())

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from dpop_agent.agent import leases
 from dpop_agent.agent.background import Background
@@ -21,7 +22,13 @@ from dpop_agent.agent.leases import MAX_LEASES, MAX_OF_ONE, Earlier
 from dpop_agent.agent.records import boottime
 from dpop_agent.client import AgentClient, AsyncAgentClient
 from dpop_agent.client.answers import SEND_BEFORE_S, Lease
-from dpop_agent.errors import AgentUnavailable, LeaseLost, LeaseUnavailable, ProtocolError
+from dpop_agent.errors import (
+    AgentUnavailable,
+    ConfigurationError,
+    LeaseLost,
+    LeaseUnavailable,
+    ProtocolError,
+)
 from tests.agent.places import until
 from tests.agent.wire import Wire, request
 from tests.unit.agent_in_process import AgentInProcess
@@ -342,6 +349,17 @@ def test_the_same_over_asyncio_and_a_cancelled_wait_takes_nothing(agent: AgentIn
                         pass
 
     asyncio.run(work())
+
+
+def test_on_trio_a_lease_is_a_typed_error_that_says_what_works(agent: AgentInProcess) -> None:
+    async def work() -> None:
+        async with AsyncAgentClient(agent.socket) as client:
+            with pytest.raises(ConfigurationError) as caught:
+                async with client.lease("a"):
+                    pass
+        assert "in a thread" in caught.value.hint
+
+    trio.run(work)
 
 
 def test_a_holder_sends_nothing_once_its_time_is_nearly_over() -> None:
