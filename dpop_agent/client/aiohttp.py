@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from dpop_agent.client.answers import Proof
     from dpop_agent.client.exchange import Calls
     from dpop_agent.client.hop import Done
+    from dpop_agent.client.stores import TokenStore
     from dpop_agent.client.token import BoundToken
 
 
@@ -93,6 +94,7 @@ class DPoPMiddleware:
         token: BoundToken | None = None,
         on_token: Callable[[BoundToken], Awaitable[object] | object] | None = None,
         rebind: bool = False,
+        store: TokenStore | None = None,
     ) -> Self:
         """The same, for requests that present an access token: make it once, and keep it.
 
@@ -109,9 +111,10 @@ class DPoPMiddleware:
             token: one from earlier.
             on_token: gets each new one, to save it.
             rebind: refresh with the active generation.
+            store: where it is, in place of `token`, if other processes have it too.
         """
         other = self._copy()
-        other._grant = AsyncGrant(renew, token=token, on_token=on_token, rebind=rebind)
+        other._grant = AsyncGrant(renew, token=token, on_token=on_token, rebind=rebind, store=store)
         return other
 
     def _copy(self) -> Self:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from dpop_agent.client.answers import Proof
     from dpop_agent.client.exchange import Calls
     from dpop_agent.client.hop import Done
+    from dpop_agent.client.stores import TokenStore
     from dpop_agent.client.sync import AgentClient
     from dpop_agent.client.token import BoundToken
 
@@ -161,6 +162,7 @@ class DPoPAuth(AuthBase):
         on_token: gets each new one, to save it.
         rebind: refresh with the active generation. For confidential clients at servers that follow
             RFC 9449 section 5; others refuse, and a Bluesky server ends the whole session.
+        store: where it is, in place of `token`, if other processes have it too.
     """
 
     def __init__(
@@ -170,8 +172,11 @@ class DPoPAuth(AuthBase):
         token: BoundToken | None = None,
         on_token: Callable[[BoundToken], object] | None = None,
         rebind: bool = False,
+        store: TokenStore | None = None,
     ) -> None:
-        self._grant = BlockingGrant(renew, token=token, on_token=on_token, rebind=rebind)
+        self._grant = BlockingGrant(
+            renew, token=token, on_token=on_token, rebind=rebind, store=store
+        )
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         return _name(request, self._grant)

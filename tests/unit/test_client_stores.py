@@ -16,8 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
 import pytest
+import requests
 import trio
 
 from dpop_agent import paths
@@ -27,11 +29,14 @@ from dpop_agent.client import (
     AsyncDPoPAuth,
     AsyncDPoPTransport,
     BoundToken,
+    DPoPAdapter,
     DPoPAuth,
     DPoPTransport,
     TokenStore,
 )
+from dpop_agent.client import requests as dpop_requests
 from dpop_agent.client import stores as module
+from dpop_agent.client.aiohttp import DPoPMiddleware
 from dpop_agent.errors import ConfigurationError, NotDurable, Timeout
 from tests.unit.fake_agent import JKT, FakeAgent
 from tests.unit.fake_server import FakeServer, Reply, Seen
@@ -550,6 +555,69 @@ def test_a_renewal_that_is_cancelled_is_an_abandoned_one(
 
     with FakeServer(server_of) as server:
         asyncio.run(work(server.origin))
+
+
+# Over the other libraries
+
+
+def me_by_requests(agent: FakeAgent, origin: str, store: TokenStore) -> tuple[int, list[Any]]:
+    renewals: list[Any] = []
+
+    def renew(old: BoundToken | None) -> BoundToken:
+        renewals.append(old)
+        said = (old.refresh_token or "") if old else ""
+        response: Any = session.post(f"{origin}/token", data=said, auth=("id", "secret"))
+        response.raise_for_status()
+        return BoundToken.from_response(response.json(), jkt=response.dpop.jkt)
+
+    with AgentClient(agent.path) as client, requests.Session() as session:
+        session.mount(origin, DPoPAdapter(client, origins=[origin]))
+        auth = dpop_requests.DPoPAuth(renew, store=store)
+        return session.get(f"{origin}/me", auth=auth).status_code, renewals
+
+
+def me_by_aiohttp(agent: FakeAgent, origin: str, store: TokenStore) -> tuple[int, list[Any]]:
+    renewals: list[Any] = []
+
+    async def ask() -> int:
+        async with AsyncAgentClient(agent.path) as client, aiohttp.ClientSession() as http:
+            sign = DPoPMiddleware(client, origins=[origin])
+
+            async def renew(old: BoundToken | None) -> BoundToken:
+                renewals.append(old)
+                said = (old.refresh_token or "") if old else ""
+                response: Any = await http.post(f"{origin}/token", data=said, middlewares=[sign])
+                response.raise_for_status()
+                return BoundToken.from_response(await response.json(), jkt=response.dpop.jkt)
+
+            me = sign.presenting(renew, store=store)
+            async with http.get(f"{origin}/me", middlewares=[me]) as response:
+                return response.status
+
+    return asyncio.run(ask()), renewals
+
+
+@pytest.mark.parametrize("me_by", [me_by_requests, me_by_aiohttp])
+def test_requests_and_aiohttp_share_a_store_as_httpx_does(
+    me_by: Callable[[FakeAgent, str, TokenStore], tuple[int, list[Any]]],
+    agent: FakeAgent,
+    application: Make,
+    server_of: Server,
+    store: TokenStore,
+) -> None:
+    first = application()
+    first.me()
+    assert me_by(agent, first.origin, store) == (200, [])
+    saved = store.load()
+    server_of.expire()
+    assert me_by(agent, first.origin, store) == (200, [saved])
+    saved = store.load()
+    with store.hold() as held:  # a process that was killed before it stored what it had got
+        held.begin()
+        first._renew(held.token)
+    server_of.expire()
+    assert me_by(agent, first.origin, store) == (200, [saved, None])
+    assert (server_of.logins, server_of.reuses) == (2, 1)
 
 
 # The keychain's names
