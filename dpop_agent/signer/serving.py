@@ -345,12 +345,15 @@ def _answer_frames(channel: socket.socket, signer: _Signer) -> None:
             authority.serve(readable)
             if channel in readable:
                 break
-        data = channel.recv(65536)
+        try:
+            data = channel.recv(65536, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            data, sent = channel.recv(65536), 0
         if not data:
             return
         requests = list(frames.feed(data))
         # Half of what the agent has here at once: it has something to do with the answers to
-        # those while the others are signed.
+        # those while the others are signed. What was sent last counts where more was there then.
         size = max(1, (sent + len(requests)) // 2)
         for begin in range(0, len(requests), size):
             answers = []
