@@ -73,7 +73,7 @@ FINISH_S = 3.0
 PART_S = 1.0
 """Seconds at the end for clients to read their answers."""
 
-PLACE_LOOK_S = 0.5
+PLACE_LOOK_S = 1.0
 """Seconds between looks whether sockets and terminal are still there."""
 
 PLACE_TRIES = 3
