@@ -111,7 +111,9 @@ class Key:
         way = self._way_for(alg)
         signature = self._signed(way, way.digest(data))
         # Once for each key and process: a module that signs with another key is found out.
-        self._check(way, alg, data, signature, whole=self._checks_each or not self._verified)
+        whole = self._checks_each or not self._verified
+        if whole or len(signature) != way.size:
+            self._check(way, alg, data, signature, whole=whole)
         return bytes(signature)
 
     def self_test(self, alg: Algorithm) -> bool:

@@ -114,8 +114,8 @@ class Signing:
             PKCS11Error
         """
         wanted = _wanted(mechanism, mechanism_param)
-        code = self._functions.C_SignInit(self._session, ctypes.byref(wanted), self._key)
-        _require_ok(code)
+        if code := self._functions.C_SignInit(self._session, ctypes.byref(wanted), self._key):
+            raise _error(code)
         try:
             yield
         except BaseException:
@@ -141,7 +141,8 @@ class Signing:
         wanted_at, signed = ctypes.byref(_wanted(mechanism, mechanism_param)), self._signer(room)
 
         def signature(data: bytes) -> bytes:
-            _require_ok(init(session, wanted_at, key))
+            if code := init(session, wanted_at, key):
+                raise _error(code)
             return signed(data)
 
         return signature
@@ -162,7 +163,8 @@ class Signing:
 
         def signed(data: bytes) -> bytes:
             size.value = room
-            _require_ok(sign(session, data, len(data), buffer, size_at))
+            if code := sign(session, data, len(data), buffer, size_at):
+                raise _error(code)
             return view[: size.value].tobytes()  # no more than there is, whatever the module says
 
         return signed
@@ -177,8 +179,6 @@ def _wanted(mechanism: int, mechanism_param: tuple[int, int, int] | None) -> _Me
     return wanted
 
 
-def _require_ok(code: int) -> None:
-    if code in _ERRORS:
-        raise _ERRORS[code]
-    if code:
-        raise PKCS11Error(f"Unmapped error code {code:#x}")
+def _error(code: int) -> PKCS11Error:
+    error = _ERRORS.get(code)
+    return PKCS11Error(f"Unmapped error code {code:#x}") if error is None else error()
