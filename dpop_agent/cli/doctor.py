@@ -117,6 +117,10 @@ def _stores(
     from dpop_agent.cli.checks.finding import OK, Finding
 
     shown = {} if status is None else {store["store"]: store for store in status["stores"]}
+    # First: once another program selected a card, as the look does, it wants its PIN anew.
+    opened = {
+        name: running.opened(its, socket) for name, its in shown.items() if its["state"] == "ready"
+    }
     for store in () if config is None else config.stores.values():
         its = shown.get(store.name)
         found, place = setup.store(
@@ -128,8 +132,10 @@ def _stores(
         if place is not None:
             yield Finding(f"stores.{store.name}", OK, place)
         yield from found
-        if its is not None:
-            yield from running.store(its, dict(store.env), socket, is_there=place is not None)
+        if store.name in opened:
+            yield from opened[store.name]
+        elif its is not None:
+            yield from running.closed(its, dict(store.env), is_there=place is not None)
 
 
 def _names(config: Config | None, status: Status | None) -> set[str] | None:

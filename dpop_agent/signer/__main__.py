@@ -7,6 +7,7 @@ tokens as JSON instead, and `--pin-file PATH` tells as JSON what is wrong with t
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 
@@ -16,11 +17,16 @@ from dpop_agent.hardening import harden
 
 
 def _list_tokens(*module: str) -> int:
+    from dpop_agent.signer.pkcs11 import pcsc
     from dpop_agent.signer.pkcs11.discovery import tokens
     from dpop_agent.signer.pkcs11.module import Module
 
     try:
         print(json.dumps(tokens(Module(*module), paths.state_folder())), flush=True)
+        if pcsc.is_used():
+            # Without C_Finalize, in which libykcs11 resets the card: an agent that has it open
+            # would lose the PIN that somebody typed. pcscd leaves the card as it is.
+            os._exit(0)
     except DPoPAgentError as e:
         print(e, file=sys.stderr)
         return 1

@@ -1053,6 +1053,20 @@ def test_a_typed_pin_outlives_another_programs_use_of_the_card_but_no_reset(
     assert yubikey.card.tries == PIN_TRIES
 
 
+def test_a_typed_pin_outlives_doctor_and_each_check_of_the_configuration(
+    prompting: Agent, yubikey: YubiKey
+) -> None:
+    with Authorizing(prompting.admin_socket, yubikey) as wire:
+        jkt = wire.make("shop")["jkt"]
+        done = prompting.run("doctor", check=True)
+        assert "open, and shop@1 signs (self-test)" in done.stdout
+        assert prove(wire, key="shop") == jkt
+        for words in (["config", "check"], ["config", "set", "agent.lock_after", "9h"], ["doctor"]):
+            prompting.run(*words, check=True)
+            assert prove(wire, key="shop") == jkt
+    assert yubikey.card.tries == PIN_TRIES
+
+
 def test_a_released_card_that_others_hold_for_long_keeps_the_pin_that_was_typed(
     yubikey: YubiKey, make_agent: Callable[..., Agent]
 ) -> None:

@@ -142,25 +142,32 @@ def configured(status: Status, found: Config | None, path: str) -> list[Finding]
     return []
 
 
-def store(
-    shown: dict[str, Any], env: dict[str, str], path: str, *, is_there: bool
-) -> Iterator[Finding]:
-    """A store as the agent has it, and a self-test of one that is open.
+def opened(shown: dict[str, Any], path: str) -> list[Finding]:
+    """A self-test of a store that the agent has open, and what is wrong with it all the same.
+
+    Args:
+        shown: it, as `status` has it.
+        path: `agent.sock`.
+    """
+    found = [_tested(shown["store"], path)]
+    if shown.get("signers_reason"):
+        what = f"fewer signers than {shown['signers']}: {shown['signers_reason']}"
+        mend = shown["signers_hint"] or ""
+        found.append(Finding(f"stores.{shown['store']}", WARNING, what, mend))
+    return found
+
+
+def closed(shown: dict[str, Any], env: dict[str, str], *, is_there: bool) -> Iterator[Finding]:
+    """Why the agent doesn't have a store open.
 
     Args:
         shown: it, as `status` has it.
         env: what its configuration gives its signer.
-        path: `agent.sock`.
         is_there: its place was found, by this command.
     """
     name, state = shown["store"], shown["state"]
     check = f"stores.{name}"
-    if state == "ready":
-        yield _tested(name, path)
-        if shown.get("signers_reason"):
-            what = f"fewer signers than {shown['signers']}: {shown['signers_reason']}"
-            yield Finding(check, WARNING, what, shown["signers_hint"] or "")
-    elif state == "starting":
+    if state == "starting":
         yield Finding(check, WARNING, "it is being opened", "wait, then again: dpop-agent doctor")
     elif state == "locked":
         yield Finding(check, WARNING, f"{shown['reason']}", shown["hint"] or "")

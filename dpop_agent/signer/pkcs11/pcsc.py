@@ -12,6 +12,7 @@ _SYSTEM_SCOPE = 2
 _STATE_PRESENT, _STATE_EXCLUSIVE = 0x20, 0x80
 _COUNTER_BITS = 16
 _MAX_NAMES = 4096
+_IF_LOADED = ctypes.DEFAULT_MODE | os.RTLD_NOLOAD
 
 
 class _ReaderState(ctypes.Structure):
@@ -31,13 +32,21 @@ def held_by_another(readers: str) -> bool:
     return any(event & both == both for name, event in _events() if name.startswith(readers))
 
 
+def is_used() -> bool:
+    """Whether a module in this process talks to PC/SC."""
+    try:
+        ctypes.CDLL("libpcsclite.so.1", mode=_IF_LOADED)
+    except OSError:
+        return False
+    return True
+
+
 def insertions() -> frozenset[tuple[str, int]]:
     """Which readers there are, and how many times a card came or went in each.
 
     None where this process uses no PC/SC anyway: asking would start its daemon.
     """
-    mode = ctypes.DEFAULT_MODE | os.RTLD_NOLOAD
-    return frozenset((name, event >> _COUNTER_BITS) for name, event in _events(mode))
+    return frozenset((name, event >> _COUNTER_BITS) for name, event in _events(_IF_LOADED))
 
 
 def _events(mode: int = ctypes.DEFAULT_MODE) -> list[tuple[str, int]]:
