@@ -674,7 +674,8 @@ class _Reader:
     def _number(self, where: str, value: object, least: int, most: int) -> int:
         if not isinstance(value, int) or isinstance(value, bool):
             self._refuse(
-                f"{where} has to be a number, not {_kind(value)}", "write it without quotes"
+                f"{where} has to be a number, not {_kind(value)}",
+                f"use a number from {least} to {most}, without quotes",
             )
         if not least <= value <= most:
             self._refuse(f"{where} is {value}", f"use a number from {least} to {most}")

@@ -129,9 +129,10 @@ class Inventory:
         ]
         if self.unknown[store] and self.unknown[store] != before:
             log.info(
-                "store %s has %d private keys that the ledger doesn't list, left alone%s",
+                "store %s has %d private key%s that the ledger doesn't list, left alone%s",
                 store,
                 len(self.unknown[store]),
+                "" if len(self.unknown[store]) == 1 else "s",
                 "; if the ledger was lost: dpop-agent key adopt --all"
                 if any(named_by(found["label"]) for found in self.unknown[store])
                 else "",

@@ -158,7 +158,7 @@ def parsed(
 
     def must(text: bytes) -> None:
         if take(b"") != text:
-            raise ValueError(f"line {position} isn't {text.decode('ascii')}")
+            raise ValueError(f"line {position} isn't {text.decode('ascii') or 'empty'}")
 
     def members(text: bytes) -> dict[str, Any]:
         try:

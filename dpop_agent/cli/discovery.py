@@ -62,6 +62,8 @@ def variables_of(module: str) -> tuple[str, ...]:
 ALONE = "have the module show one of them alone: unplug the others, or see its settings"
 """What to do about PKCS#11 tokens that look the same."""
 
+_MAKE_ONE = "plug one in, or make one with its vendor's tool (for SoftHSM2 see the README)"
+
 _PIV = "piv_"
 """OpenSC's manufacturer of PIV cards, whose label changes with the first certificate."""
 
@@ -160,17 +162,19 @@ def look(module: str | None, module_args: str) -> list[tuple[str, Token]]:
         return found
     if silent and len(silent) == len(modules):
         raise next(iter(silent.values()))
-    what = f"no initialised PKCS#11 token in {', '.join(p for _, p in modules if p not in silent)}"
+    empty = [os.path.basename(p) if module is None else p for _, p in modules if p not in silent]
+    what = f"no initialised PKCS#11 token in {', '.join(empty)}"
     told = "".join(dict.fromkeys(or_variable(p, os.environ) for _, p in modules if p not in silent))
     if silent:
         raise ConfigurationError(
-            f"{what}, and no answer from {', '.join(silent)}",
-            hint=f"to see why: dpop-agent init --module {next(iter(silent))}{told}; or use the "
-            "operating system's keychain, whose keys are exportable: dpop-agent init --keychain",
+            f"{what}, and no answer from {', '.join(map(os.path.basename, silent))}",
+            hint=f"{_MAKE_ONE}{told}; to see why one doesn't answer: dpop-agent init --module "
+            f"{next(iter(silent))}; or use the operating system's keychain, whose keys are "
+            "exportable: dpop-agent init --keychain",
         )
     raise NothingHere(
         what,
-        hint="plug one in, or make one with its vendor's tool (for SoftHSM2 see the README)" + told,
+        hint=f"{_MAKE_ONE}{told}",
     )
 
 

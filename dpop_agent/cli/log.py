@@ -15,13 +15,28 @@ _STDERR = 2
 _ATOMIC = select.PIPE_BUF
 """Bytes that a pipe takes all or none of (pipe(7))."""
 
+_PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (logging.DEBUG, 7))
+"""Levels, and the journal's (sd-daemon(3))."""
+
+
+class _ForJournal(logging.Formatter):
+    """The journal has the time by itself, and takes the level from the line's beginning."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = next((p for least, p in _PRIORITIES if record.levelno >= least), 7)
+        return f"<{level}>{super().format(record)}"
+
 
 class Log(logging.Handler):
     """Writes a line where it can be written at once."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self.setFormatter(
+            _ForJournal()
+            if _is_journal(_STDERR)
+            else logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+        )
         self._encoding = sys.stderr.encoding if sys.stderr is not None else "utf-8"
         self._lost = 0
         self._descriptor = _not_blocking(_STDERR)
@@ -45,6 +60,12 @@ class Log(logging.Handler):
             if not self._poll.poll(0):
                 raise BlockingIOError
             left = left[os.write(self._descriptor, left[:_ATOMIC]) :]
+
+
+def _is_journal(descriptor: int) -> bool:
+    """Whether it leads to the journal ($JOURNAL_STREAM, systemd.exec(5))."""
+    found = os.fstat(descriptor)
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
 
 
 def _not_blocking(descriptor: int) -> int:

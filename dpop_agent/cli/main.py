@@ -185,7 +185,7 @@ def _overview() -> str:
         "Keeps DPoP keys (RFC 9449) in PKCS#11 tokens and signs proofs with them.\n\n"
         f"{verbs}\n\n"
         "dpop-agent VERB --help says more about each; --version prints the version.\n"
-        "DPOP_AGENT_SOCK, DPOP_AGENT_CONFIG and DPOP_AGENT_STATE_DIR override the default paths.\n"
+        "DPOP_AGENT_SOCK, DPOP_AGENT_CONFIG and DPOP_AGENT_STATE_DIR name other places.\n"
         "Exit status: 0 done, 1 refused or failed, 2 usage, 3 no agent there."
     )
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 
 from dpop_agent import config, paths
-from dpop_agent.cli import arguments, calls, output, unit_files, units
+from dpop_agent.cli import arguments, calls, installed, output, unit_files, units
 from dpop_agent.cli.systemctl import Systemd
 from dpop_agent.errors import AgentUnavailable, ConfigurationError, ServiceFailed
 
@@ -202,7 +203,10 @@ def _status_lines(shown: Mapping[str, Any], option: str) -> list[str]:
     if shown["lingers"] is not None:
         lines.append(f"lingers  {'yes' if shown['lingers'] else 'no: loginctl enable-linger'}")
     if shown["outdated"]:
-        lines.append("the units aren't what install would write now: dpop-agent service install")
+        discard = " --discard-changes" if shown["changed"] else ""
+        lines.append(
+            f"the units aren't what install would write now: dpop-agent service install{discard}"
+        )
     if shown["result"] not in ("", "success"):
         why = shown["reason"] or f"it ended by: {shown['result']}"
         lines.append(f"{why}; all that it said: dpop-agent service log{option}")
@@ -239,7 +243,10 @@ def _stop(args: Namespace) -> int:
             "or with: dpop-agent service start"
         ]
         return calls.answer(args, {"service": True}, lines)
-    pid = calls.admin_call("stop", {})["pid"]
+    try:
+        pid = calls.admin_call("stop", {})["pid"]
+    except AgentUnavailable as e:
+        raise AgentUnavailable(e.message, hint="there is nothing to end") from e
     _wait_for_end(pid)
     return calls.answer(
         args, {"service": False, "pid": pid}, [f"the agent has ended, process {pid}"]
@@ -282,8 +289,9 @@ def _wanted() -> dict[str, str]:
         ConfigurationError: no agent could be started by them, or not for long.
     """
     found, places = config.load(), units.users_places()
+    again = shlex.quote(installed.requirement())
     for what, path, instead in (
-        ("this program", sys.prefix, "install it elsewhere, such as: pipx install dpop-agent"),
+        ("this program", sys.prefix, f"install it elsewhere, such as: pipx install {again}"),
         ("this program", os.path.dirname(paths.__file__), "install it elsewhere"),
         ("the configuration", places.config, paths.ANOTHER_CONFIG_FILE),
         ("the state folder", places.state, paths.ANOTHER_STATE_FOLDER),

@@ -13,7 +13,7 @@ import subprocess
 import sys
 
 from dpop_agent import config, paths
-from dpop_agent.cli import calls, unit_files, units
+from dpop_agent.cli import calls, installed, unit_files, units
 from dpop_agent.cli.systemctl import Systemd
 from dpop_agent.errors import ConfigurationError, ServiceFailed
 
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
 _UNIT = os.path.join(units.SYSTEM_UNITS, units.SERVICE)
 
 _PROGRAM = "/opt/dpop-agent"
-_FOR_THE_MACHINE = (
-    f"install it for the machine: python3 -m venv {_PROGRAM} && {_PROGRAM}/bin/pip install "
-    f"{paths.APP}; then say this with {_PROGRAM}/bin/dpop-agent"
-)
-
 _Step = list[str] | tuple[str, str] | str
 """A command's words, a file's path and text, or a line for a shell."""
 
@@ -94,10 +89,7 @@ def _steps(places: units.Places) -> list[_Step]:
     """All that root has to do, from the program's own installation on where it isn't root's."""
     steps: list[_Step] = []
     if not _is_machines(os.path.dirname(paths.__file__)):
-        steps += [
-            ["python3", "-m", "venv", _PROGRAM],
-            [f"{_PROGRAM}/bin/pip", "install", paths.APP],
-        ]
+        steps += _program()
         places.python = f"{_PROGRAM}/bin/python"
     try:
         found = config.load(places.config)
@@ -113,6 +105,14 @@ def _steps(places: units.Places) -> list[_Step]:
     return [*steps, _RELOAD, _ENABLE]
 
 
+def _program() -> list[list[str]]:
+    """What installs this program where root alone can change it."""
+    return [
+        ["python3", "-m", "venv", _PROGRAM],
+        [f"{_PROGRAM}/bin/pip", "install", installed.requirement()],
+    ]
+
+
 def _configuration(places: units.Places) -> config.Config:
     try:
         return config.load(places.config)
@@ -126,12 +126,16 @@ def _configuration(places: units.Places) -> config.Config:
 
 def _require_roots(places: units.Places) -> None:
     """Refuse a program that others than root can change, or that is in somebody's home."""
+    instead = (
+        f"install it for the machine: {' && '.join(map(shlex.join, _program()))}; then say this "
+        f"with {_PROGRAM}/bin/dpop-agent"
+    )
     for path in (places.python, os.path.dirname(paths.__file__)):
-        paths.check_only_ours(path, "the program", instead=_FOR_THE_MACHINE)
+        paths.check_only_ours(path, "the program", instead=instead)
         if not _is_machines(path):
             raise ConfigurationError(
                 f"the program is in a place that isn't the machine's: {os.path.realpath(path)}",
-                hint=_FOR_THE_MACHINE,
+                hint=instead,
             )
 
 

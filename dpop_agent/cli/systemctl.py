@@ -19,6 +19,12 @@ _BOOTED = "/run/systemd/system"
 _BUS = "Failed to connect to "
 """How systemctl begins where there is nobody to ask: `bus: No medium found`, and others."""
 
+NO_PROGRAM = "203"
+"""ExecMainStatus where what a unit starts isn't there, or can't be started (systemd.exec(5))."""
+
+GONE = "its program isn't where it was when the service was installed"
+INSTALL = "dpop-agent service install"
+
 
 ANSWER_S = 15.0
 """Seconds in which it says how a unit is; where it can't, systemctl would wait for minutes."""
@@ -63,10 +69,14 @@ class Systemd:
         try:
             self.do(verb, service)
         except ServiceFailed:
-            why = self.show(service, "StatusText")["StatusText"]
+            shown = self.show(service, "StatusText", "ExecMainStatus")
+            why, option = shown["StatusText"], " --system" if self._system else ""
+            if shown["ExecMainStatus"] == NO_PROGRAM:
+                raise ServiceFailed(
+                    f"the service doesn't start: {GONE}", hint=f"{INSTALL}{option}"
+                ) from None
             if not why:
                 raise
-            option = " --system" if self._system else ""
             raise ServiceFailed(
                 f"the service doesn't start: {why}",
                 hint=f"correct that, then: dpop-agent service start{option}",

@@ -183,4 +183,5 @@ def test_stop_ends_the_agent_in_order_and_another_can_start_at_once(
             agent.start()
         assert agent.run("proof", "GET", "https://api.example.com/").returncode == 0
         agent.run("stop", check=True)
-        assert agent.run("stop").returncode == 3
+        again = agent.run("stop")
+        assert (again.returncode, "; there is nothing to end\n" in again.stderr) == (3, True)

@@ -265,7 +265,9 @@ def test_a_unit_of_an_older_version_is_replaced(installed: UserManager) -> None:
 def test_a_unit_that_was_changed_by_hand_is_kept(installed: UserManager) -> None:
     changed = installed.read(f"{UNITS}/{SERVICE}") + "\n[Service]\nNice=3\n"
     installed.write(f"{UNITS}/{SERVICE}", changed)
-    assert "changed by hand" in installed.agent("service", "status").stdout
+    shown = installed.agent("service", "status").stdout
+    assert "changed by hand" in shown
+    assert "dpop-agent service install --discard-changes" in shown
     for verb in ("install", "uninstall"):
         done = installed.agent("service", verb, check=False)
         assert done.returncode == 1
@@ -440,8 +442,33 @@ def test_a_service_that_doesnt_start_says_why_and_starts_once_that_is_mended(
     assert installed.agent("status").returncode == 0
 
 
-def test_the_log_has_what_the_agent_said(installed: UserManager) -> None:
-    until(lambda: f"serving {AGENT_SOCK}" in installed.agent("service", "log").stdout)
+def test_the_log_has_what_the_agent_said_at_its_level_and_with_one_time(
+    installed: UserManager,
+) -> None:
+    until(lambda: f"]: serving {AGENT_SOCK}" in installed.agent("service", "log").stdout)
+    listed = installed.agent("service", "log", "--json").stdout.splitlines()
+    served = [line for line in map(json.loads, listed) if line["MESSAGE"].startswith("serving ")]
+    assert {line["PRIORITY"] for line in served} == {"6"}
+
+
+def test_a_service_whose_program_went_is_told_with_what_installs_it_anew(
+    installed: UserManager,
+) -> None:
+    installed.run("mv", f"{HOME}/venv", f"{HOME}/moved")
+    other = installed.read(f"{HOME}/moved/bin/dpop-agent").replace("/venv/", "/moved/")
+    installed.write(f"{HOME}/moved/bin/other", other, "700")
+    try:
+        done = installed.run(f"{HOME}/moved/bin/other", "service", "restart", check=False)
+        assert "its program isn't where it was when the service was installed" in done.stderr
+        told = installed.run(f"{HOME}/moved/bin/other", "doctor", check=False).stdout
+        assert "its program isn't where it was" in " ".join(told.split())
+        for shown in (done.stderr, told):
+            assert "dpop-agent service install" in shown
+        installed.run(f"{HOME}/moved/bin/other", "service", "install")
+        assert installed.run(f"{HOME}/moved/bin/other", "status").returncode == 0
+    finally:
+        installed.run("mv", f"{HOME}/moved", f"{HOME}/venv")
+        installed.agent("service", "install")
 
 
 def test_what_is_printed_is_what_is_installed(user: UserManager) -> None:

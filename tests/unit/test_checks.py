@@ -47,6 +47,13 @@ class TestService:
             ("loaded inactive success", "active", OK, "is inactive", ""),
             ("loaded inactive success", "inactive", WARNING, "doesn't run", "service start"),
             ("loaded failed exit-code", "active", WRONG, "failed: exit-code", "service start"),
+            (
+                "loaded failed exit-code 203",
+                "failed",
+                WRONG,
+                "its program isn't",
+                "service install",
+            ),
             ("loaded inactive success", "failed", WRONG, ".socket failed", "service start"),
             ("bad-setting inactive success", "inactive", WRONG, "(bad-setting)", "--user cat"),
         ],
@@ -60,10 +67,11 @@ class TestService:
         says: str,
         command: str,
     ) -> None:
-        loaded, active, result = shown.split()
+        loaded, active, result, *status = shown.split()
         systemctl(
             f'case "$*" in *.socket) echo ActiveState={socket};; *) '
-            f"printf '%s\\n' LoadState={loaded} ActiveState={active} Result={result};; esac"
+            f"printf '%s\\n' LoadState={loaded} ActiveState={active} Result={result} "
+            f"ExecMainStatus={''.join(status) or 0};; esac"
         )
         (found,) = service()
         assert (found.level, says in found.what) == (level, True), found

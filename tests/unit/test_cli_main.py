@@ -63,6 +63,7 @@ def test_the_overview_names_every_verb(
     out = capsys.readouterr().out
     for verb in ("init", "serve", "key", "proof", "verify", "status", "config", "env"):
         assert f"\n  {verb} " in out
+    assert max(map(len, out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("words", VERBS)

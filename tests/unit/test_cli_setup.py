@@ -537,20 +537,21 @@ type = "keychain"
         assert main(["init"]) == 0
         assert machine.config.read_text() == self.TEXT
         out = capsys.readouterr().out
-        assert f"no initialised PKCS#11 token in {module}, so it is the keychain" in out
+        assert f"no initialised PKCS#11 token in {Path(module).name}, so it is the keychain" in out
         assert "or set SOFTHSM2_CONF" in out
 
     def test_it_is_not_taken_where_a_module_fails_which_is_told(
         self, machine: Machine, capsys: Capture
     ) -> None:
         machine.keychain()
-        empty = machine.softhsm(token(initialized=False))
+        machine.softhsm(token(initialized=False))
         failed = machine.module("libykcs11.so", says="#!/bin/sh\nexit 1\n")
-        said = f"no initialised PKCS#11 token in {empty}, and no answer from {failed}"
+        said = "no initialised PKCS#11 token in libsofthsm2.so, and no answer from libykcs11.so"
         assert main(["init"]) == 1
         error = error_of(capsys)
         assert said in error
-        assert f"dpop-agent init --module {failed}, or set SOFTHSM2_CONF" in error
+        assert "make one with its vendor's tool (for SoftHSM2 see the README), or set" in error
+        assert f"dpop-agent init --module {failed}; or" in error
         assert "exportable: dpop-agent init --keychain" in error
         assert not machine.config.exists()
 

@@ -338,7 +338,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
             *("pkcs11.store", "pkcs11.slots"),
         },
         "forking": {"serving"},
-        "__main__": {"serving", "pin", "pkcs11.module", "pkcs11.discovery"},
+        "__main__": {"serving", "pin", "pkcs11.module", "pkcs11.discovery", "pkcs11.pcsc"},
     },
     "client": {
         "answers": set(),

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from dpop_agent import config
+from dpop_agent import __version__, config
 from dpop_agent.cli import main as cli
-from dpop_agent.cli import service, unit_files, units
+from dpop_agent.cli import service, system_service, unit_files, units
 from dpop_agent.errors import ConfigurationError
 
 FAILING = (  # by systemd 252, for a user
@@ -312,6 +312,31 @@ def test_what_only_root_can_do_is_printed_for_whoever_isnt(
     assert "User=dpop-agent" in unit
     assert cli.main(["service", "print", "--system"]) == 0
     assert unit in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("origin", "expected"),
+    [
+        (None, f"dpop-agent=={__version__}"),
+        ("{", f"dpop-agent=={__version__}"),
+        ('{"url": "file:///home/some%20body/dpop-agent", "dir_info": {}}', "'/home/some body/d"),
+        ('{"url": "https://example.com/a.whl", "archive_info": {}}', "https://example.com/a.whl"),
+        (
+            '{"url": "https://example.com/a", "vcs_info": {"vcs": "git", "commit_id": "0a1b"}}',
+            "git+https://example.com/a@0a1b",
+        ),
+    ],
+)
+def test_root_is_told_to_install_what_is_installed_here(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    origin: str | None,
+    expected: str,
+) -> None:
+    monkeypatch.setattr("importlib.metadata.PathDistribution.read_text", lambda *_: origin)
+    monkeypatch.setattr(system_service, "_is_machines", lambda _: False)
+    assert cli.main(["service", "print", "--system"]) == 0
+    assert f"/opt/dpop-agent/bin/pip install {expected}" in capsys.readouterr().out
 
 
 def test_the_unit_that_is_printed_for_root_is_known_as_ours(

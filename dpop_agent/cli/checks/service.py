@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dpop_agent.cli.checks.finding import OK, WARNING, WRONG, Finding
-from dpop_agent.cli.systemctl import Systemd
+from dpop_agent.cli.systemctl import GONE, INSTALL, NO_PROGRAM, Systemd
 from dpop_agent.cli.units import SERVICE, SOCKET
 from dpop_agent.errors import ServiceFailed, Timeout
 
 _START = "dpop-agent service start"
+_SHOWN = ("LoadState", "ActiveState", "Result", "StatusText", "ExecMainStatus")
 _SEE_WHY = "see why: dpop-agent service log"
 
 
@@ -15,7 +16,7 @@ def service() -> list[Finding]:
     """The user's unit, where there is a service manager to ask."""
     check, systemd = "service", Systemd(system=False)
     try:
-        shown = systemd.show(SERVICE, "LoadState", "ActiveState", "Result", "StatusText")
+        shown = systemd.show(SERVICE, *_SHOWN)
         socket = systemd.show(SOCKET, "ActiveState")["ActiveState"]
     except Timeout as e:
         return [Finding(check, WRONG, e.message, e.hint)]
@@ -27,6 +28,8 @@ def service() -> list[Finding]:
     if loaded != "loaded":
         mend = f"systemctl --user cat {SERVICE}"
         return [Finding(check, WRONG, f"systemd can't read {SERVICE} ({loaded})", mend)]
+    if state != "active" and shown["ExecMainStatus"] == NO_PROGRAM:
+        return [Finding(check, WRONG, f"{SERVICE} doesn't start: {GONE}", INSTALL)]
     for unit, its in ((SERVICE, state), (SOCKET, socket)):
         if its == "failed":
             why = shown["StatusText"] or shown["Result"]
