@@ -28,6 +28,8 @@ _PROGRAM = "/opt/dpop-agent"
 _Step = list[str] | tuple[str, str] | str
 """A command's words, a file's path and text, or a line for a shell."""
 
+_FOR_ROOT = "# to be run as root, one after the other: where one fails, correct that first"
+
 _ENABLE = ["systemctl", "enable", "--now", units.SERVICE]
 _RELOAD = ["systemctl", "daemon-reload"]
 
@@ -81,7 +83,7 @@ def uninstall(args: Namespace) -> int:
 
 def show(args: Namespace) -> int:
     """What root would have to do."""
-    script = "\n".join(["# to be run as root", *_lines(_steps(units.systems_places()))])
+    script = "\n".join([_FOR_ROOT, *_lines(_steps(units.systems_places()))])
     return calls.answer(args, {"script": script}, [script])
 
 
