@@ -679,6 +679,13 @@ def test_a_ledger_of_version_1_that_cant_be_is_refused(
     assert says in refused(folder, FILE)
 
 
+def test_what_stands_behind_the_ledgers_end_is_refused(folder: Path) -> None:
+    fill(folder, 1)
+    with (folder / FILE).open("a") as file:
+        file.write("x\n")
+    assert re.search(r"line [0-9]+ isn't empty", refused(folder, FILE))
+
+
 def test_a_member_that_appears_twice_is_refused(folder: Path) -> None:
     lay(folder, version_1())
     path = folder / FILE
