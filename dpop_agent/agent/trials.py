@@ -48,10 +48,10 @@ class _Trial:
 
     __slots__ = ("began", "call", "waiting")
 
-    def __init__(self, call: Call, began: float) -> None:
+    def __init__(self, call: Call, began: float, waiting: deque[_Waiting]) -> None:
         self.call = call
         self.began = began
-        self.waiting: deque[_Waiting] = deque()
+        self.waiting = waiting
 
 
 class Trials:
@@ -68,7 +68,9 @@ class Trials:
             if trial is None and not self._has_room(now):
                 go_on(False)
                 return
-            self._by_origin[origin] = _Trial(call, now)
+            # An agent that was stopped for so long has some whose own time is about to end.
+            waiting = deque() if trial is None else trial.waiting
+            self._by_origin[origin] = _Trial(call, now, waiting)
             go_on(True)
             return
         own_s = call.params.get("timeout_ms", SIGN_TIMEOUT_S * 1000) / 1000
@@ -82,7 +84,11 @@ class Trials:
     def _has_room(self, now: float) -> bool:
         if len(self._by_origin) < MAX_TRIALS:
             return True
-        over = [o for o, trial in self._by_origin.items() if now - trial.began >= AGAIN_S]
+        over = [
+            origin
+            for origin, trial in self._by_origin.items()
+            if now - trial.began >= AGAIN_S and not trial.waiting
+        ]
         for origin in over:
             del self._by_origin[origin]
         return bool(over)

@@ -237,6 +237,21 @@ def test_where_nobody_tells_the_others_go_on_and_later_ones_dont_wait(
 
 
 @pytest.mark.usefixtures("patient")
+def test_who_waited_while_the_agent_was_stopped_is_answered_though_another_tries_now(
+    agent: AgentInProcess, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _first, others = ask_all(agent, ask, 3)
+    soon = ask(timeout_ms=4000)
+    wait_for(agent, 3)
+    monkeypatch.setattr(trials, "AGAIN_S", 0.0)
+    assert ask().wait()["tries_nonce"]
+    assert soon.wait()["proof"]
+    with AgentClient(agent.socket) as client:
+        client.observe([{"htu": A + "/", "nonce": "n-1"}])
+    assert [other.wait()["nonce"] for other in others] == ["n-1"] * 2
+
+
+@pytest.mark.usefixtures("patient")
 def test_who_waits_is_answered_within_his_own_time(
     agent: AgentInProcess,
     ask: Ask,

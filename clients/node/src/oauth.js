@@ -18,7 +18,7 @@ const BEARER = /^bearer +(.*)$/i;
 export function customFetch(agent, options) {
   const signed = createFetch(agent, options);
   return async (input, init = {}) => {
-    const headers = headersOf(init.headers);
+    const headers = headersOf(init.headers ?? (typeof input === 'object' && 'headers' in input ? input.headers : undefined));
     const accessToken = BEARER.exec(headers.get('Authorization') ?? '')?.[1];
     if (accessToken === undefined) return signed(input, init);
     headers.delete('Authorization');

@@ -113,6 +113,24 @@ describe('a real authorization server', () => {
     assert.equal(refusals().length, 2, "and one after the agent's restart");
   });
 
+  test('an access token in a Request goes out as DPoP, or not at all', async () => {
+    const listed = await serverWith((request, answer) => answer.end());
+    const other = await serverWith((request, answer) => answer.end());
+    try {
+      const send = customFetch(client, { origins: [listed.origin] });
+      const headers = { Authorization: 'Bearer at-secret', 'X-Mine': '1' };
+      await send(new Request(`${listed.origin}/me`, { method: 'POST', body: 'a=b', headers }));
+      const [{ method, body, headers: came }] = listed.seen;
+      assert.deepEqual([method, body, came.authorization, came['x-mine']], ['POST', 'a=b', 'DPoP at-secret', '1']);
+      const error = await rejected(send(new Request(`${other.origin}/me`, { headers })));
+      assert.equal(error.type, 'configuration');
+      assert.deepEqual(other.seen, []);
+    } finally {
+      await listed.close();
+      await other.close();
+    }
+  });
+
   test('an access token goes to no server that is not listed, as DPoP or as Bearer', async () => {
     const other = await serverWith((request, answer) => answer.end());
     try {
