@@ -12,6 +12,7 @@ anew where that helps, else one with the error in it, for whoever made the call.
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import TYPE_CHECKING, Any, TypedDict
 from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
 
@@ -401,6 +402,10 @@ def _shown(response: httpx2.Response, endpoint: str) -> httpx2.Response:
         members = json_object(response.content)
     except ValueError as e:
         raise TokenNotBound(f"the token response is no JSON object: {e}") from e
+    try:
+        json.dumps(members, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as e:
+        raise TokenNotBound("the token response has what no JSON text can be made of") from e
     found = BoundToken.from_response(members, jkt=proof.jkt)
     require_access_token(found.access_token)
     members |= {"access_token": shown_access_token(found), "token_type": "Bearer"}

@@ -352,8 +352,14 @@ def test_a_refresh_token_goes_to_no_other_endpoint_and_the_sdk_logs_in_anew(
         {"access_token": "neu", "token_type": "DPoP", "cnf": {"jkt": OTHER_JKT}},
         b'{"access_token":"neu","token_type":"DPoP","token_type":"Bearer"}',
         b"neu",
+        b'{"access_token":"neu","token_type":"DPoP","scope":"\\ud800"}',
+        b'{"access_token":"neu","token_type":"DPoP","refresh_token":"\\ud800"}',
+        b'{"access_token":"neu","token_type":"DPoP","expires_in":1e999}',
     ],
-    ids=["Bearer", "no type", "no access token", "another key's", "two types", "no JSON"],
+    ids=[
+        *("Bearer", "no type", "no access token", "another key's", "two types", "no JSON"),
+        *("half a character", "half of one in a refresh token", "a number without end"),
+    ],
 )
 def test_a_token_response_that_bound_nothing_is_shown_to_nobody(
     agent: OneKey, answer: dict[str, Any] | bytes
