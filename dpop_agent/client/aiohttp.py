@@ -178,11 +178,12 @@ class _Call:
         signed_a_body: one of its hops was signed, and had a body.
     """
 
-    __slots__ = ("__weakref__", "_origin", "_traces", "signed_a_body")
+    __slots__ = ("__weakref__", "_left", "_origin", "_traces", "signed_a_body")
 
     def __init__(self, request: ClientRequest) -> None:
         self._origin = request.url.origin()
         self._traces = request._traces  # kept, so that its id is no other call's
+        self._left = False
         self.signed_a_body = False
 
     @classmethod
@@ -195,8 +196,9 @@ class _Call:
         return call
 
     def began_at(self, request: ClientRequest) -> bool:
-        """False for a redirect to another server."""
-        return request.url.origin() == self._origin
+        """False for a redirect to another server, and for whatever that one redirects to."""
+        self._left |= request.url.origin() != self._origin
+        return not self._left
 
 
 _CALLS: WeakValueDictionary[int, _Call] = WeakValueDictionary()

@@ -89,7 +89,7 @@ class _Named(_Ours):
 
 
 class _NamedFor:
-    """A request's hook that does nothing: what was named for it, and for the server that it is to.
+    """A request's hook that only looks: what was named for it, and for the server that it is to.
 
     Attributes:
         named: what stands in its Authorization header until netrc's credentials do.
@@ -98,13 +98,15 @@ class _NamedFor:
     def __init__(self, named: _Named, url: str | None) -> None:
         self.named = named
         self._origin = _origin(url)
+        self._left = False
 
     def __call__(self, response: requests.Response, **_: Any) -> None:
-        pass
+        self._left = not self.is_for(response.request)
 
     def is_for(self, request: requests.PreparedRequest) -> bool:
-        """False for a redirect to another server."""
-        return _origin(request.url) == self._origin
+        """False for a redirect to another server, and for whatever that one redirects to."""
+        begins = request.headers.get("Authorization") is self.named
+        return _origin(request.url) == self._origin and (begins or not self._left)
 
 
 def _name(

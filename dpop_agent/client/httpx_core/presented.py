@@ -30,7 +30,7 @@ class Presented:
         done: what came of presenting it.
     """
 
-    __slots__ = ("_origin", "access_token", "done", "grant", "taken")
+    __slots__ = ("_left", "_origin", "access_token", "done", "grant", "taken")
 
     def __init__(self, grant: Grant, access_token: BoundToken, request: Request) -> None:
         self.grant = grant
@@ -38,10 +38,12 @@ class Presented:
         self.taken = False
         self.done: Done | None = None
         self._origin = _origin(request)
+        self._left = False
 
     def is_for(self, request: Request) -> bool:
-        """False for a redirect to another server."""
-        return _origin(request) == self._origin
+        """False for a redirect to another server, and for whatever that one redirects to."""
+        self._left |= _origin(request) != self._origin
+        return not self._left
 
     def require_transport(self) -> None:
         """Refuse a request that no DPoPTransport has: nobody would sign it.

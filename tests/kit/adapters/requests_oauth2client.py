@@ -105,6 +105,7 @@ class RequestsOAuth2Client(BlockingAdapter):
                 "a_303_to_an_unlisted_origin_carries_nothing",
                 "a_redirect_to_an_unlisted_origin_carries_no_access_token_and_no_proof",
                 "a_redirect_to_another_listed_origin_carries_no_access_token",
+                "a_redirect_back_from_another_server_brings_no_access_token_along",
                 "a_challenge_behind_a_redirect_is_answered",
                 "a_challenge_before_a_redirect_is_answered",
             ),
