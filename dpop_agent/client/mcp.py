@@ -196,7 +196,10 @@ class McpDPoPTransport(AsyncDPoPTransport):
                 return await self._answer_to_refused(request, self._refusals.error(handle))
             if (access_token := access_token_of(handle)) is not None:
                 return await self._answer_to_access_token(request, access_token)
-        response = await self._sent_unsigned(request)
+        try:
+            response = await self._sent_unsigned(request)
+        except DPoPAgentError as e:
+            return _error(e)
         if request.method == "GET" and self._origins.expects(str(request.url)):
             response = await self._metadata(request, response)
         return await self._before_login(request, response)
@@ -220,6 +223,8 @@ class McpDPoPTransport(AsyncDPoPTransport):
             headers["Authorization"] = f"DPoP {access_token.access_token}"
             signed = _changed(request, headers, stream=request.stream, jkt=access_token.jkt)
             response = await super().handle_async_request(signed)
+            # A redirect has them: no other transport reads the body then.
+            request.stream, request.extensions = signed.stream, signed.extensions
         except DPoPAgentError as e:
             helps = isinstance(e, KeyUnusable) and await self._login_helps(e, access_token.jkt)
             return await self._challenge(request) if helps else _error(e)

@@ -178,11 +178,13 @@ class Server:
 
     Attributes:
         closed: how often it was, as a transport.
+        moved: where a URL is redirected to.
     """
 
     def __init__(self) -> None:
         self.seen: list[httpx2.Request] = []
         self.closed = 0
+        self.moved: dict[str, str] = {}
         self.token_response: dict[str, Any] | bytes = {
             "access_token": "neu",
             "token_type": "DPoP",
@@ -193,6 +195,8 @@ class Server:
     def __call__(self, request: httpx2.Request) -> httpx2.Response:
         self.seen.append(request)
         url = str(request.url)
+        if url in self.moved:
+            return httpx2.Response(307, headers={"Location": self.moved[url]})
         if url == RESOURCE[0]:
             return httpx2.Response(200, json=NAMES_AS)
         if url == METADATA:
@@ -284,6 +288,37 @@ def test_everything_else_goes_out_unsigned_as_it_came(agent: OneKey, url: str) -
     assert not any("DPoP" in seen.headers for seen in server.seen)
     assert server.seen[2].headers["Authorization"] == "Bearer plain"
     assert agent.proofs == []
+
+
+@pytest.mark.parametrize("place", ["https://other.example/", f"{AS}/x"])
+def test_a_redirect_carries_the_body_of_a_signed_request_to_no_other_server(
+    agent: OneKey, place: str
+) -> None:
+    server = Server()
+    server.moved[URL] = place
+
+    async def scenario(http: httpx2.AsyncClient, ours: McpDPoPTransport) -> None:
+        http.follow_redirects = True
+        told = await http.post(URL, json={"secret": 1}, headers=bearer(ACCESS))
+        assert error_of(told) == "configuration"
+
+    run(agent, server, scenario)
+    assert all(seen.url == URL or seen.content == b"" for seen in server.seen)
+
+
+def test_a_redirect_within_a_server_carries_body_and_access_token(agent: OneKey) -> None:
+    server = Server()
+    server.moved[URL] = f"{MCP}/moved"
+
+    async def scenario(http: httpx2.AsyncClient, ours: McpDPoPTransport) -> None:
+        http.follow_redirects = True
+        for _ in range(2):
+            answer = await http.post(URL, json={"a": 1}, headers=bearer(ACCESS))
+            assert answer.status_code == 200
+
+    run(agent, server, scenario)
+    assert [seen.content for seen in server.seen] == [b'{"a":1}'] * 4
+    assert {seen.headers["Authorization"] for seen in server.seen} == {"DPoP geheim"}
 
 
 @pytest.mark.parametrize("url", [f"{AS}/userinfo", "https://other.example/"])
