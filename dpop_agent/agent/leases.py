@@ -180,6 +180,7 @@ class Leases:
         self._of: Counter[Flow] = Counter()
         self._waiting = 0
         self._ended: OrderedDict[str, str] = OrderedDict()
+        self._of_others = "abandoned" if earlier.left_s else "none"
         self._fence = 0
         self._starting: asyncio.TimerHandle | None = None
 
@@ -296,7 +297,7 @@ class Leases:
             {
                 "lease": lease.id,
                 "fence": self._fence,
-                "previous": self._ended.get(name, "abandoned" if self._earlier.left_s else "none"),
+                "previous": self._ended.get(name, self._of_others),
                 "waited": waiting.waited,
                 "lasts_ms": int(LEASE_S * 1000),
             }
@@ -314,7 +315,9 @@ class Leases:
         self._ended[lease.name] = how
         self._ended.move_to_end(lease.name)
         if len(self._ended) > MAX_ENDED:
-            self._ended.popitem(last=False)
+            _, forgotten = self._ended.popitem(last=False)
+            if forgotten == "abandoned":
+                self._of_others = forgotten  # it may be any
         self._names[lease.name].held = None
         self._next(lease.name)
 

@@ -120,6 +120,18 @@ def test_a_lease_ends_after_its_time_and_its_release_says_so(
     assert holder.error("release", lease=lease["lease"])["type"] == "lease_lost"
 
 
+def test_who_uses_many_names_has_nobody_forget_that_one_was_abandoned(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "MAX_ENDED", 4)
+    holder, many = connect(), connect()
+    holder.result("lease", name="a")
+    holder.close()
+    for number in range(8):
+        many.result("release", lease=many.result("lease", name=f"n{number}")["lease"])
+    assert many.result("lease", name="a")["previous"] == "abandoned"
+
+
 def test_a_lease_is_released_by_its_own_connection_alone(connect: Connect) -> None:
     holder, other = connect(), connect()
     lease = holder.result("lease", name="a")["lease"]
