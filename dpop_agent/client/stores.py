@@ -403,7 +403,14 @@ class TokenStore:
         )
 
     def _write(self, token: BoundToken) -> None:
-        self._place.write(_encoded(token))
+        data = _encoded(token)
+        if len(data) > MAX_BYTES:  # nobody would read it
+            raise ConfigurationError(
+                f"the new access token and its refresh token have more than {MAX_BYTES} bytes, and "
+                f"weren't stored in {self}",
+                hint="ask the server's operator why they are so long",
+            )
+        self._place.write(data)
 
 
 def _encoded(token: BoundToken) -> bytes:

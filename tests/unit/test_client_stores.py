@@ -124,6 +124,15 @@ def test_what_isnt_an_access_token_is_refused_and_not_shown(
     assert CANARY not in f"{caught.value!r}{caught.value}{caught.value.__cause__!r}"
 
 
+def test_a_token_that_nobody_could_read_again_leaves_what_was_there(store: TokenStore) -> None:
+    before = token(1)
+    store.save(before)
+    with pytest.raises(ConfigurationError) as refused:
+        store.save(BoundToken("geheim" * 200_000, JKT))
+    assert "geheim" not in str(refused.value)
+    assert store.load() == before
+
+
 def test_no_repr_and_no_log_shows_what_is_in_it(
     store: TokenStore, caplog: pytest.LogCaptureFixture
 ) -> None:
