@@ -25,12 +25,14 @@ from dpop_agent.client import AsyncAgentClient, BoundToken, DPoPAdapter
 from dpop_agent.client.aiohttp import DPoPMiddleware
 from dpop_agent.client.requests import DPoPAuth
 from dpop_agent.client.requests_oauth2client import AgentDPoPKey, AgentDPoPToken
-from tests.agent.places import until
+from tests.agent.places import hurried, until
 from tests.processes import Agent, NodeServer
 from tests.servers.application import NATIVE, Application, over_httpx
 
 AT_ONCE = 16
 KEY = "default"
+PATIENT = "trials.TRY_S=60"
+OLD = "nonces.DOUBTFUL_S=0"  # each nonce counts as one that nobody has heard of for long
 
 
 class Grant:
@@ -342,6 +344,13 @@ def server(new_authorization_server: NodeServer) -> Server:
     return Server(new_authorization_server)
 
 
+@pytest.fixture
+def agent(request: pytest.FixtureRequest, make_agent: Callable[..., Agent]) -> Agent:
+    """Patient, since the machine may be slow; a test says what else is otherwise."""
+    settings = (PATIENT, *getattr(request, "param", ()))
+    return make_agent(preexec=hurried(*settings)).start()
+
+
 @pytest.fixture(params=LIBRARIES)
 def library(
     request: pytest.FixtureRequest, agent: Agent, new_authorization_server: NodeServer
@@ -384,8 +393,13 @@ def test_a_nonce_that_ran_out_costs_one_refusal(library: Library, server: Server
     assert len(server.refusals()) == before + 1
 
 
-@pytest.mark.parametrize("why", ["restart", "ran out"])
-def test_sixteen_requests_at_once_without_a_nonce_that_is_good_all_come_through(
+@pytest.mark.parametrize(
+    ("agent", "why"),
+    [((), "restart"), ((OLD,), "ran out")],
+    indirect=["agent"],
+    ids=["restart", "ran out"],
+)
+def test_of_sixteen_requests_at_once_without_a_nonce_that_is_good_one_is_refused(
     library: Library, server: Server, agent: Agent, why: str
 ) -> None:
     jkt = library.me()
@@ -396,8 +410,11 @@ def test_sixteen_requests_at_once_without_a_nonce_that_is_good_all_come_through(
     else:
         server.later(600)
     assert library.at_once(AT_ONCE) == [jkt] * AT_ONCE
-    # Each is refused once at the most.
-    assert 1 <= len(server.refusals()) - before <= AT_ONCE
+    refused = len(server.refusals()) - before
+    if isinstance(library, RequestsOAuth2Client):  # its requests don't wait for each other
+        assert 1 <= refused <= AT_ONCE
+    else:
+        assert refused == 1
     assert library.grant.begun == 1
 
 
