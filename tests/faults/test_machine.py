@@ -195,6 +195,7 @@ class Machine(RuleBasedStateMachine):
         self.records = Records(ledger)
         around = AroundRecords(self.records, dict=self.store)
         self.lifecycle, self.making, self.upkeep = around.lifecycle, around.making, around.upkeep
+        self.trails = around.trails
         await self.records.save(clean=False)
         await self.upkeep.reconcile("dict")
 
@@ -205,8 +206,9 @@ class Machine(RuleBasedStateMachine):
         """An operation that may be refused, and may be the agent's last."""
 
         async def fresh() -> None:
-            # Locks belong to an event loop, and each operation here has its own.
+            # Locks and timers belong to an event loop, and each operation here has its own.
             self.records._writing = asyncio.Lock()
+            self.trails._trails.clear()
             self.making._by_name.clear()
             await work()
 

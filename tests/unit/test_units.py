@@ -7,6 +7,7 @@ import plistlib
 import stat
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -333,7 +334,8 @@ def test_root_is_told_to_install_what_is_installed_here(
     origin: str | None,
     expected: str,
 ) -> None:
-    monkeypatch.setattr("importlib.metadata.PathDistribution.read_text", lambda *_: origin)
+    found = SimpleNamespace(read_text=lambda _: origin)
+    monkeypatch.setattr("dpop_agent.cli.installed.metadata.distribution", lambda _: found)
     monkeypatch.setattr(system_service, "_is_machines", lambda _: False)
     assert cli.main(["service", "print", "--system"]) == 0
     assert f"/opt/dpop-agent/bin/pip install {expected}" in capsys.readouterr().out

@@ -117,7 +117,7 @@ describe('a real authorization server', () => {
     const listed = await serverWith((request, answer) => answer.end());
     const other = await serverWith((request, answer) => answer.end());
     try {
-      const send = customFetch(client, { origins: [listed.origin] });
+      const send = customFetch(client, { origins: [listed.origin], jkt });
       const headers = { Authorization: 'Bearer at-secret', 'X-Mine': '1' };
       await send(new Request(`${listed.origin}/me`, { method: 'POST', body: 'a=b', headers }));
       const [{ method, body, headers: came }] = listed.seen;
