@@ -454,11 +454,9 @@ class Work(Generic[AnyHands]):
         """The emptiest hands that may have another frame; with an operation in them, which may
         take long, only where there are no others.
         """
-        backed_up = self._waiting.is_backed_up
-        if len(self.taking) == 1:
-            (first,) = self.taking
-            return first if first.has_room(backed_up=backed_up) else None
-        found, least = None, MAX_WINDOW
+        if len(self.taking) < 2:
+            return self._first_if_free()
+        found, least, backed_up = None, MAX_WINDOW, self._waiting.is_backed_up
         for hands in self.taking:
             count = len(hands.jobs)
             if count < least and hands.has_room(backed_up=backed_up) and not _has_operation(hands):

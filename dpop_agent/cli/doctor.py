@@ -116,16 +116,18 @@ def _stores(
     from dpop_agent.cli.checks import running, setup
     from dpop_agent.cli.checks.finding import OK, Finding
 
+    if config is None:
+        return
     shown = {} if status is None else {store["store"]: store for store in status["stores"]}
     # First: once another program selected a card, as the look does, it wants its PIN anew.
     opened = {
         name: running.opened(its, socket) for name, its in shown.items() if its["state"] == "ready"
     }
-    for store in () if config is None else config.stores.values():
+    for store in config.stores.values():
         its = shown.get(store.name)
         found, place = setup.store(
             store,
-            config.path if config is not None else "",
+            config.path,
             state_folder=state,
             state=None if its is None else its["state"],
         )

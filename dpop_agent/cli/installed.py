@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib import metadata
 from urllib.parse import unquote, urlsplit
 
 from dpop_agent import __version__, paths
@@ -13,6 +12,8 @@ def requirement() -> str:
     """What an installer is to be given for the same: a folder, a file or an address where it came
     from one (PEP 610), else its name and version.
     """
+    from importlib import metadata  # takes longer than all else that `service` imports
+
     try:
         origin = json.loads(metadata.distribution(paths.APP).read_text("direct_url.json") or "{}")
         url = str(origin.get("url", ""))

@@ -141,7 +141,7 @@ def write_unit(path: str, text: str) -> bool:
     """Write a unit with its mark, whole or not at all; whether that changed anything."""
     if read(path) == text:
         return False
-    new = f"{path}.new"
+    new = path + paths.NEW
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(paths.create(new), "w", encoding="utf-8") as file:

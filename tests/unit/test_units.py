@@ -335,7 +335,7 @@ def test_root_is_told_to_install_what_is_installed_here(
     expected: str,
 ) -> None:
     found = SimpleNamespace(read_text=lambda _: origin)
-    monkeypatch.setattr("dpop_agent.cli.installed.metadata.distribution", lambda _: found)
+    monkeypatch.setattr("importlib.metadata.distribution", lambda _: found)
     monkeypatch.setattr(system_service, "_is_machines", lambda _: False)
     assert cli.main(["service", "print", "--system"]) == 0
     assert f"/opt/dpop-agent/bin/pip install {expected}" in capsys.readouterr().out

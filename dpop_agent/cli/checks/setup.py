@@ -263,12 +263,11 @@ def _pin_source(check: str, found: config.StoreConfig) -> list[Finding]:
 
 def pin_file(check: str, path: str) -> list[Finding]:
     """What is wrong with a file that is to have a PIN."""
-    write = f"write the PIN into it: (umask 077; cat > {quote(path)})"
     try:
         info = os.stat(path)
     except OSError as e:
         what = f"the PIN file {path} can't be read: {e.strerror}"
-        return [Finding(check, WRONG, what, write)]
+        return [Finding(check, WRONG, what, _write_pin(path))]
     if not stat.S_ISREG(info.st_mode):
         return [Finding(check, WRONG, f"the PIN file {path} isn't a file", "name another")]
 
@@ -284,7 +283,7 @@ def pin_file(check: str, path: str) -> list[Finding]:
         what = f"the PIN file {path} can't be read"
         found.append(Finding(check, WRONG, what, f"chmod 600 {quote(path)}"))
     if info.st_size == 0:
-        found.append(Finding(check, WRONG, f"the PIN file {path} is empty", write))
+        found.append(Finding(check, WRONG, f"the PIN file {path} is empty", _write_pin(path)))
     return found
 
 
@@ -296,8 +295,12 @@ def _pin_in_file(check: str, path: str) -> list[Finding]:
         return [of_error(check, e)]
     if problem is None:
         return []
-    mend = f"write the PIN into it: (umask 077; cat > {quote(path)})"
-    return [Finding(check, WRONG, problem, mend)]
+    return [Finding(check, WRONG, problem, _write_pin(path))]
+
+
+def _write_pin(path: str) -> str:
+    """What to type to have the PIN in that file."""
+    return f"write the PIN into it: (umask 077; cat > {quote(path)})"
 
 
 def _credential(check: str, name: str) -> list[Finding]:

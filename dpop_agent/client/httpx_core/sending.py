@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from dpop_agent.client.hop import merged_cookies, wire_path
@@ -25,7 +26,7 @@ def target_of(request: Request) -> bytes:
     return target
 
 
-class RequestSender(Generic[AnyResponse]):
+class RequestSender(ABC, Generic[AnyResponse]):
     """One request, and what of it is the same however it is sent.
 
     Attributes:
@@ -40,16 +41,16 @@ class RequestSender(Generic[AnyResponse]):
         self._cookies = library.cookies()
         self._set_cookies: list[tuple[bytes, bytes]] = []
 
+    @abstractmethod
     def send(
         self, proof: Proof | None, access_token: str | None
-    ) -> AnyResponse | Awaitable[AnyResponse]:
-        raise NotImplementedError
+    ) -> AnyResponse | Awaitable[AnyResponse]: ...
 
-    def read(self, response: AnyResponse) -> bytes | Awaitable[bytes | None] | None:
-        raise NotImplementedError
+    @abstractmethod
+    def read(self, response: AnyResponse) -> bytes | Awaitable[bytes | None] | None: ...
 
-    def close(self, response: AnyResponse) -> object:
-        raise NotImplementedError
+    @abstractmethod
+    def close(self, response: AnyResponse) -> object: ...
 
     def answer(self, response: AnyResponse) -> Answer:
         return Answer(response.status_code, response.headers.get_list)
