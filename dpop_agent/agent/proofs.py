@@ -115,10 +115,15 @@ class Proofs:
         if "shares_nonce" in params and self._is_doubtful(choice, call):
             origin = choice.where.origin
             self._trials.take(origin, call, partial(self._go_on, call, asked, origin))
-        elif choice.is_admitted_at_once:
-            self._signers.named(choice.key.store).submit(_OwnProof(self, call, choice))
         else:
-            self._admit(partial(_OwnProof, self, call, choice), call, choice)
+            self._make(call, choice)
+
+    def _make(self, call: Call, choice: Choice, **how: Any) -> None:
+        """Have it signed, if the rules let it; `how` is for the proof."""
+        if choice.is_admitted_at_once:
+            self._signers.named(choice.key.store).submit(_OwnProof(self, call, choice, **how))
+        else:
+            self._admit(partial(_OwnProof, self, call, choice, **how), call, choice)
 
     def _is_doubtful(self, choice: Choice, call: Call) -> bool:
         """Whether nobody knows that the server takes the nonce which the proof would have."""
@@ -141,11 +146,7 @@ class Proofs:
         waited_s = monotonic() - call.began
         try:
             choice = self._choice(asked)  # keys may have changed meanwhile
-            new = partial(_OwnProof, self, call, choice, tries_nonce=tries_nonce, waited_s=waited_s)
-            if choice.is_admitted_at_once:
-                self._signers.named(choice.key.store).submit(new())
-            else:
-                self._admit(new, call, choice)
+            self._make(call, choice, tries_nonce=tries_nonce, waited_s=waited_s)
         except DPoPAgentError as e:
             call.respond(e)
 
