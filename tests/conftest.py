@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests import emulators, faulty, places
+from tests.documents import Block, Runs
 from tests.processes import Agent, Token, adopt_orphans, end_leftovers, new_token
 from tests.rows import Reached
 from tests.timing import Measured
@@ -197,3 +198,10 @@ def shared_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     agent = Agent(new_token(folder / "token").config, folder / "state")
     with agent.serving("default", "other"):
         yield agent
+
+
+@pytest.fixture
+def blocks(request: pytest.FixtureRequest) -> list[Block]:
+    """Those blocks of the documents that the test's markers `runs` name, in their order."""
+    markers = reversed([*request.node.iter_markers("runs")])
+    return [b for marker in markers for b in Runs(*marker.args, **marker.kwargs).blocks()]

@@ -7,9 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import dpop_agent
 from dpop_agent import errors, protocol
 from tests.agent.wire import Wire
+from tests.documents import Block
 from tests.processes import Agent
 
 DOCUMENT = (Path(dpop_agent.__file__).parent / "PROTOCOL.md").read_text()
@@ -32,9 +35,9 @@ NEVER_SENT = {
 }
 
 
-def examples() -> list[tuple[str, str, str]]:
+def examples(blocks: list[Block]) -> list[tuple[str, str, str]]:
     """Which socket, request, answer."""
-    lines = re.findall(r"^([→←⇒⇐]) (.*)$", DOCUMENT, re.MULTILINE)
+    lines = [line.split(" ", 1) for block in blocks for line in block.text.splitlines()]
     asked, answered = lines[::2], lines[1::2]
     assert len(asked) == len(answered)
     found = []
@@ -90,9 +93,10 @@ def agent_methods() -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-def test_every_example_is_what_the_agent_answers(agent: Agent) -> None:
+@pytest.mark.runs("dpop_agent/PROTOCOL.md")
+def test_every_example_is_what_the_agent_answers(agent: Agent, blocks: list[Block]) -> None:
     agent.create_key("default")
-    told = examples()
+    told = examples(blocks)
     assert len(told) > 8
     with Wire(agent.socket) as normal, Wire(agent.admin_socket) as admin:
         for socket, asked, answer in told:

@@ -13,13 +13,14 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from dpop_agent import config
 from dpop_agent.agent.trails import FLUSH_S
 from dpop_agent.cli import main as cli
+from tests.documents import Block, commands
 from tests.emulators import need
 from tests.newcomer import Newcomer, Shell, newcomer, wheels
 from tests.processes import ROOT, Agent
@@ -38,35 +39,6 @@ ASKED = {
 
 SERVING = {"softhsm/run": "serving until Ctrl-C", "dpop-agent serve": "admin.sock"}
 """Commands that stay in the foreground, and what each shows then."""
-
-
-class Block(NamedTuple):
-    language: str
-    text: str
-    section: str
-
-
-def blocks(document: str = README) -> list[Block]:
-    """Of a document what is code, each with the heading that it is below."""
-    found, section = [], ""
-    for heading, language, text in re.findall(
-        r"^## ([^\n]+)$|^```(\w+)\n(.*?)^```$", document, re.M | re.S
-    ):
-        section = heading or section
-        if language:
-            found.append(Block(language, text, section))
-    return found
-
-
-def commands(block: Block) -> Iterator[tuple[str, str]]:
-    """Each command, and what it shows according to the document."""
-    if block.language == "sh":
-        for line in block.text.splitlines():
-            yield line, ""
-    else:
-        for part in re.split(r"^\$ ", block.text, flags=re.M)[1:]:
-            line, _, shows = part.replace("\\\n", "").partition("\n")
-            yield line, shows
 
 
 @pytest.fixture(scope="module")
@@ -111,25 +83,26 @@ def typed_by(user: Newcomer, todo: list[Block]) -> list[Shell]:
     return terminals
 
 
-SHELL = [block for block in blocks() if block.language in ("sh", "console")]
-LOST = next(block for block in SHELL if "key adopt --all" in block.text)
-SERVICE = next(block for block in SHELL if "service install" in block.text)
-"""Typed by tests/agent/test_user_service.py, where there is a service manager."""
-
 ACTIVATE = re.search(r"^\. \S+/activate", README, re.M)
-FIRST = [block for block in SHELL if not block.section]
 
 
-def test_the_first_commands_of_the_readme_serve_a_key_from_an_empty_home(user: Newcomer) -> None:
-    _, second = typed_by(user, FIRST)
+@pytest.mark.runs("README.md", "", languages=("sh", "console"))
+def test_the_first_commands_of_the_readme_serve_a_key_from_an_empty_home(
+    user: Newcomer, blocks: list[Block]
+) -> None:
+    _, second = typed_by(user, blocks)
     assert re.search(r"default@1 +active ", second.shown)
     assert list(user.home.iterdir()) == [user.project], "nothing is left beside the project"
 
 
+@pytest.mark.runs("README.md", "With your own PKCS#11 token", languages=("sh",))
+@pytest.mark.runs("README.md", "Rotating")
+@pytest.mark.runs("README.md", "Who asked for what")
+@pytest.mark.runs("README.md", "Backups, and a lost ledger")
 def test_the_other_commands_of_the_readme_lead_from_a_new_pkcs11_token_to_a_rotated_key(
-    user: Newcomer,
+    user: Newcomer, blocks: list[Block]
 ) -> None:
-    todo = [block for block in SHELL if block.section and block not in (LOST, SERVICE)]
+    *todo, lost = blocks
     first, second = typed_by(user, todo)
     assert (user.home / ".config/dpop-agent/config.toml").stat().st_uid != 0
     assert re.search(r"soft: found PKCS#11 token 'work', serial\s+\w+", first.shown)
@@ -148,13 +121,13 @@ def test_the_other_commands_of_the_readme_lead_from_a_new_pkcs11_token_to_a_rota
     ]
     jkts = re.findall(r"jkt (\S{43})\r\n", listed)
     assert len(set(jkts)) == 3, "each whole, in 80 columns"
-    find_the_keys_of_a_lost_ledger(user)
+    find_the_keys_of_a_lost_ledger(user, lost)
     for shown in (first.shown, second.shown):
         assert PIN not in shown
         assert SO_PIN not in shown
 
 
-def find_the_keys_of_a_lost_ledger(user: Newcomer) -> None:
+def find_the_keys_of_a_lost_ledger(user: Newcomer, lost: Block) -> None:
     shutil.rmtree(user.home / ".local" / "state" / "dpop-agent")
     assert ACTIVATE
     with user.terminal() as first, user.terminal() as second:
@@ -162,7 +135,7 @@ def find_the_keys_of_a_lost_ledger(user: Newcomer) -> None:
         first.run("dpop-agent serve", asked=ASKED, serving=SERVING["dpop-agent serve"])
         for line in (ACTIVATE[0], "dpop-agent unlock"):
             second.run(line, asked=ASKED, serving=None)
-        for line, _ in commands(LOST):
+        for line, _ in commands(lost):
             second.run(line, asked=ASKED, serving=None)
         listed = second.run("dpop-agent key list", asked=ASKED, serving=None)
         assert re.findall(r"(default@\d) +(\w+)", listed) == [
@@ -173,27 +146,17 @@ def find_the_keys_of_a_lost_ledger(user: Newcomer) -> None:
         first.interrupt()
 
 
-CONTAINERS = blocks((ROOT / "docs" / "agents-in-containers.md").read_text())
-
-
+@pytest.mark.runs("docs/agents-in-containers.md")
 def test_five_commands_lead_from_nothing_to_a_confined_agent_and_the_others_work_too(
-    user: Newcomer,
+    user: Newcomer, blocks: list[Block]
 ) -> None:
     need("bubblewrap")
-    first_ones = [line for block in CONTAINERS[:2] for line, _ in commands(block)]
+    first_ones = [line for block in blocks[:2] for line, _ in commands(block)]
     assert len(first_ones) == 5
-    _, second = typed_by(user, CONTAINERS)
+    _, second = typed_by(user, blocks)
     assert re.search(r"^coder +open +api ", second.shown, re.M)
     assert "the socket coder is gone" in second.shown
     assert re.search(r"/sockets/exec-\w+/agent\.sock\r\n", second.shown)
-
-
-def test_every_shell_command_of_the_readme_is_run_by_one_of_these() -> None:
-    languages = {block.language for block in blocks()}
-    assert languages == {"sh", "console", "toml", "python"}
-    assert FIRST
-    assert FIRST != SHELL
-    assert not re.search(r"^( {4,}|\t)\$? *(dpop-agent|softhsm)", README, re.M)
 
 
 STANDS_FOR = {
@@ -239,8 +202,9 @@ def _alternatives(text: str) -> list[str]:
     return [text.replace(found[0], word) for word in found.groups()]
 
 
-def test_the_configuration_in_the_readme_is_one(tmp_path: Path) -> None:
-    (text,) = [block.text for block in blocks() if block.language == "toml"]
+@pytest.mark.runs("README.md", languages=("toml",))
+def test_the_configuration_in_the_readme_is_one(tmp_path: Path, blocks: list[Block]) -> None:
+    (text,) = [block.text for block in blocks]
     path = tmp_path / "config.toml"
     path.write_text(text)
     path.chmod(0o600)
@@ -258,8 +222,9 @@ def answer(seen: Seen) -> Reply:
     return Reply(200, b"{}", Content_Type="application/json")
 
 
+@pytest.mark.runs("README.md", languages=("python",))
 def test_the_python_of_the_readme_runs_and_every_request_has_a_proof(
-    agent: Agent, monkeypatch: pytest.MonkeyPatch
+    agent: Agent, monkeypatch: pytest.MonkeyPatch, blocks: list[Block]
 ) -> None:
     agent.create_key("default")
     monkeypatch.setenv("DPOP_AGENT_SOCK", agent.socket)
@@ -270,11 +235,10 @@ def test_the_python_of_the_readme_runs_and_every_request_has_a_proof(
             "token_endpoint": f"{server.origin}/token",
         }
         names |= {"AS": server.origin, "API": server.origin}
-        for block in blocks():
-            if block.language == "python":
-                # Where it has `...` somebody puts in what is theirs.
-                text = block.text.replace("=...", '={"grant_type": "authorization_code"}')
-                exec(compile(text, "README.md", "exec", dont_inherit=True), names)
+        for block in blocks:
+            # Where it has `...` somebody puts in what is theirs.
+            text = block.text.replace("=...", '={"grant_type": "authorization_code"}')
+            exec(compile(text, block.document, "exec", dont_inherit=True), names)
         for name in ("agent", "http", "session"):
             opened.callback(names[name].close)
         assert [len(seen.proofs) for seen in server.seen] == [1] * 8
@@ -282,30 +246,31 @@ def test_the_python_of_the_readme_runs_and_every_request_has_a_proof(
         assert presented == ["DPoP at-1"] * 3
 
 
-HTTP_CLIENTS = blocks((ROOT / "docs" / "http-clients.md").read_text())
-
-
+@pytest.mark.runs("docs/http-clients.md")
 def test_each_http_client_of_the_documents_signs_each_request(
-    agent: Agent, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    agent: Agent,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    blocks: list[Block],
 ) -> None:
     jkt = agent.create_key("default")["jkt"]
     monkeypatch.setenv("DPOP_AGENT_SOCK", agent.socket)
-    for number, block in enumerate(HTTP_CLIENTS):
+    for number, block in enumerate(blocks):
         assert block.language == "python", number
     with FakeServer(answer) as server, FakeServer(answer) as api, ExitStack() as opened:
         names: dict[str, Any] = {"ID": "i", "SECRET": "s", "AS": server.origin, "API": api.origin}
-        for block in HTTP_CLIENTS:
+        for block in blocks:
             # requests_oauth2client takes plain http as a test alone.
             text = block.text.replace("session=requests.", "testing=True, session=requests.")
-            exec(compile(text, "http-clients.md", "exec", dont_inherit=True), names)
+            exec(compile(text, block.document, "exec", dont_inherit=True), names)
         for closed in (names["client"].session, names["session"], names["agent"]):
             opened.callback(closed.close)
         for name in ("oauth", "over_httpx2"):
             opened.callback(names[name].close)
         for each in (server, api):
-            assert [len(seen.proofs) for seen in each.seen] == [1] * len(HTTP_CLIENTS)
+            assert [len(seen.proofs) for seen in each.seen] == [1] * len(blocks)
         presented = [seen.headers["Authorization"] for seen in api.seen]
-        assert presented == ["DPoP at-1"] * len(HTTP_CLIENTS)
+        assert presented == ["DPoP at-1"] * len(blocks)
     assert capsys.readouterr().out == f"200 {jkt}\n"
 
 

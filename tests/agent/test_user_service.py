@@ -11,8 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.agent.places import until
-from tests.agent.test_readme import SERVICE as README_SERVICE
-from tests.agent.test_readme import commands
+from tests.documents import Block, commands
 from tests.user_manager import HOME, PYTHON, RUNTIME, UserManager, user_manager
 
 SERVICE, SOCKET = "dpop-agent.service", "dpop-agent.socket"
@@ -69,9 +68,13 @@ def test_install_gives_a_service_that_serves_and_says_how_to_undo_it(user: UserM
     assert user.agent(*PROOF, check=False).returncode == 3
 
 
-def test_the_commands_of_the_readme_are_right_one_after_the_other(user: UserManager) -> None:
+@pytest.mark.runs("README.md", "As a service")
+def test_the_commands_of_the_readme_are_right_one_after_the_other(
+    user: UserManager, blocks: list[Block]
+) -> None:
     path = f"{HOME}/venv/bin:/usr/bin:/bin"
-    for line, _ in commands(README_SERVICE):
+    (block,) = blocks
+    for line, _ in commands(block):
         user.run("sh", "-c", line, PATH=path)
     assert not user.exists(f"{UNITS}/{SERVICE}")
 
