@@ -24,6 +24,7 @@ include_patterns = [
 ]
 myst_heading_anchors = 4
 myst_links_external_new_tab = False
+smartquotes_action = "q"  # two dashes are an option's
 html_theme = "furo"
 html_copy_source = False
 html_use_index = False

@@ -28,8 +28,11 @@ from tests.processes import ROOT
 PROSE = "text"
 """The language of what nobody types: a picture, a grammar, a part of a file."""
 
-RUN_ELSEWHERE = {"clients/node/README.md": "clients/node/test/readme.test.js"}
-"""Documents that a test in another language reads and runs, and that test's file."""
+RUN_ELSEWHERE = {
+    ("README.md", "js"): "clients/node/test/readme.test.js",
+    ("clients/node/README.md", "js"): "clients/node/test/readme.test.js",
+}
+"""Documents and languages of which a test in another language runs all blocks, and its file."""
 
 _NOT_RUN = re.compile(r"\*Not run by the tests: (\S.*)\.\*")
 

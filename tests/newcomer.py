@@ -37,6 +37,9 @@ COMMAND_S = 120.0
 
 PROMPT = "[$?]% "
 _PROMPT = re.compile(r"\[(\d+)\]% $")
+BUILD = ("hatchling", "hatch-fancy-pypi-readme")
+"""What builds the project, as pyproject.toml has it."""
+
 _PROJECT = ("LICENSE", "README.md", "dpop_agent", "pyproject.toml", "softhsm")
 _NEVER_PACKED = ("INSTALLER", "REQUESTED", "direct_url.json")
 
@@ -114,6 +117,13 @@ class Newcomer:
             self._become = ["setpriv", *ids]
             for path in (folder, *folder.rglob("*")):
                 os.chown(path, ORDINARY_UID, ORDINARY_UID, follow_symlinks=False)
+
+    def write(self, name: str, text: str) -> None:
+        """A file of the user's in the project's folder."""
+        path = self.project / name
+        path.write_text(text)
+        if os.getuid() == 0:
+            os.chown(path, ORDINARY_UID, ORDINARY_UID)
 
     def terminal(self) -> Shell:
         """A new terminal, with nothing set in it, in the project's folder."""

@@ -62,7 +62,9 @@ def variables_of(module: str) -> tuple[str, ...]:
 ALONE = "have the module show one of them alone: unplug the others, or see its settings"
 """What to do about PKCS#11 tokens that look the same."""
 
-_MAKE_ONE = "plug one in, or make one with its vendor's tool (for SoftHSM2 see the README)"
+_MAKE_ONE = (
+    "plug one in, or make one with its vendor's tool (for SoftHSM2 see docs/getting-started.md)"
+)
 
 _PIV = "piv_"
 """OpenSC's manufacturer of PIV cards, whose label changes with the first certificate."""

@@ -1,4 +1,4 @@
-"""README.md is what a newcomer can do: its commands run as they stand there, in their order."""
+"""The documents are what a newcomer can do: their commands run as they stand, in their order."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from typing import Any
 
 import pytest
 
-from dpop_agent import config
 from dpop_agent.agent.trails import FLUSH_S
 from dpop_agent.cli import main as cli
-from tests.documents import Block, commands
+from tests.documents import Block, commands, documents, parsed
 from tests.emulators import need
-from tests.newcomer import Newcomer, Shell, newcomer, wheels
+from tests.newcomer import BUILD, Newcomer, Shell, newcomer, wheels
 from tests.processes import ROOT, Agent
 from tests.unit.fake_server import FakeServer, Reply, Seen
 
-README = (ROOT / "README.md").read_text()
+DOCUMENTS = ("README.md", *(name for name in documents() if name.startswith("docs/")))
+START = (ROOT / "docs" / "getting-started.md").read_text("utf-8")
 PIN, SO_PIN = "73195", "86420"
 
 ASKED = {
@@ -46,7 +46,7 @@ def wheelhouse() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="wheels-", dir="/tmp") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        wheels(folder, "dpop-agent[httpx,requests]", "hatchling", "editables")
+        wheels(folder, "dpop-agent[httpx,requests]", *BUILD, "editables")
         yield folder
 
 
@@ -83,10 +83,10 @@ def typed_by(user: Newcomer, todo: list[Block]) -> list[Shell]:
     return terminals
 
 
-ACTIVATE = re.search(r"^\. \S+/activate", README, re.M)
+ACTIVATE = re.search(r"^\. \S+/activate", START, re.M)
 
 
-@pytest.mark.runs("README.md", "", languages=("sh", "console"))
+@pytest.mark.runs("README.md", "Try it")
 def test_the_first_commands_of_the_readme_serve_a_key_from_an_empty_home(
     user: Newcomer, blocks: list[Block]
 ) -> None:
@@ -95,14 +95,16 @@ def test_the_first_commands_of_the_readme_serve_a_key_from_an_empty_home(
     assert list(user.home.iterdir()) == [user.project], "nothing is left beside the project"
 
 
-@pytest.mark.runs("README.md", "With your own PKCS#11 token", languages=("sh",))
-@pytest.mark.runs("README.md", "Rotating")
-@pytest.mark.runs("README.md", "Who asked for what")
-@pytest.mark.runs("README.md", "Backups, and a lost ledger")
-def test_the_other_commands_of_the_readme_lead_from_a_new_pkcs11_token_to_a_rotated_key(
+@pytest.mark.runs("docs/getting-started.md")
+@pytest.mark.runs("README.md", "From the shell")
+@pytest.mark.runs("docs/rotating.md")
+@pytest.mark.runs("docs/audit.md")
+@pytest.mark.runs("docs/backups.md")
+def test_the_commands_of_the_documents_lead_from_a_new_pkcs11_token_to_a_rotated_key(
     user: Newcomer, blocks: list[Block]
 ) -> None:
     *todo, lost = blocks
+    user.write("access-token", "at-1")
     first, second = typed_by(user, todo)
     assert (user.home / ".config/dpop-agent/config.toml").stat().st_uid != 0
     assert re.search(r"soft: found PKCS#11 token 'work', serial\s+\w+", first.shown)
@@ -165,13 +167,19 @@ STANDS_FOR = {
     "TIME": "15m",
     "NAME": "default",
     "NAME@N": "default@1",
+    "K": "default",
 }
 """What the document writes where somebody puts a name of theirs."""
 
 
 def mentioned() -> list[str]:
     """The commands in the text between the blocks."""
-    text = re.sub(r"^```.*?^```$", "", README, flags=re.M | re.S)
+    text = "\n".join(
+        token.content
+        for name in DOCUMENTS
+        for token in parsed((ROOT / name).read_text("utf-8"))
+        if token.type == "inline"
+    )
     verbs = "|".join(cli._VERBS)
     found = re.findall(rf"`(?:dpop-agent )?((?:{verbs}) [^`]+)`", text)
     return sorted({" ".join(words.split()) for words in found})
@@ -182,7 +190,7 @@ def test_commands_are_mentioned_in_the_text_too() -> None:
 
 
 @pytest.mark.parametrize("text", mentioned())
-def test_a_command_that_the_readme_mentions_is_one(
+def test_a_command_that_the_documents_mention_is_one(
     capsys: pytest.CaptureFixture[str], text: str
 ) -> None:
     for one in _alternatives(text):
@@ -202,18 +210,6 @@ def _alternatives(text: str) -> list[str]:
     return [text.replace(found[0], word) for word in found.groups()]
 
 
-@pytest.mark.runs("README.md", languages=("toml",))
-def test_the_configuration_in_the_readme_is_one(tmp_path: Path, blocks: list[Block]) -> None:
-    (text,) = [block.text for block in blocks]
-    path = tmp_path / "config.toml"
-    path.write_text(text)
-    path.chmod(0o600)
-    found = config.load(str(path))
-    assert list(found.stores) == ["work", "keychain"]
-    documented = {name for name in config.AGENT if re.search(rf"^{name} = ", text, re.M)}
-    assert documented == set(config.AGENT)
-
-
 def answer(seen: Seen) -> Reply:
     """An authorization server's token endpoint, and a resource server."""
     if seen.method == "POST":
@@ -223,7 +219,31 @@ def answer(seen: Seen) -> Reply:
 
 
 @pytest.mark.runs("README.md", languages=("python",))
-def test_the_python_of_the_readme_runs_and_every_request_has_a_proof(
+def test_the_python_of_the_readme_gets_an_access_token_and_presents_it(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch, blocks: list[Block]
+) -> None:
+    (block,) = blocks
+    agent.create_key("default")
+    monkeypatch.setenv("DPOP_AGENT_SOCK", agent.socket)
+    with FakeServer(answer) as server:
+        names: dict[str, Any] = {
+            "ID": "i",
+            "SECRET": "s",
+            "AS": server.origin,
+            "API": server.origin,
+        }
+        exec(compile(block.text, block.document, "exec", dont_inherit=True), names)
+        for name in ("http", "agent"):
+            names[name].close()
+        assert [(seen.path, len(seen.proofs)) for seen in server.seen] == [
+            ("/token", 1),
+            ("/me", 1),
+        ]
+        assert server.seen[-1].headers["Authorization"] == "DPoP at-1"
+
+
+@pytest.mark.runs("docs/python.md")
+def test_the_python_of_the_documents_runs_and_every_request_has_a_proof(
     agent: Agent, monkeypatch: pytest.MonkeyPatch, blocks: list[Block]
 ) -> None:
     agent.create_key("default")

@@ -68,8 +68,8 @@ def test_install_gives_a_service_that_serves_and_says_how_to_undo_it(user: UserM
     assert user.agent(*PROOF, check=False).returncode == 3
 
 
-@pytest.mark.runs("README.md", "As a service")
-def test_the_commands_of_the_readme_are_right_one_after_the_other(
+@pytest.mark.runs("docs/service.md")
+def test_the_commands_of_the_document_are_right_one_after_the_other(
     user: UserManager, blocks: list[Block]
 ) -> None:
     path = f"{HOME}/venv/bin:/usr/bin:/bin"

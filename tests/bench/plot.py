@@ -1,4 +1,4 @@
-"""The figures of `proofs` as a picture, for the README: dark on a light ground, wherever it stands.
+"""The figures of `proofs` as a picture, for docs/speed.md: dark on a light ground, anywhere.
 
 matplotlib draws it; only `--plot` needs it.
 """

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import email
+import io
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
+import tomllib
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import pytest
+import readme_renderer.markdown
 
 from dpop_agent import __version__
-from tests.newcomer import wheels
+from tests.documents import Block, commands
+from tests.newcomer import BUILD, wheels
 from tests.processes import ROOT, Agent, Token
 from tests.user_manager import HOME, UserManager, user_manager
 
@@ -106,11 +111,35 @@ def test_the_sdist_has_all_that_it_takes_to_change_and_test_it_and_nothing_of_wh
     assert {"docs/agents-in-containers.md", "tests/run", ".ci/run", "LICENSE"} <= names
 
 
+def test_the_readme_stands_on_pypi(built: Built) -> None:
+    with zipfile.ZipFile(built.wheel) as wheel:
+        (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+        told = email.message_from_bytes(wheel.read(name))
+    assert told["Description-Content-Type"] == "text/markdown"
+    payload = told.get_payload(decode=True)
+    assert isinstance(payload, bytes)
+    warnings = io.StringIO()
+    shown = readme_renderer.markdown.render(payload.decode("utf-8"), stream=warnings, variant="GFM")
+    assert shown, warnings.getvalue()
+    links = re.findall(r"(?:href|src)=\"(?!#user-content-)([^\"]*)\"", shown)  # but headings' own
+    assert [link for link in links if not link.startswith("https://")] == []
+
+    repository = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    urls = [text.split(", ")[1] for text in told.get_all("Project-URL", [])]
+    assert urls == [*repository.values()]
+    here = f"{repository['Repository']}/blob/v{__version__}/"
+    files = {link.removeprefix(here) for link in links if link.startswith(here)}
+    assert {"SECURITY.md", "docs/index.md", "dpop_agent/PROTOCOL.md"} <= files
+    assert {file for file in files if file not in built.kept} == set()
+    assert all(link.startswith(repository["Repository"]) for link in repository.values())
+    assert not [link for link in links if "github.com/dpop-agent" in link and here not in link]
+
+
 @pytest.fixture(scope="module")
 def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What it depends on, as wheels: nothing is downloaded."""
     folder = tmp_path_factory.mktemp("wheels")
-    wheels(folder, "dpop-agent", "hatchling", "pip")
+    wheels(folder, "dpop-agent", *BUILD, "pip")
     return folder
 
 
@@ -228,6 +257,39 @@ def tool_of_uv(user: UserManager, wheel: Path) -> str:
         UV_PYTHON_DOWNLOADS="never",
     )
     return f"{HOME}/.local/share/uv/tools/dpop-agent/bin/python"
+
+
+@pytest.mark.runs("README.md", "Install it")
+def test_the_commands_of_the_readme_install_a_service_that_signs(
+    built: Built, wheelhouse: Path, blocks: list[Block]
+) -> None:
+    (block,) = blocks
+    with user_manager() as user, tempfile.TemporaryDirectory(dir="/tmp") as name:
+        everybodys = Path(name)
+        everybodys.chmod(0o755)
+        for wheel in (built.wheel, *wheelhouse.iterdir()):
+            shutil.copy(wheel, everybodys)
+        user.run("rm", f"{HOME}/.config/dpop-agent/config.toml")
+        user.write(f"{HOME}/bin/pipx", PIPX, "700")
+        user.env |= {
+            "PATH": f"{HOME}/bin:{HOME}/.local/bin:/usr/bin:/bin",
+            "PIP_FIND_LINKS": name,
+            "PIP_NO_INDEX": "1",
+            "SOFTHSM2_CONF": f"{HOME}/token/softhsm2.conf",
+        }
+        for line, _ in commands(block):
+            user.run("sh", "-c", line)
+            if line.startswith("dpop-agent init"):  # nobody is here to type the PIN
+                setting = ("stores.soft.pin_source", f"file:{HOME}/token/pin")
+                user.run(f"{HOME}/.local/bin/dpop-agent", "config", "set", *setting)
+        proof = user.run(f"{HOME}/.local/bin/dpop-agent", "proof", "GET", URL).stdout
+        assert proof.startswith("ey")
+
+
+PIPX = """\
+#!/bin/sh
+PYTHONPATH=/opt/libraries exec /usr/bin/python3 -m pipx "$@" --backend pip --python /usr/bin/python3
+"""
 
 
 @pytest.mark.parametrize("install", [tool_of_pipx, tool_of_uv])

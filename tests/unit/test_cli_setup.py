@@ -550,7 +550,10 @@ type = "keychain"
         assert main(["init"]) == 1
         error = error_of(capsys)
         assert said in error
-        assert "make one with its vendor's tool (for SoftHSM2 see the README), or set" in error
+        assert (
+            "make one with its vendor's tool (for SoftHSM2 see docs/getting-started.md), or set"
+            in error
+        )
         assert f"dpop-agent init --module {failed}; or" in error
         assert "exportable: dpop-agent init --keychain" in error
         assert not machine.config.exists()

@@ -8,7 +8,35 @@ import { fileURLToPath } from 'node:url';
 import { agentWith, claims, serverWith } from './started.js';
 
 const HERE = fileURLToPath(new URL('../', import.meta.url));
-const README = readFileSync(`${HERE}README.md`, 'utf8');
+
+/** The code of one of the repository's documents. */
+function read(document) {
+  const text = readFileSync(`${HERE}../../${document}`, 'utf8');
+  return [...text.matchAll(/^```js\n(.*?)^```$/gms)].map(([, code]) => code).join('\n');
+}
+
+/** What it shows, run with this before it and that after it. */
+async function shown(agent, ...code) {
+  const child = spawn(process.execPath, ['--input-type=module', '--eval', code.join('\n')], { cwd: HERE, env: agent.env });
+  let text = '';
+  for (const stream of [child.stdout, child.stderr]) stream.on('data', (part) => (text += part));
+  const [status] = await once(child, 'close');
+  assert.equal(status, 0, text);
+  return text;
+}
+
+test("the project's README has a fetch that signs", async () => {
+  const agent = await agentWith('default');
+  const server = await serverWith((_, answer) => answer.end('{}'));
+  const given = `const [AS, API] = [${JSON.stringify(server.origin)}, ${JSON.stringify(server.origin)}];`;
+  try {
+    await shown(agent, given, read('README.md'), 'await send(`${API}/me`);');
+    assert.deepEqual(server.seen.map(({ url, headers }) => [url, claims(headers.dpop).htm]), [['/me', 'GET']]);
+  } finally {
+    await server.close();
+    await agent.close();
+  }
+});
 
 test("the README's code runs", async () => {
   const agent = await agentWith('default', 'bluesky-alice');
@@ -33,16 +61,11 @@ test("the README's code runs", async () => {
     provider.saveTokens(tokens);
     console.log(provider.redirectToAuthorization(new URL(AS)).search, (await createKey(['ES256'])).jkt === (await restoreKey((await createKey(['ES256'])).jkt)).jkt, client instanceof OAuthClient);
   `;
-  const code = [...README.matchAll(/^```js\n(.*?)^```$/gms)].map(([, text]) => text).join('\n');
+  const code = read('clients/node/README.md');
   // Plain http is this test's own.
   const local = code.replace("customFetch(agent, { origins: [AS, API], jkt }),\n", (text) => `${text}  execute: [openid.allowInsecureRequests],\n`);
   try {
-    const child = spawn(process.execPath, ['--input-type=module', '--eval', given + local + used], { cwd: HERE, env: agent.env });
-    let shown = '';
-    for (const stream of [child.stdout, child.stderr]) stream.on('data', (text) => (shown += text));
-    const [status] = await once(child, 'close');
-    assert.match(shown, /^\?dpop_jkt=\S{43} true true\n$/);
-    assert.equal(status, 0);
+    assert.match(await shown(agent, given, local, used), /^\?dpop_jkt=\S{43} true true\n$/);
     assert.deepEqual(server.seen.map(({ url }) => url), ['/token', '/me', '/me', '/.well-known/openid-configuration', '/token', '/me']);
   } finally {
     await server.close();
