@@ -30,6 +30,8 @@ html_copy_source = False
 html_use_index = False
 html_show_sphinx = False
 html_extra_path = ["site"]
+html_static_path = ["static"]
+html_css_files = ["tables.css"]
 pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 

@@ -104,7 +104,7 @@ def test_the_commands_of_the_documents_lead_from_a_new_pkcs11_token_to_a_rotated
     user: Newcomer, blocks: list[Block]
 ) -> None:
     *todo, lost = blocks
-    user.write("access-token", "at-1")
+    user.write("at.txt", "at-1")
     first, second = typed_by(user, todo)
     assert (user.home / ".config/dpop-agent/config.toml").stat().st_uid != 0
     assert re.search(r"soft: found PKCS#11 token 'work', serial\s+\w+", first.shown)

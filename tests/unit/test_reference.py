@@ -9,11 +9,13 @@ import pytest
 
 from dpop_agent import config, errors
 from dpop_agent.cli import main as cli
+from tests.agent import test_protocol_md
 from tests.docs import verbs
 from tests.documents import Block, parsed
 from tests.processes import ROOT
 
 REFERENCE = ROOT / "docs" / "reference"
+NEVER_SENT = "Never sent by the agent."
 
 
 def tables(page: str) -> dict[str, list[list[str]]]:
@@ -113,10 +115,17 @@ def test_the_whole_configuration_of_the_reference_is_one(
 
 
 def test_every_error_is_in_the_reference_as_the_program_has_it() -> None:
-    rows = [row for table in tables("errors.md").values() for row in table]
-    said = [(code(row[0]), code(row[1]), row[2]) for row in rows]
-    known = [(type_, cls.__name__, cls.default_retry) for type_, cls in errors._BY_TYPE.items()]
-    assert sorted(said) == sorted(known)
+    page = (REFERENCE / "errors.md").read_text("utf-8")
+    parts = re.split(r"^### `(\w+)`$", page, flags=re.M)[1:]
+    said = {
+        (type_, *again, NEVER_SENT in text)
+        for type_, text in zip(parts[::2], parts[1::2], strict=True)
+        for again in re.findall(r"^Again: (\w+)\. In Python: `(\w+)`\.", text, re.M)
+    }
+    assert said == {
+        (type_, cls.default_retry, cls.__name__, cls in test_protocol_md.NEVER_SENT)
+        for type_, cls in errors._BY_TYPE.items()
+    }
 
 
 def test_every_verb_and_option_is_in_the_reference() -> None:
