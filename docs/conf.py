@@ -29,6 +29,7 @@ html_theme = "furo"
 html_copy_source = False
 html_use_index = False
 html_show_sphinx = False
+html_show_copyright = False
 html_extra_path = ["site"]
 html_static_path = ["static"]
 html_css_files = ["tables.css"]

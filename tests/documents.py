@@ -151,7 +151,8 @@ def running_tests() -> dict[str, list[Runs]]:
             ]
             if runs:
                 name = f"{path.relative_to(ROOT)}::{node.name}"
-                assert "blocks" in [a.arg for a in node.args.args], f"{name} takes no blocks"
+                used = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+                assert "blocks" in used, f"{name} doesn't use the fixture blocks"
                 found[name] = runs
     return found
 

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import termios
 import time
+import tomllib
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -37,8 +38,9 @@ COMMAND_S = 120.0
 
 PROMPT = "[$?]% "
 _PROMPT = re.compile(r"\[(\d+)\]% $")
-BUILD = ("hatchling", "hatch-fancy-pypi-readme")
-"""What builds the project, as pyproject.toml has it."""
+_PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+BUILD: list[str] = _PYPROJECT["build-system"]["requires"]
+"""What builds the project."""
 
 _PROJECT = ("LICENSE", "README.md", "dpop_agent", "pyproject.toml", "softhsm")
 _NEVER_PACKED = ("INSTALLER", "REQUESTED", "direct_url.json")
