@@ -46,8 +46,13 @@ class Faulty:
 
     def callers(self, name: str) -> list[int]:
         """The processes that called a function, once for each call that was noted."""
+        return [pid for called, pid in self.called if called == name]
+
+    @property
+    def called(self) -> list[tuple[str, int]]:
+        """Each call that was noted, in their order, and the process that made it."""
         lines = map(str.split, (self._folder / "callers").read_text().splitlines())
-        return [int(pid) for called, pid in lines if called == name]
+        return [(name, int(pid)) for name, pid in lines]
 
     @property
     def logins(self) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _LOOK_S = 0.02
 
@@ -23,3 +25,13 @@ def take_lock(descriptor: int, *, within_s: float) -> bool:
             time.sleep(_LOOK_S)
         else:
             return True
+
+
+@contextmanager
+def one_at_a_time(descriptor: int, *, within_s: float) -> Iterator[None]:
+    """Do something while nobody else does who asks for the same lock; after so long, anyway."""
+    take_lock(descriptor, within_s=within_s)
+    try:
+        yield
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)

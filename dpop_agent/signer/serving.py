@@ -10,7 +10,8 @@ import os
 import select
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from dpop_agent import __version__
@@ -25,7 +26,7 @@ from dpop_agent.errors import (
 from dpop_agent.signer import heritage
 from dpop_agent.signer.authority import Authority
 from dpop_agent.signer.heritage import Accepted
-from dpop_agent.signer.lock import take_lock
+from dpop_agent.signer.lock import one_at_a_time, take_lock
 from dpop_agent.signer.pin import NoPin, PinCredential, PinFile, PinKeychain, PinPrompt, UserPin
 from dpop_agent.signer.store import (
     STALE,
@@ -41,6 +42,9 @@ from dpop_agent.signer.store import (
 
 LOCK_WAIT_S = 8.0
 """Seconds to wait for an earlier signer of the same store; more than its grace."""
+
+APART_S = 5.0
+"""Seconds that one of a store's signers waits at the most for another to have opened the store."""
 
 
 def _make_store(settings: dict[str, Any], user_pin: UserPin | None, lock: str) -> Store:
@@ -87,19 +91,23 @@ def _user_pin(settings: dict[str, Any]) -> UserPin | None:
 
 def _lock(path: str) -> int:
     """Hold the store's lock: a signer whose agent was killed may still finish what it did."""
-    flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    try:
-        descriptor = os.open(path, flags, 0o600)
-    except OSError as e:
-        raise SignerFailed(
-            f"the store's lock {path} can't be opened ({e.strerror})",
-            hint="make its folder writable, or set DPOP_AGENT_STATE_DIR to another",
-        ) from e
+    descriptor = _lock_file(path)
     if not take_lock(descriptor, within_s=LOCK_WAIT_S):
         raise SignerFailed(
             "another signer of this store is still running", hint="stop the other agent first"
         )
     return descriptor
+
+
+def _lock_file(path: str) -> int:
+    flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        return os.open(path, flags, 0o600)
+    except OSError as e:
+        raise SignerFailed(
+            f"the store's lock {path} can't be opened ({e.strerror})",
+            hint="make its folder writable, or set DPOP_AGENT_STATE_DIR to another",
+        ) from e
 
 
 def _place(error: BaseException) -> str:
@@ -141,6 +149,7 @@ class _Signer:
         self._pin: UserPin | None = None
         self._lock_descriptor = -1
         self._released = False
+        self._opening_lock: int | None = None
 
     def answer(self, request: dict[str, Any] | Signed) -> bytes:
         try:
@@ -301,6 +310,8 @@ class _Signer:
             self._pin = _user_pin(request["store"])
             store = _make_store(request["store"], self._pin, request["lock"])
             _require_shareable(store, request["store"])
+            if request["store"]["signers"] > 1:
+                self._opening_lock = _lock_file(f"{request['lock']}.opening")
             if isinstance(store, SharedStore):
                 store.accepted = accepted
             self._store = store
@@ -320,7 +331,8 @@ class _Signer:
 
     def _open(self, store: Store) -> dict[str, Any]:
         try:
-            place = store.open()
+            with self._apart():
+                place = store.open()
         except DPoPAgentError as e:
             # A store that was released and wants a PIN now isn't the one that was open.
             store.broken = store.broken or not self._is_open or isinstance(e, Locked)
@@ -328,6 +340,19 @@ class _Signer:
             raise
         self._is_open = True
         return place
+
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """Apart from the store's other signers, which are all needed again at the same instant.
+
+        SoftHSM2 writes a token's flags into its file at each login: whoever initialises it just
+        then sees no token.
+        """
+        if self._opening_lock is None:
+            yield
+            return
+        with one_at_a_time(self._opening_lock, within_s=APART_S):
+            yield
 
     def _opened(self) -> Store:
         if self._store is None or not self._is_open:

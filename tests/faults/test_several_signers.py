@@ -255,7 +255,24 @@ def test_idle_stores_are_released_and_locked_with_all_of_their_signers(
     assert until_many(agent) == pids
     assert logins < faulty_token.logins <= logins + MANY, "each that was used logged in again"
     until_state(agent, "locked")
-    assert signers_of(agent) == set()
+    until(lambda: signers_of(agent) == set())
+
+
+def test_released_signers_open_their_store_one_after_the_other(
+    faulty_token: Faulty, make_agent: MakeAgent
+) -> None:
+    faulty_token.rules("C_Initialize count")
+    agent = make_agent(config(faulty_token), preexec=serve_with("--release-after", "1s")).start()
+    agent.create_key("shop")
+    until_many(agent)
+    until(lambda: "is released" in agent.log.read_text())
+    before = len(faulty_token.called)
+    faulty_token.rules("C_Initialize count", "C_Login delay 300", "C_Sign delay 50")
+    proofs(agent, 4, clients=8)
+    opened = [call for call in faulty_token.called[before:] if call[0] != "C_Sign"]
+    assert [name for name, _ in opened] == ["C_Initialize", "C_Login"] * MANY
+    assert [pid for _, pid in opened[::2]] == [pid for _, pid in opened[1::2]]
+    assert len({pid for _, pid in opened}) == MANY
 
 
 def test_the_stores_lock_is_held_as_long_as_one_of_its_signers_lives(agent: Agent) -> None:

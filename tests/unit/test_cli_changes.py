@@ -76,6 +76,12 @@ def edited_by(monkeypatch: pytest.MonkeyPatch, script: str, name: str = "EDITOR"
     monkeypatch.setenv(name, f"sh -ec {shlex.quote(script)} sh")
 
 
+def version(path: Path) -> tuple[int, int]:
+    """What writing a file changes, and reading it doesn't."""
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns
+
+
 def refused(capsys: Capture, *words: str) -> str:
     """What a command says that fails."""
     assert main(["config", *words]) == 1
@@ -288,10 +294,10 @@ class TestSet:
         assert config.load().stores["work"].signers == 4
 
     def test_what_it_says_already_is_left_as_it_is(self, path: Path, capsys: Capture) -> None:
-        before = path.stat()
+        before = version(path)
         assert main(["config", "set", "agent.lock_after", "1h"]) == 0
         assert 'is as it was: agent.lock_after = "1h"' in capsys.readouterr().out
-        assert path.stat() == before
+        assert version(path) == before
 
     def test_a_link_stays_and_what_it_leads_to_is_changed(self, path: Path, tmp_path: Path) -> None:
         (tmp_path / "dotfiles").mkdir(mode=0o700)
@@ -438,13 +444,13 @@ class TestEdit:
     def test_where_nothing_was_changed_it_says_so(
         self, path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        before = path.stat()
+        before = version(path)
         edited_by(monkeypatch, "true")
         assert main(["config", "edit"]) == 0
         out = capsys.readouterr().out
         assert "nothing was changed" in out
         assert "EDITOR='code --wait'" in out
-        assert path.stat() == before
+        assert version(path) == before
         assert copies(path) == []
 
     @pytest.mark.parametrize("how", ["exit 3", "kill -9 $$"])
