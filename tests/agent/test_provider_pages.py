@@ -75,7 +75,6 @@ def keys(agent: Agent) -> dict[str, Any]:
 @pytest.mark.runs("docs/providers/auth0.md", languages=("python",))
 @pytest.mark.runs("docs/providers/better-auth.md", languages=("python",))
 @pytest.mark.runs("docs/providers/bluesky.md", languages=("python",))
-@pytest.mark.runs("docs/providers/fapi-2.md", languages=("python",))
 @pytest.mark.runs("docs/providers/keycloak.md", languages=("python",))
 @pytest.mark.runs("docs/providers/okta.md", languages=("python",))
 @pytest.mark.runs("docs/providers/spring-security.md", languages=("python",))

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
+import secrets
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
+from joserfc import jwk, jwt
 from pydantic import AnyUrl
 
+from dpop_agent.client import BoundToken
 from dpop_agent.client.mcp import DPoPClientMetadata
 from tests.documents import Block, commands
 from tests.processes import Agent, NodeServer
 from tests.servers import node
+from tests.servers.application import log_in
 from tests.servers.mcp_sdk import REDIRECT_URI
 from tests.servers.mcp_server import world
 
@@ -104,6 +112,80 @@ def test_oidc_provider_as_its_page_sets_it_up_binds_an_access_token_to_the_pages
     shell.all_of(again)
 
     assert capsys.readouterr().out == "True\n"
+
+
+@pytest.mark.runs("docs/providers/fapi-2.md", languages=("python",))
+def test_the_fapi_pages_client_gets_a_token_by_the_fapi_2_profile_and_moves_it_to_a_new_key(
+    agent: Agent,
+    node_packages: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    blocks: list[Block],
+) -> None:
+    jkt = agent.create_key("bank")["jkt"]
+    monkeypatch.setenv("DPOP_AGENT_SOCK", agent.socket)
+    authenticating = jwk.ECKey.generate_key("P-256", auto_kid=True)
+    script = node.HERE / "fapi_server.mjs"
+    public = json.dumps({**authenticating.as_dict(private=False), "alg": "ES256", "use": "sig"})
+    server = NodeServer([node.node(), script, node_packages, public], log=tmp_path / "log")
+    redirect_uri, verifier = "https://client.example/callback", secrets.token_urlsafe(48)
+    pushed, exchanged = blocks
+
+    def assertion() -> str:
+        now = int(time.time())
+        claims: dict[str, Any] = {"iss": "bank-client", "sub": "bank-client", "aud": server.origin}
+        claims |= {"jti": secrets.token_urlsafe(16), "iat": now, "exp": now + 60}
+        return jwt.encode({"alg": "ES256", "kid": authenticating.kid}, claims, authenticating)
+
+    names: dict[str, Any] = {
+        "AS": server.origin,
+        "API": "https://api.bank.example",
+        "ID": "bank-client",
+        "REDIRECT_URI": redirect_uri,
+        "VERIFIER": verifier,
+        "CHALLENGE": challenge(verifier),
+        "assertion": assertion,
+    }
+    try:
+        exec(compile(pushed.text, pushed.document, "exec", dont_inherit=True), names)
+        query = urlencode({"client_id": "bank-client", "request_uri": names["request_uri"]})
+        names["CODE"] = log_in(f"{server.origin}/auth?{query}", until=redirect_uri)["code"][0]
+        exec(compile(exchanged.text, exchanged.document, "exec", dont_inherit=True), names)
+        assert names["token"].jkt == jkt
+        assert me(names) == {"sub": "alice"}
+        assert server.log.count("client assertion tokens must only be used once") == 1
+
+        agent.run("key", "rotate", "bank", check=True)
+        names["jkt"] = agent.client().generation("bank").jkt  # for `ask`
+        assert names["jkt"] != jkt
+        form = {"grant_type": "refresh_token", "refresh_token": names["token"].refresh_token}
+        renewed = names["ask"]("/token", form).json()
+        names["token"] = BoundToken.from_response(renewed, jkt=names["jkt"])
+        assert me(names) == {"sub": "alice"}
+    finally:
+        for opened in {"http", "agent"} & names.keys():
+            names[opened].close()
+        server.close()
+
+
+def me(names: dict[str, Any]) -> Any:
+    """Who the server says that we are, with a proof by the generation that the token names."""
+    token: BoundToken = names["token"]
+    return (
+        names["http"]
+        .get(
+            f"{names['AS']}/me",
+            headers={"Authorization": f"DPoP {token.access_token}"},
+            extensions={"dpop_jkt": token.jkt},
+        )
+        .json()
+    )
+
+
+def challenge(verifier: str) -> str:
+    """RFC 7636 section 4.2."""
+    digest = hashlib.sha256(verifier.encode()).digest()
+    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
 @pytest.mark.runs("docs/providers/mcp.md", languages=("json",))
