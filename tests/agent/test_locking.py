@@ -72,6 +72,7 @@ def test_a_wrong_pin_that_is_typed_is_refused_with_what_to_do_next(
     assert "refused its PIN" in shown
     assert "dpop-agent unlock" in shown
     assert "Traceback" not in shown
+    until(lambda: "refused its PIN" in store(prompting)["reason"])  # whoever typed hears it first
     with pytest.raises(PinRefused):
         prompting.client().proof("GET", HTU)
     assert unlock(prompting, token.pin)[0] == 0

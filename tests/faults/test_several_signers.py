@@ -119,13 +119,13 @@ def test_all_sign_and_each_logged_in_once(agent: Agent, faulty_token: Faulty) ->
 def test_a_token_that_takes_many_at_once_gives_as_many_times_the_proofs(
     faulty_token: Faulty, make_agent: MakeAgent
 ) -> None:
-    faulty_token.rules("C_Sign delay 20")
+    faulty_token.rules("C_Sign delay 60")
     one = make_agent(config(faulty_token, 1)).start()
     one.create_key("shop")
     several = make_agent(config(faulty_token, 4)).start()
     several.create_key("shop")
     until_many(several, 4)
-    assert ratio(lambda: proofs(one, 3), lambda: proofs(several, 3), rounds=3) > 2.5
+    assert ratio(lambda: proofs(one, 3), lambda: proofs(several, 3), rounds=3) > 2
 
 
 def test_under_load_each_death_is_its_own_and_the_pin_comes_from_one_that_lives(
