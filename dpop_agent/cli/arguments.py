@@ -39,9 +39,11 @@ class Parser(argparse.ArgumentParser):
 
     Attributes:
         verbs: those below this one, if it has any.
+        passes_on_to: the program that gets the words after `--`, as `passed_on`, if one does.
     """
 
     verbs: Verbs | None = None
+    passes_on_to: str | None = None
 
     def __init__(self, **settings: Any) -> None:
         settings.setdefault("allow_abbrev", False)
@@ -57,10 +59,14 @@ class Parser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         words: list[str] = []
+        passed_on: list[str] = []
         rest = iter(args or ())
         for word in rest:
             if word == "--":  # what follows is another command's
-                words += [word, *rest]
+                if self.passes_on_to:
+                    passed_on = [*rest]
+                else:
+                    words += [word, *rest]
                 break
             value = next(rest, None) if word in _ANY_TEXT else None
             words.append(word if value is None else f"{word}={value}")
@@ -77,6 +83,8 @@ class Parser(argparse.ArgumentParser):
         found, unknown = super().parse_known_args(words, namespace)
         if unknown:
             self.error("too many arguments")
+        if self.passes_on_to:
+            found.passed_on = passed_on
         return found, unknown
 
     def _refuse_unknown(self, words: list[str]) -> None:
@@ -94,7 +102,10 @@ class Parser(argparse.ArgumentParser):
                 continue
             else:  # what stands in it may be the value of one letter's option
                 meant, what = near(f"-{option}", known), "there is no such option"
-            if any(action.nargs == argparse.REMAINDER for action in self._actions):
+            if self.passes_on_to:
+                what += f"; if it is {self.passes_on_to}'s, put -- before it"
+                meant = meant if option.startswith("--") else None
+            elif any(action.nargs == argparse.REMAINDER for action in self._actions):
                 what += "; if it is the command's, put -- before the command"
                 meant = meant if option.startswith("--") else None
             self.error(f"{what}; did you mean {meant}?" if meant else what)

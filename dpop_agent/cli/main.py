@@ -33,6 +33,7 @@ _VERBS = {
     "socket": ("sockets", "give a sandbox some keys for some servers, and nothing else"),
     "exec": ("execute", "run a command with such a socket"),
     "proof": ("proofs", "print a proof for one request"),
+    "curl": ("curl", "send a request by curl, with a proof"),
     "verify": ("proofs", "check a proof against RFC 9449 section 4.3"),
     "doctor": ("doctor", "say what is wrong on this machine, and what mends it"),
     "status": ("status", "show the agent, its stores and the servers' nonces"),

@@ -10,6 +10,7 @@ from dpop_agent.errors import ConfigurationError, JktRequired, KeyPending
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
+    from argparse import _ActionsContainer as ActionsContainer
     from typing import Any
 
     from dpop_agent.client import Touch
@@ -23,26 +24,9 @@ def add_proof(parser: arguments.Parser) -> None:
     parser.description = "Print a proof for one request."
     parser.add_argument("htm", metavar="METHOD", type=arguments.htm, help="such as GET")
     parser.add_argument("uri", metavar="URI", help="the target; query and fragment are cut off")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--key",
-        metavar="NAME[@N]",
-        type=arguments.generation,
-        help="sign with this generation, or with the active one of that name; by default the "
-        "active one of the key default",
-    )
-    which.add_argument(
-        "--jkt",
-        type=arguments.sha256,
-        help="sign with the generation that the access token is bound to (its cnf.jkt); by default "
-        "with what --key says",
-    )
+    add_signer(parser)
     bound = parser.add_mutually_exclusive_group()
-    bound.add_argument(
-        "--access-token-file",
-        metavar="FILE",
-        help="the access token presented; - for stdin; by default none",
-    )
+    add_access_token_file(bound)
     bound.add_argument("--ath", type=arguments.sha256, help="or its hash; by default none")
     nonces = parser.add_mutually_exclusive_group()
     nonces.add_argument(
@@ -57,6 +41,33 @@ def add_proof(parser: arguments.Parser) -> None:
     parser.set_defaults(run=_proof)
 
 
+def add_signer(parser: arguments.Parser) -> None:
+    """`--key` and `--jkt`, which `signer` reads."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--key",
+        metavar="NAME[@N]",
+        type=arguments.generation,
+        help="sign with this generation, or with the active one of that name; by default the "
+        "active one of the key default",
+    )
+    which.add_argument(
+        "--jkt",
+        type=arguments.sha256,
+        help="sign with the generation that the access token is bound to (its cnf.jkt); by default "
+        "with what --key says",
+    )
+
+
+def add_access_token_file(parser: ActionsContainer) -> None:
+    """`--access-token-file`, which `access_token` reads."""
+    parser.add_argument(
+        "--access-token-file",
+        metavar="FILE",
+        help="the access token presented; - for stdin; by default none",
+    )
+
+
 def _proof(args: Namespace) -> int:
     from dpop_agent.client.sync import AgentClient
 
@@ -66,16 +77,13 @@ def _proof(args: Namespace) -> int:
     elif args.nonce is not None:
         options["nonce"] = args.nonce
     if args.access_token_file is not None:
-        options["access_token"] = _access_token(args.access_token_file)
-    key, jkt = None, args.jkt
-    if args.key is not None:
-        key, number = args.key
-        jkt = None if number is None else _jkt_of(key, number)
+        options["access_token"] = access_token(args.access_token_file)
+    key, jkt = signer(args)
     try:
-        with AgentClient(on_touch=_say_touch) as agent:
+        with AgentClient(on_touch=say_touch) as agent:
             proof = agent.proof(args.htm, args.uri, key=key, jkt=jkt, **options)
     except JktRequired as e:
-        raise _with_choices(e, key) from e
+        raise with_choices(e, key) from e
     if args.json:
         from dpop_agent.cli.output import print_json
 
@@ -93,6 +101,14 @@ def _proof(args: Namespace) -> int:
     return 0
 
 
+def signer(args: Namespace) -> tuple[str | None, str | None]:
+    """The key and the generation's jkt that `--key` or `--jkt` name."""
+    if args.key is None:
+        return None, args.jkt
+    key, number = args.key
+    return key, None if number is None else _jkt_of(key, number)
+
+
 def _jkt_of(key: str, number: int) -> str:
     """The jkt of one generation; whether it signs, the agent says."""
     from dpop_agent.cli import calls
@@ -103,7 +119,7 @@ def _jkt_of(key: str, number: int) -> str:
     return jkt
 
 
-def _with_choices(error: JktRequired, key: str | None) -> JktRequired:
+def with_choices(error: JktRequired, key: str | None) -> JktRequired:
     """The same, with what could be given here."""
     from dpop_agent.cli import calls
     from dpop_agent.cli.listing import name
@@ -119,13 +135,15 @@ def _with_choices(error: JktRequired, key: str | None) -> JktRequired:
     return JktRequired(error.message, hint=hint, details=error.details)
 
 
-def _say_touch(touch: Touch) -> None:
+def say_touch(touch: Touch) -> None:
+    """Ask for a touch."""
     from dpop_agent.cli.output import say_touch
 
     say_touch(touch)
 
 
-def _access_token(file: str) -> str:
+def access_token(file: str) -> str:
+    """What the file has, and nothing but that."""
     what = "standard input" if file == "-" else file
     text = _text(what, file, "an access token").strip()
     if not text or not text.isascii() or not text.isprintable() or " " in text:

@@ -1,0 +1,297 @@
+"""One run of curl: what it is told on a descriptor, and what comes back on others.
+
+The proof and the access token are in neither its arguments nor its environment nor a file: curl
+reads them from a pipe, as lines of a `--config`. The answer's headers come on a second pipe, its
+body on a third, and what `-w` writes on standard output, so that none is taken for another. The
+body is left in its pipe until somebody wants it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import subprocess
+import time
+
+from dpop_agent.client.refusal import MAX_CHALLENGE_BODY
+from dpop_agent.errors import DPoPAgentError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+PROGRAM = "curl"
+
+MAX_HEAD = 512 * 1024
+"""Bytes of an answer's headers, and of those that come before it (1xx): curl itself takes 300 KiB
+for one answer, and in some versions any number of answers."""
+
+MAX_CHALLENGE_S = 10.0
+"""Seconds for a body that may name an error: who takes longer isn't listened to."""
+
+_CHUNK = 64 * 1024
+_EVERYWHERE = ("-q", "--globoff", "--path-as-is", "--no-buffer", "--suppress-connect-headers")
+_NO_EXPECT = ("--header", "Expect:")  # after a 417 curl would send the same proof again
+
+_KEPT = frozenset(
+    (
+        *("PATH", "HOME", "TERM", "COLUMNS", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH"),
+        *("SSL_CERT_FILE", "SSL_CERT_DIR", "CURL_CA_BUNDLE", "CURL_SSL_BACKEND"),
+        *("OPENSSL_CONF", "OPENSSL_MODULES"),
+        *("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"),
+    )
+)
+"""Variables that curl gets: others have it write what it sends, such as SSLKEYLOGFILE."""
+
+_STATUS = re.compile(rb"HTTP/[0-9.]+ ([0-9]{3})")
+_SECRET = re.compile(rb"\b(authorization|dpop)(\]?[ \t]*:[ \t]*)(.*)", re.I | re.S)
+
+
+class EndedError(Exception):
+    """curl ended without an answer.
+
+    Attributes:
+        status: as a shell has it.
+        written: what `-w` had it write.
+    """
+
+    def __init__(self, status: int, written: bytes) -> None:
+        super().__init__(status)
+        self.status = status
+        self.written = written
+
+
+class Head:
+    """An answer's status line and headers, read as they come.
+
+    Attributes:
+        status: None until all of it is there.
+        raw: its bytes.
+    """
+
+    def __init__(self) -> None:
+        self.status: int | None = None
+        self.raw = b""
+        self._lines: list[bytes] = []
+        self._rest = b""
+        self._size = 0
+
+    def feed(self, data: bytes) -> None:
+        """Take in what came; after the end, trailers, which nobody wants.
+
+        Raises:
+            DPoPAgentError: there is no end of it.
+        """
+        if self.status is not None:
+            return
+        self._size += len(data)
+        if self._size > MAX_HEAD:
+            raise DPoPAgentError(
+                f"the answer's headers have more than {MAX_HEAD // 1024} KiB",
+                hint="ask the server's operator",
+            )
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            self._lines.append(line + b"\n")
+            if not line.rstrip(b"\r"):
+                self._block()
+
+    def _block(self) -> None:
+        """One answer's headers: those of an interim one (RFC 9110 section 15.2) are nobody's."""
+        lines, self._lines = self._lines, []
+        found = _STATUS.match(lines[0])
+        if found and self.status is None and not found[1].startswith(b"1"):
+            self.status = int(found[1])
+            self.raw = b"".join(lines)
+
+    def values(self, name: str) -> list[str]:
+        """The value of each header line of that name."""
+        wanted, found = name.lower(), list[str]()
+        taken = False
+        for line in self.raw.decode("latin-1").splitlines()[1:]:
+            if line[:1] in (" ", "\t"):  # RFC 9112 section 5.2: it goes on
+                if taken:
+                    found[-1] += f" {line.strip()}"
+                continue
+            before, colon, value = line.partition(":")
+            taken = bool(colon) and before.strip().lower() == wanted
+            if taken:
+                found.append(value.strip())
+        return found
+
+
+class Run:
+    """A curl that runs.
+
+    Args:
+        words: its options and the URL.
+        secret_headers: those that only the server may see; none has a character that means
+            something in a configuration of curl's.
+        silent: whether it says nothing of errors.
+        shown: gets what `-v` says, without the secrets; None where that isn't wanted.
+        descriptors: further ones that it is to have.
+    """
+
+    def __init__(
+        self,
+        words: Sequence[str],
+        secret_headers: Iterable[str],
+        *,
+        silent: bool,
+        shown: Callable[[bytes], object] | None,
+        descriptors: Sequence[int] = (),
+    ) -> None:
+        self.head = Head()
+        self.written = bytearray()
+        self._held = bytearray()
+        self._open: dict[int, Callable[[bytes], object]] = {}
+        self._shown = shown
+        self._line = b""
+        told, tells = os.pipe()
+        theirs = [told]
+        try:
+            head, self._body, written, said = (self._pipe(theirs) for _ in range(4))
+            self._open[head] = self.head.feed
+            self._open[self._body] = self._held.extend
+            self._open[written] = self.written.extend
+            self._open[said] = self._say
+            self._process = subprocess.Popen(
+                [
+                    PROGRAM,
+                    *_EVERYWHERE,
+                    *("--config", f"/dev/fd/{told}"),
+                    *("--dump-header", f"/dev/fd/{theirs[1]}"),
+                    *("--output", f"/dev/fd/{theirs[2]}"),
+                    "--silent",
+                    *(() if silent else ("--show-error",)),
+                    *(() if shown is None else ("--verbose",)),
+                    *_NO_EXPECT,
+                    *words,
+                ],
+                stdout=theirs[3],
+                stderr=None if shown is None else theirs[4],
+                pass_fds=(*theirs[:3], *descriptors),
+                env=_environment(),
+            )
+        except BaseException:
+            os.close(tells)
+            self._close()
+            raise
+        finally:
+            for descriptor in theirs:
+                os.close(descriptor)
+        try:
+            with os.fdopen(tells, "wb") as stream:
+                stream.writelines(f'header = "{line}"\n'.encode("ascii") for line in secret_headers)
+        except BrokenPipeError:
+            pass  # it ended before it read them, and says why
+        except BaseException:
+            self.kill()
+            raise
+
+    def _pipe(self, theirs: list[int]) -> int:
+        ours, other = os.pipe()
+        theirs.append(other)
+        return ours
+
+    def wait_for_head(self) -> None:
+        """Wait until the answer's status and headers are there.
+
+        Raises:
+            EndedError: curl ended before.
+            DPoPAgentError: there is no end of them.
+        """
+        try:
+            while self.head.status is None and self._receive(body=False):
+                pass
+        except BaseException:
+            self.kill()
+            raise
+        if self.head.status is None:
+            status = self._wait()
+            self.kill()
+            raise EndedError(status, bytes(self.written))
+
+    def read(self) -> bytes | None:
+        """A short body, which stays where it is; None where it is too long, or takes too long."""
+        deadline = time.monotonic() + MAX_CHALLENGE_S
+        while len(self._held) <= MAX_CHALLENGE_BODY and self._body in self._open:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return None
+            self._receive(left_s=left_s)
+        return bytes(self._held) if len(self._held) <= MAX_CHALLENGE_BODY else None
+
+    def deliver(self, write: Callable[[bytes], object]) -> int:
+        """Give the body away as it comes; curl's exit status, as a shell has it."""
+        if self._held:
+            write(bytes(self._held))
+        if self._body in self._open:
+            self._open[self._body] = write
+        while self._receive():
+            pass
+        return self._wait()
+
+    def kill(self) -> None:
+        """End it, wherever it is."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        self._close()
+
+    def _receive(self, *, body: bool = True, left_s: float | None = None) -> bool:
+        """Take in what came, if need be after a while; False where nothing can come any more."""
+        poll = select.poll()
+        waiting = [d for d in self._open if body or d != self._body]
+        for descriptor in waiting:
+            poll.register(descriptor, select.POLLIN)
+        if not waiting:
+            return False
+        for descriptor, _ in poll.poll(None if left_s is None else left_s * 1000):
+            data = os.read(descriptor, _CHUNK)
+            if data:
+                self._open[descriptor](data)
+            else:
+                del self._open[descriptor]
+                os.close(descriptor)
+        return True
+
+    def _say(self, data: bytes) -> None:
+        assert self._shown is not None
+        *lines, self._line = (self._line + data).split(b"\n")
+        for line in lines:
+            self._shown(redacted(line) + b"\n")
+
+    def _wait(self) -> int:
+        status = self._process.wait()
+        if self._line and self._shown is not None:
+            self._shown(redacted(self._line) + b"\n")
+            self._line = b""
+        return status if status >= 0 else 128 - status
+
+    def _close(self) -> None:
+        while self._open:
+            os.close(self._open.popitem()[0])
+
+
+def redacted(line: bytes) -> bytes:
+    """A line of `-v` without what is good for anything: a proof is shown without its signature."""
+    found = _SECRET.search(line)
+    if found is None:
+        return line
+    end = b"\r" if line.endswith(b"\r") else b""
+    value = found[3].strip()
+    parts = value.split(b".")
+    if found[1].lower() == b"dpop":
+        shown = b".".join(parts[:2]) + b"." if len(parts) == 3 else b""
+    else:
+        scheme, blank, _ = value.partition(b" ")
+        shown = scheme + blank if blank else b""
+    return line[: found.start(3)] + shown + b"[left out]" + end
+
+
+def _environment() -> dict[str, str]:
+    return {
+        name: value for name, value in os.environ.items() if name in _KEPT or name.startswith("LC_")
+    }
