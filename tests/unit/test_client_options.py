@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import importlib
-import ipaddress
 import itertools
 import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from dpop_agent.client import AgentClient, AsyncAgentClient
 from dpop_agent.client.proxies import EnvironmentProxies
 from dpop_agent.errors import ConfigurationError
 from tests.kit.adapter import PROXIES
+from tests.unit.certificates import Certificates
 from tests.unit.fake_agent import FakeAgent
 from tests.unit.fake_server import FakeServer, Reply
 
@@ -58,48 +52,6 @@ def get(request: pytest.FixtureRequest, agent: FakeAgent) -> Get:
 
 
 # --- TLS
-
-
-class Certificates:
-    """An authority of the test's own, a server's certificate and a client's; each with its key."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self.authority = self._write("authority", self._key, self._key)
-        self.server = self._write("server", ec.generate_private_key(ec.SECP256R1()), self._key)
-        self.client = self._write("client", ec.generate_private_key(ec.SECP256R1()), self._key)
-
-    def _write(self, name: str, key: Any, signer: Any) -> tuple[str, str]:
-        now = datetime.datetime.now(datetime.UTC)
-        named = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority")])
-        address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(named)
-            .issuer_name(issuer)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca=name == "authority", path_length=None), True)
-            .add_extension(x509.SubjectAlternativeName([address]), False)
-            .sign(signer, hashes.SHA256())
-        )
-        files = self._folder / f"{name}.pem", self._folder / f"{name}.key"
-        files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        files[1].write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            )
-        )
-        return str(files[0]), str(files[1])
-
-    def trusted(self) -> ssl.SSLContext:
-        return ssl.create_default_context(cafile=self.authority[0])
 
 
 class TLSServer:
