@@ -96,8 +96,8 @@ def test_the_first_commands_of_the_readme_serve_a_key_from_an_empty_home(
 
 
 @pytest.mark.runs("docs/getting-started.md")
-@pytest.mark.runs("README.md", "From the shell")
-@pytest.mark.runs("docs/shell.md")
+@pytest.mark.runs("docs/shell.md", "A proof")
+@pytest.mark.runs("docs/shell.md", "What a proof says")
 @pytest.mark.runs("docs/rotating.md")
 @pytest.mark.runs("docs/audit.md")
 @pytest.mark.runs("docs/backups.md")
@@ -266,6 +266,35 @@ def test_the_python_of_the_documents_runs_and_every_request_has_a_proof(
         assert [len(seen.proofs) for seen in server.seen] == [1] * 8
         presented = [seen.headers["Authorization"] for seen in server.seen if seen.path == "/me"]
         assert presented == ["DPoP at-1"] * 3
+
+
+@pytest.mark.runs("README.md", "From the shell")
+@pytest.mark.runs("docs/shell.md", "A request by curl")
+def test_the_requests_of_the_documents_by_curl_have_a_proof_and_the_access_token(
+    agent: Agent, tmp_path: Path, blocks: list[Block]
+) -> None:
+    need("curl")
+    agent.create_key("default")
+    (tmp_path / "at.txt").write_text("at-1\n")
+    command = f'dpop-agent() {{ "{sys.executable}" -m dpop_agent "$@"; }}'
+    with FakeServer(answer) as server:
+        for line, _ in (typed for block in blocks for typed in commands(block)):
+            script = f"{command}\n{line.replace('https://api.example.com', server.origin)}"
+            done = subprocess.run(
+                ["bash", "-ec", script],
+                cwd=tmp_path,
+                env=agent.env,
+                capture_output=True,
+                check=True,
+            )
+            assert done.stderr == b""
+        assert [(seen.method, seen.path, seen.body) for seen in server.seen] == [
+            ("GET", "/v1/me", b""),
+            ("GET", "/v1/me", b""),
+            ("POST", "/v1/things", b'{"name": "thing"}'),
+        ]
+        assert [len(seen.proofs) for seen in server.seen] == [1, 1, 1]
+        assert {seen.headers["Authorization"] for seen in server.seen} == {"DPoP at-1"}
 
 
 @pytest.mark.runs("docs/http-clients.md")

@@ -5,9 +5,15 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import json
+import os
 import re
 import secrets
+import subprocess
+import sys
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
 
@@ -23,6 +29,7 @@ from dpop_agent.client import (
     DPoPTransport,
 )
 from dpop_agent.client.aiohttp import DPoPMiddleware
+from dpop_agent.jose import b64url_decode, thumbprint
 from tests.processes import NodeServer
 
 
@@ -139,6 +146,47 @@ def over_aiohttp(agent: AgentClient, key: str, origin: str) -> Http:
                     return Answer(response.status, await response.json(), proof.jkt)
 
         return asyncio.run(main())
+
+    return send
+
+
+def over_curl(agent: AgentClient, key: str, origin: str) -> Http:
+    """By `dpop-agent curl`: `-v` shows the proof but for its signature."""
+
+    def send(
+        method: str,
+        uri: str,
+        *,
+        jkt: str | None = None,
+        access_token: str | None = None,
+        data: dict[str, str] | None = None,
+        auth: tuple[str, str] | None = None,
+    ) -> Answer:
+        assert uri.startswith(origin)
+        words = ["--jkt", jkt] if jkt else ["--key", key]
+        words += ["--access-token-file", "-"] if access_token else []
+        words += ["--", "-v", "-w", "\n%{http_code}"]
+        for name, value in (data or {}).items():
+            words += ["--data-urlencode", f"{name}={value}"]
+        with tempfile.TemporaryDirectory() as folder:
+            if auth:
+                netrc = Path(folder) / "netrc"
+                host = urlsplit(uri).hostname
+                netrc.write_text(f"machine {host} login {auth[0]} password {auth[1]}\n")
+                words += ["--netrc-file", str(netrc)]
+            done = subprocess.run(
+                [sys.executable, "-m", "dpop_agent", "curl", method, uri, *words],
+                env={**os.environ, "DPOP_AGENT_SOCK": agent.path},
+                input=access_token or "",
+                capture_output=True,
+                text=True,
+                timeout=30,
+                check=True,
+            )
+        body, _, status = done.stdout.rpartition("\n")
+        proof = re.findall(r"^> DPoP: ([\w-]+)\.", done.stderr, re.M)[-1]
+        jwk = json.loads(b64url_decode(proof))["jwk"]
+        return Answer(int(status), json.loads(body), thumbprint(jwk))
 
     return send
 

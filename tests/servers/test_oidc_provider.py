@@ -12,6 +12,7 @@ import jwt
 import pytest
 
 from dpop_agent.client import AgentClient, BoundToken
+from tests.emulators import need
 from tests.processes import Agent, NodeServer
 from tests.servers.application import (
     CONFIDENTIAL,
@@ -20,6 +21,7 @@ from tests.servers.application import (
     Client,
     Http,
     over_aiohttp,
+    over_curl,
     over_httpx,
     over_requests,
 )
@@ -28,10 +30,13 @@ API = "https://api.example/v1"
 
 
 @pytest.fixture(
-    params=[over_httpx, over_requests, over_aiohttp], ids=["httpx", "requests", "aiohttp"]
+    params=[over_httpx, over_requests, over_aiohttp, over_curl],
+    ids=["httpx", "requests", "aiohttp", "curl"],
 )
 def over(request: pytest.FixtureRequest) -> Callable[[AgentClient, str, str], Http]:
     library: Callable[[AgentClient, str, str], Http] = request.param
+    if library is over_curl:
+        need("curl")
     return library
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Callable, Iterable
 from email.message import Message
@@ -40,9 +41,14 @@ class Reply:
 
 
 class FakeServer:
-    """Answers what `handle` says; `seen` is what came, over so many `connections`."""
+    """Answers what `handle` says; `seen` is what came, over so many `connections`.
 
-    def __init__(self, handle: Callable[[Seen], Reply]) -> None:
+    With `tls`, a server's, it speaks https.
+    """
+
+    def __init__(
+        self, handle: Callable[[Seen], Reply], *, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.seen: list[Seen] = []
         self.connections = 0
         outer = self
@@ -61,7 +67,7 @@ class FakeServer:
                 outer.seen.append(seen)
                 self._send(handle(seen))
 
-            do_GET = do_POST = do_PUT = do_DELETE = _answer  # noqa: N815  (http.server's names)
+            do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _answer  # noqa: N815  (its names)
 
             def _read(self) -> bytes:
                 if self.headers.get("Transfer-Encoding") != "chunked":
@@ -83,7 +89,8 @@ class FakeServer:
                 if isinstance(reply.body, bytes):
                     self.send_header("Content-Length", str(len(reply.body)))
                     self.end_headers()
-                    self.wfile.write(reply.body)
+                    if self.command != "HEAD":
+                        self.wfile.write(reply.body)
                     return
                 self.send_header("Transfer-Encoding", "chunked")
                 self.end_headers()
@@ -101,7 +108,9 @@ class FakeServer:
                 pass  # a client that hangs up in the middle is part of the tests
 
         self._server = Server(("127.0.0.1", 0), Handler)
-        self.origin = f"http://127.0.0.1:{self._server.server_port}"
+        self.origin = f"{'https' if tls else 'http'}://127.0.0.1:{self._server.server_port}"
+        if tls:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
         )
