@@ -52,7 +52,8 @@ def add_curl(parser: arguments.Parser) -> None:
     parser.description = (
         "Send a request by curl, with a proof. A server that asks for a nonce has it, by a second "
         "request; no redirect is followed. "
-        f"OPTIONS are curl's, and these alone are passed on: {names}. -v shows no secret. "
+        f"OPTIONS are curl's, and these alone are passed on: {names}. -v shows all but the access "
+        "token and the proof's signature. "
         "Exit status: curl's, from 4 on, 22 with -f among them; 65 where the server asks for a "
         "nonce and the body, which can't be read twice, has to be given anew; 1 refused or "
         "failed, 2 usage, 3 no agent there."
@@ -102,6 +103,7 @@ def _request(args: Namespace, options: Options) -> tuple[Target, list[str]]:
     method = ["--request", args.htm]
     if args.htm == "HEAD":
         method = ["--head"]
+        options.include = False  # they are what curl shows then
         if options.has_body:
             raise RefusedError("a HEAD request has no body; give POST as METHOD, or leave it out")
     elif options.head:
@@ -270,7 +272,7 @@ def _show(run: Run, options: Options, where: Target, to: str | None) -> int:
 
 
 def _deliver(run: Run, options: Options, write: Callable[[bytes], object]) -> int:
-    if options.include and not options.head:
+    if options.include:
         write(run.head.raw)
     return run.deliver(write)
 

@@ -66,6 +66,8 @@ _OURS = frozenset(
 
 _BODIES = frozenset(("data", "data-raw", "data-binary", "data-urlencode", "json"))
 
+_FILES = frozenset(("cacert", "cert", "key", "netrc-file"))
+
 _ELSEWHERE = "it sends the request elsewhere than the URL says; leave it out"
 _CREDENTIALS = (
     "others can read arguments; put user and password into a file, and give it as --netrc-file"
@@ -194,7 +196,7 @@ class Options:
         output: the file for the body, None for standard output.
         remote_name: whether that file has the name that the URL ends with.
         has_body: whether the request has one.
-        files: what its body and its credentials are read from, `-` being standard input.
+        files: what its body, credentials and certificates are read from, `-` being standard input.
     """
 
     def __init__(self, words: Sequence[str]) -> None:
@@ -236,7 +238,7 @@ class Options:
             if self.output is not None:
                 raise RefusedError("there is one answer; give -o once")
             self.output = value
-        elif name == "netrc-file":
+        elif name in _FILES:
             self.files.append(value)
         elif name in _BODIES:
             self.has_body = True

@@ -45,6 +45,7 @@ _KEPT = frozenset(
 """Variables that curl gets: others have it write what it sends, such as SSLKEYLOGFILE."""
 
 _STATUS = re.compile(rb"HTTP/[0-9.]+ ([0-9]{3})")
+_CUT = "…".encode()
 _SECRET = re.compile(rb"\b(authorization|dpop)(\]?[ \t]*:[ \t]*)(.*)", re.I | re.S)
 
 
@@ -281,14 +282,11 @@ def redacted(line: bytes) -> bytes:
     if found is None:
         return line
     end = b"\r" if line.endswith(b"\r") else b""
-    value = found[3].strip()
-    parts = value.split(b".")
-    if found[1].lower() == b"dpop":
-        shown = b".".join(parts[:2]) + b"." if len(parts) == 3 else b""
-    else:
-        scheme, blank, _ = value.partition(b" ")
-        shown = scheme + blank if blank else b""
-    return line[: found.start(3)] + shown + b"[left out]" + end
+    parts = found[3].strip().split(b".")
+    if found[1].lower() == b"dpop" and len(parts) == 3:
+        return line[: found.start(3)] + b".".join((*parts[:2], _CUT)) + end
+    scheme, blank, _ = found[3].partition(b" ")
+    return line[: found.start(3)] + (scheme + blank if blank else b"") + b"[redacted]" + end
 
 
 def _environment() -> dict[str, str]:

@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import RequestReceived
 
 from dpop_agent import verify
 from dpop_agent.cli import curl
@@ -794,7 +797,7 @@ def test_access_token_and_proof_are_nowhere_that_others_read_while_it_runs(
     for secret in (ACCESS_TOKEN, *proofs, *signatures):
         assert secret.encode() not in err
     assert (b"> GET /canary HTTP/1.1" in err) == bool(words)
-    assert (b"> Authorization: DPoP [left out]" in err) == bool(words)
+    assert (b"> Authorization: DPoP [redacted]" in err) == bool(words)
 
 
 # --- https, and what environments and files of the user's would change
@@ -929,6 +932,49 @@ def test_user_and_password_come_from_a_file_and_reach_that_host_alone(
             "Basic Y2xpZW50OnNlY3JldA==",
             None,
         ]
+
+
+def test_v_shows_no_secret_of_http_2_either(
+    certificates: Certificates, shared_agent: Agent, access_token: str
+) -> None:
+    """There curl says the headers twice, in other words."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificates.server)
+    context.set_alpn_protocols(["h2"])
+    came: list[dict[str, str]] = []
+
+    def serve() -> None:
+        plain, _ = listener.accept()
+        with context.wrap_socket(plain, server_side=True) as connection:
+            http = H2Connection(H2Configuration(client_side=False, header_encoding="utf-8"))
+            http.initiate_connection()
+            connection.sendall(http.data_to_send())
+            while not came:
+                for event in http.receive_data(connection.recv(65536)):
+                    if isinstance(event, RequestReceived):
+                        came.append({str(name): str(value) for name, value in event.headers})
+                        headers = [(":status", "200"), ("x-header", "shown")]
+                        http.send_headers(event.stream_id, headers)
+                        http.send_data(event.stream_id, b"over h2", end_stream=True)
+                connection.sendall(http.data_to_send())
+            while connection.recv(65536):
+                pass
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}/me"
+        words = ["-v", "-i", "--http2", "--cacert", certificates.authority[0]]
+        presents = ["--access-token-file", access_token]
+        done = shared_agent.run("curl", "GET", url, *presents, "--", *words)
+        thread.join()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.replace("\r", "").startswith("HTTP/2 200 \nx-header: shown\n\nover h2")
+    (seen,) = came
+    assert seen["authorization"] == f"DPoP {ACCESS_TOKEN}"
+    assert done.stderr.count("[redacted]") >= 2
+    for secret in (ACCESS_TOKEN, seen["dpop"].rpartition(".")[2], ACCESS_TOKEN[:12]):
+        assert secret not in done.stderr
 
 
 # --- curl itself
