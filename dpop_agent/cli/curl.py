@@ -210,13 +210,10 @@ class _Sender:
     def send(self, proof: Proof | None, access_token: str | None, /) -> Run:
         from dpop_agent.cli.curl_run import Run
 
-        # Neither has a quote or a backslash: the agent's answer and the access token were checked.
-        secrets = [f"DPoP: {proof}"]
-        if access_token is not None:
-            secrets.append(f"Authorization: DPoP {access_token}")
         run = Run(
             self._words,
-            secrets,
+            str(proof),
+            access_token,
             silent=self._options.silent,
             shown=_say if self._options.verbose else None,
             descriptors=self._options.descriptors,
@@ -259,7 +256,8 @@ def _show(run: Run, options: Options, where: Target, to: str | None) -> int:
     if failed and not options.fail_with_body:
         ended = run.deliver(lambda _: None)
     elif to is None:
-        ended = _deliver(run, options, _write)
+        guarded = sys.stdout.isatty() and options.output is None
+        ended = _deliver(run, options, _write_text if guarded else _write)
     else:
         with open(to, "wb") as file:
             ended = _deliver(run, options, partial(_write_to, file))
@@ -298,6 +296,16 @@ def _passed_on(status: int) -> int:
 
 def _write(data: bytes) -> None:
     _write_to(sys.stdout.buffer, data)
+
+
+def _write_text(data: bytes) -> None:
+    """To a terminal, which a binary may steer."""
+    if b"\0" in data:
+        raise DPoPAgentError(
+            "the answer is binary, and standard output is a terminal",
+            hint="name a file for it, -- -o FILE, or have it shown all the same by -- -o -",
+        )
+    _write(data)
 
 
 def _say(data: bytes) -> None:

@@ -232,6 +232,8 @@ class Options:
     def _take(self, name: str, value: str) -> None:
         if name == "header":
             _check_header(value)
+        elif name == "user-agent" and re.search(r"[\r\n]", value):
+            raise RefusedError("-A has a line end, and would be several headers; leave that out")
         elif name == "write-out" and value == "@-":
             raise RefusedError("-w can't be read from standard input; give the format, or @FILE")
         elif name == "output":

@@ -19,7 +19,7 @@ from dpop_agent.errors import DPoPAgentError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
 PROGRAM = "curl"
 
@@ -46,7 +46,8 @@ _KEPT = frozenset(
 
 _STATUS = re.compile(rb"HTTP/[0-9.]+ ([0-9]{3})")
 _CUT = "…".encode()
-_SECRET = re.compile(rb"\b(authorization|dpop)(\]?[ \t]*:[ \t]*)(.*)", re.I | re.S)
+_RUN = re.compile(rb"[A-Za-z0-9._~+/=-]{16,}")
+_HEADER = re.compile(rb"\b(authorization|dpop)(\]?[ \t]*:[ \t]*)(.*)", re.I | re.S)
 
 
 class EndedError(Exception):
@@ -127,8 +128,9 @@ class Run:
 
     Args:
         words: its options and the URL.
-        secret_headers: those that only the server may see; none has a character that means
-            something in a configuration of curl's.
+        proof: for the DPoP header. Neither this nor the access token has a character that means
+            something in a configuration of curl's: both were checked where they came from.
+        access_token: for the Authorization header; None for none.
         silent: whether it says nothing of errors.
         shown: gets what `-v` says, without the secrets; None where that isn't wanted.
         descriptors: further ones that it is to have.
@@ -137,7 +139,8 @@ class Run:
     def __init__(
         self,
         words: Sequence[str],
-        secret_headers: Iterable[str],
+        proof: str,
+        access_token: str | None,
         *,
         silent: bool,
         shown: Callable[[bytes], object] | None,
@@ -149,6 +152,11 @@ class Run:
         self._open: dict[int, Callable[[bytes], object]] = {}
         self._shown = shown
         self._line = b""
+        self._secrets = [proof.rpartition(".")[2].encode()]
+        headers = [f"DPoP: {proof}"]
+        if access_token is not None:
+            self._secrets.append(access_token.encode())
+            headers.append(f"Authorization: DPoP {access_token}")
         told, tells = os.pipe()
         theirs = [told]
         try:
@@ -184,7 +192,7 @@ class Run:
                 os.close(descriptor)
         try:
             with os.fdopen(tells, "wb") as stream:
-                stream.writelines(f'header = "{line}"\n'.encode("ascii") for line in secret_headers)
+                stream.writelines(f'header = "{header}"\n'.encode("ascii") for header in headers)
         except BrokenPipeError:
             pass  # it ended before it read them, and says why
         except BaseException:
@@ -262,12 +270,12 @@ class Run:
         assert self._shown is not None
         *lines, self._line = (self._line + data).split(b"\n")
         for line in lines:
-            self._shown(redacted(line) + b"\n")
+            self._shown(redacted(line, self._secrets) + b"\n")
 
     def _wait(self) -> int:
         status = self._process.wait()
         if self._line and self._shown is not None:
-            self._shown(redacted(self._line) + b"\n")
+            self._shown(redacted(self._line, self._secrets) + b"\n")
             self._line = b""
         return status if status >= 0 else 128 - status
 
@@ -276,11 +284,16 @@ class Run:
             os.close(self._open.popitem()[0])
 
 
-def redacted(line: bytes) -> bytes:
-    """A line of `-v` without what is good for anything: a proof is shown without its signature."""
-    found = _SECRET.search(line)
+def redacted(line: bytes, secrets: Sequence[bytes] = ()) -> bytes:
+    """A line of `-v` without what is good for anything: a proof is shown without its signature.
+
+    A header that doesn't go out at once may go on in a line of its own: `secrets` are looked for.
+    """
+    found = _HEADER.search(line)
     if found is None:
-        return line
+        return _RUN.sub(
+            lambda run: b"[redacted]" if any(run[0] in each for each in secrets) else run[0], line
+        )
     end = b"\r" if line.endswith(b"\r") else b""
     parts = found[3].strip().split(b".")
     if found[1].lower() == b"dpop" and len(parts) == 3:

@@ -24,12 +24,13 @@ from h2.connection import H2Connection
 from h2.events import RequestReceived
 
 from dpop_agent import verify
-from dpop_agent.cli import curl
+from dpop_agent.cli import curl, curl_run
 from dpop_agent.cli.curl_options import FLAGS, VALUES, Options, RefusedError
 from dpop_agent.jose import access_token_hash, b64url_decode
 from tests.agent.places import descendants, until
 from tests.emulators import need
 from tests.processes import Agent, running
+from tests.terminal import Terminal
 from tests.unit.certificates import Certificates
 from tests.unit.fake_server import FakeServer, Reply, Seen
 
@@ -722,6 +723,47 @@ def test_a_reader_that_leaves_ends_curl_without_a_word(shared_agent: Agent) -> N
         assert process.stderr.read() == b""
         assert not any(running(pid) for pid in below)
         process.stdout = None
+
+
+def test_a_binary_is_not_written_to_a_terminal_unless_that_is_said(shared_agent: Agent) -> None:
+    def shown(*options: str) -> tuple[int, str]:
+        with Terminal(shared_agent, "curl", "GET", server.origin, *options) as terminal:
+            return terminal.end()
+
+    with answers(b"\0binary") as server:
+        status, refused = shown()
+        assert status == 1
+        assert "binary, and standard output is a terminal; " in refused
+        assert "\0" not in refused
+        assert shown("--", "-o", "-") == (0, "\0binary")
+    with answers(b"text") as server:
+        assert shown() == (0, "text")
+
+
+def test_a_body_that_takes_its_time_is_waited_for_no_longer_than_that_and_nothing_of_it_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(curl_run, "MAX_CHALLENGE_S", 0.2)
+    over = threading.Event()
+
+    def parts() -> Iterator[bytes]:
+        yield b"{"
+        over.wait(30)
+        yield b"}"
+
+    with FakeServer(lambda _: Reply(401, parts())) as server:
+        run = curl_run.Run(["--url", server.origin], "a.b.c", None, silent=True, shown=None)
+        try:
+            run.wait_for_head()
+            assert run.head.status == 401
+            assert run.read() is None
+            over.set()
+            body = bytearray()
+            assert run.deliver(body.extend) == 0
+            assert body == b"{}"
+        finally:
+            run.kill()
+    assert server.seen[0].proofs == ["a.b.c"]
 
 
 def where_others_look(pids: Iterable[int], *folders: Path) -> dict[str, bytes]:

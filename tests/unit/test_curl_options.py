@@ -132,6 +132,8 @@ def test_an_abbreviation_that_curl_would_take_is_refused_and_the_whole_name_is_t
         ["-o", "a", "-o", "b"],
         ["-o", "a", "-O"],
         ["-w", "@-"],
+        ["-A", "x\r\nDPoP: y"],
+        ["-sAx\nHost: y"],
     ],
 )
 def test_words_that_are_no_option_or_no_whole_one_are_refused(words: list[str]) -> None:
@@ -250,9 +252,14 @@ def test_headers_without_an_end_are_left() -> None:
         (b"< DPoP-Nonce: n\r", b"< DPoP-Nonce: n\r"),
         (b'< WWW-Authenticate: DPoP error="x"\r', b'< WWW-Authenticate: DPoP error="x"\r'),
         (b"> Host: api.example\r", b"> Host: api.example\r"),
+        (b"> ry-access-token.Az09-._~+/==\r", b"> [redacted]\r"),
+        (b"* canary-access-token.Az", b"* [redacted]"),
+        (b"> cc-signature-cc-signature\r", b"> [redacted]\r"),
+        (b"* Connected to api.example.com (192.0.2.1) port 443 (#0)",) * 2,
     ],
 )
 def test_what_v_shows_has_no_access_token_and_no_proof_that_is_one(
     line: bytes, shown: bytes
 ) -> None:
-    assert redacted(line) == shown
+    secrets = [b"canary-access-token.Az09-._~+/==", b"cc-signature-cc-signature"]
+    assert redacted(line, secrets) == shown
