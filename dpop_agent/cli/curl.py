@@ -6,13 +6,20 @@ is `hop`'s to say, as for every HTTP library.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from functools import partial
 
 from dpop_agent.cli import arguments, output, proofs
 from dpop_agent.cli.curl_options import FLAGS, VALUES, Options, RefusedError
-from dpop_agent.errors import DPoPAgentError, HtuRefused, JktRequired, NonceRequired
+from dpop_agent.errors import (
+    ConfigurationError,
+    DPoPAgentError,
+    HtuRefused,
+    JktRequired,
+    NonceRequired,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,6 +80,7 @@ def _curl(args: Namespace) -> int:
     except RefusedError as e:
         args.usage(str(e))
         raise  # never: that was the end
+    _require(options.needed)
     access_token = None
     if args.access_token_file is not None:
         access_token = proofs.access_token(args.access_token_file)
@@ -81,6 +89,13 @@ def _curl(args: Namespace) -> int:
         return _exchange(args, options, where, words, access_token, to)
     finally:
         restore()
+
+
+def _require(files: list[str]) -> None:
+    """Refuse a file that can't be read, rather than have curl send nothing in its place."""
+    for file in files:
+        if file != "-" and (os.path.isdir(file) or not os.access(file, os.R_OK)):
+            raise ConfigurationError(f"{file} can't be read", hint="give another file")
 
 
 def _request(args: Namespace, options: Options) -> tuple[Target, list[str]]:
@@ -190,10 +205,6 @@ def _exchange(
         if not e.status:
             raise DPoPAgentError("curl ended without an answer", hint="try again") from e
         return _passed_on(e.status)
-    except FileNotFoundError as e:
-        raise DPoPAgentError(
-            "there is no curl on the PATH", hint="install it, as by: apt install curl"
-        ) from e
     try:
         return _show(run, options, where, to)
     finally:
@@ -210,14 +221,19 @@ class _Sender:
     def send(self, proof: Proof | None, access_token: str | None, /) -> Run:
         from dpop_agent.cli.curl_run import Run
 
-        run = Run(
-            self._words,
-            str(proof),
-            access_token,
-            silent=self._options.silent,
-            shown=_say if self._options.verbose else None,
-            descriptors=self._options.descriptors,
-        )
+        try:
+            run = Run(
+                self._words,
+                str(proof),
+                access_token,
+                silent=self._options.silent,
+                shown=_say if self._options.verbose else None,
+                descriptors=self._options.descriptors,
+            )
+        except FileNotFoundError as e:
+            raise DPoPAgentError(
+                "there is no curl on the PATH", hint="install it, as by: apt install curl"
+            ) from e
         run.wait_for_head()
         return run
 
@@ -231,7 +247,7 @@ class _Sender:
         from dpop_agent.client.refusal import decoded
 
         body = run.read()
-        if body is None or "--compressed" in self._words:  # then curl has decoded it
+        if body is None or self._options.compressed:  # then curl has decoded it
             return body
         return decoded(body, run.head.values("Content-Encoding"))
 
@@ -254,7 +270,7 @@ def _show(run: Run, options: Options, where: Target, to: str | None) -> int:
         )
     failed = options.fail and status >= 400
     if failed and not options.fail_with_body:
-        ended = run.deliver(lambda _: None)
+        ended = run.deliver(lambda _: None) if options.write_out else 0
     elif to is None:
         guarded = sys.stdout.isatty() and options.output is None
         ended = _deliver(run, options, _write_text if guarded else _write)

@@ -156,6 +156,7 @@ _LETTERS = {
     "g": "globoff",
     "Z": "parallel",
     ":": "next",
+    "#": "progress-bar",
     "p": "proxytunnel",
 }
 
@@ -193,10 +194,15 @@ class Options:
         verbose: whether the exchange is shown.
         fail: whether an answer of 400 or more is a failure.
         fail_with_body: whether it is one, and its body is shown.
+        compressed: whether curl decodes the body.
+        write_out: whether curl says something of the transfer.
+        has_credentials: whether it has a user and a password.
         output: the file for the body, None for standard output.
         remote_name: whether that file has the name that the URL ends with.
         has_body: whether the request has one.
         files: what its body, credentials and certificates are read from, `-` being standard input.
+        needed: those of them without which curl would go on, and say nothing.
+        descriptors: those of them that are open ones of ours, as a shell's `<(…)` has it.
     """
 
     def __init__(self, words: Sequence[str]) -> None:
@@ -207,8 +213,11 @@ class Options:
         """
         self.words: list[str] = []
         self.files: list[str] = []
+        self.needed: list[str] = []
         self.output: str | None = None
         self.has_body = False
+        self.has_credentials = False
+        self.write_out = False
         flags = set()
         for name, value in _read(words):
             if value is None:
@@ -225,35 +234,40 @@ class Options:
         self.verbose = "verbose" in flags
         self.fail_with_body = "fail-with-body" in flags
         self.fail = "fail" in flags or self.fail_with_body
+        self.compressed = "compressed" in flags
         self.remote_name = "remote-name" in flags
         if self.remote_name and self.output is not None:
             raise RefusedError("there is one answer; give -o or -O, not both")
+        found = {number for file in self.files if (number := _descriptor(file)) is not None}
+        self.descriptors = sorted(number for number in found if number > 2 and _is_open(number))
 
     def _take(self, name: str, value: str) -> None:
         if name == "header":
             _check_header(value)
         elif name == "user-agent" and re.search(r"[\r\n]", value):
             raise RefusedError("-A has a line end, and would be several headers; leave that out")
-        elif name == "write-out" and value == "@-":
-            raise RefusedError("-w can't be read from standard input; give the format, or @FILE")
+        elif name == "write-out":
+            self.write_out = True
+            if value == "@-":
+                raise RefusedError("-w isn't read from standard input; give the format, or @FILE")
         elif name == "output":
             if self.output is not None:
                 raise RefusedError("there is one answer; give -o once")
             self.output = value
         elif name in _FILES:
             self.files.append(value)
+            if name == "netrc-file":
+                self.has_credentials = True
+                self.needed.append(value)
         elif name in _BODIES:
             self.has_body = True
             if (file := _file_of(name, value)) is not None:
                 self.files.append(file)
+                self.needed.append(file)
 
     @property
     def reads_standard_input(self) -> bool:
         return any(file in ("-", "/dev/stdin") or _descriptor(file) == 0 for file in self.files)
-
-    @property
-    def has_credentials(self) -> bool:
-        return "--netrc-file" in self.words
 
     @property
     def repeatable(self) -> bool:
@@ -261,12 +275,6 @@ class Options:
         return all(
             not file.startswith(("/dev/", "/proc/")) and _is_regular(file) for file in self.files
         )
-
-    @property
-    def descriptors(self) -> list[int]:
-        """Those that curl reads files from, as a shell's `<(…)` has it."""
-        found = {_descriptor(file) for file in self.files}
-        return sorted(n for n in found if n is not None and n > 2)
 
 
 def _read(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
@@ -365,6 +373,14 @@ def _file_of(name: str, value: str) -> str | None:
 def _descriptor(file: str) -> int | None:
     found = _FROM_DESCRIPTOR.match(file)
     return int(found[1]) if found else None
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 def _is_regular(file: str) -> bool:

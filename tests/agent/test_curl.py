@@ -475,6 +475,23 @@ def test_a_body_from_a_shells_pipe_is_sent_and_not_taken_for_one_that_can_be_rea
         assert [seen.body for seen in server.seen] == [b"piped"] * 2
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["-d", "@/nonexistent"], ["--json", "@/"], ["--data-binary", "@/dev/fd/63"]),
+        *(["--data-urlencode", "a@/nonexistent"], ["--netrc-file", "/nonexistent"]),
+    ],
+)
+def test_where_a_file_cannot_be_read_nothing_is_sent_in_its_place(
+    words: list[str], shared_agent: Agent
+) -> None:
+    """curl itself would send an empty body, or no credentials."""
+    with answers() as server:
+        status, out, err = said(shared_agent.run("curl", "POST", server.origin, "--", *words))
+        assert (status, out, server.seen) == (1, "", [])
+    assert re.fullmatch(r"dpop-agent: /\S* can't be read; give another file\n", err)
+
+
 # --- the answer
 
 
@@ -562,6 +579,16 @@ def test_an_error_of_the_server_fails_where_that_is_asked_for(shared_agent: Agen
         assert go("--fail-with-body") == (22, "why\n", told)
         assert go("-sf", "-w", "%{http_code}") == (22, "404", "")
         assert go("-sSf") == (22, "", told)
+    over = threading.Event()
+
+    def parts() -> Iterator[bytes]:
+        yield b"why"
+        over.wait(30)
+
+    with FakeServer(lambda _: Reply(500, parts())) as server:
+        assert go("-f")[0] == 22
+        assert not over.is_set(), "the body isn't waited for"
+        over.set()
 
 
 def test_curls_own_failures_are_its_own_exit_statuses_and_words(shared_agent: Agent) -> None:

@@ -179,7 +179,19 @@ def test_a_body_from_a_file_can_be_read_again_and_one_from_a_pipe_cannot(tmp_pat
     assert Options(["--data-urlencode", f"name=x@{pipe}"]).repeatable
     assert Options(["--data-raw", f"@{pipe}"]).repeatable
     assert not Options(["-d", f"@{file}", "-d", f"@{pipe}"]).repeatable
-    assert Options(["-d", "@/dev/fd/63", "-d", "@/dev/fd/7"]).descriptors == [7, 63]
+    with pipe.open("r+b", buffering=0) as one, file.open() as other:
+        numbers = [one.fileno(), other.fileno()]
+        words = [word for n in (*numbers, 0, 999_999_999) for word in ("-d", f"@/dev/fd/{n}")]
+        assert Options(words).descriptors == sorted(numbers)
+    assert Options(words).descriptors == [], "they are closed now"
+
+
+def test_a_value_is_never_taken_for_an_option() -> None:
+    found = Options(["-d", "--compressed", "-H", "X: --netrc-file", "-A", "-v", "-w", "--data"])
+    assert (found.compressed, found.has_credentials, found.verbose) == (False, False, False)
+    assert found.has_body
+    assert Options(["--compressed", "--netrc-file", "x"]).compressed
+    assert Options(["--compressed", "--netrc-file", "x"]).has_credentials
 
 
 def test_the_commands_that_refusals_name_are_there(capsys: pytest.CaptureFixture[str]) -> None:

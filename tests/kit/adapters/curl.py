@@ -51,6 +51,9 @@ class _Output:
     def flush(self) -> None:
         pass
 
+    def isatty(self) -> bool:
+        return False
+
 
 class Curl(BlockingAdapter):
     name = "curl"
