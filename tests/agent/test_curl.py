@@ -278,6 +278,36 @@ def _run(words: Iterable[str], env: dict[str, str], **more: Any) -> Done:
     )
 
 
+@pytest.mark.parametrize("name", [name for name in VALUES if name != "output"])
+def test_no_value_of_an_option_writes_a_header_or_leads_elsewhere(
+    name: str, shared_agent: Agent, access_token: str
+) -> None:
+    with answers() as server, answers() as evil:
+        host = evil.origin.removeprefix("http://")
+        for value in (
+            *(f'x"\r\nDPoP: evil\r\nHost: {host}', f'"\nurl = "{evil.origin}', evil.origin),
+            *(
+                "--next",
+                "-L",
+                "-K/dev/stdin",
+                "@/dev/stdin",
+                f"X: y\n\nGET {evil.origin}/ HTTP/1.1",
+            ),
+            *(f"Host: {host}", f"x;{evil.origin}", "%{url}", "\\", "5"),
+        ):
+            words = ["POST", f"{server.origin}/x", "--access-token-file", access_token]
+            words += ["--", f"--{name}", value, "-m", "20"]
+            done = shared_agent.run("curl", *words, stdin=f"url = {evil.origin}\n")
+            assert "Traceback" not in done.stderr
+        assert evil.seen == []
+        for seen in server.seen:
+            assert len(claims(seen)) >= 4
+            assert seen.headers.get_all("Authorization") == [f"DPoP {ACCESS_TOKEN}"]
+            assert [seen.headers["Host"]] == seen.headers.get_all("Host")
+            assert server.origin.endswith(seen.headers["Host"])
+            assert (seen.method, seen.path) == ("POST", "/x")
+
+
 # --- nonces
 
 _JSON = {"Content_Type": "application/json"}

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dpop_agent.cli import curl_options, main
 from dpop_agent.cli.curl_options import FLAGS, VALUES, Options, RefusedError
@@ -210,6 +212,33 @@ def test_options_that_refusals_name_are_passed_on_or_the_verbs_own() -> None:
     ours = {"access-token-file"}
     for text in (*curl_options._REFUSED.values(), *curl_options._WRITTEN_HERE.values()):
         assert set(re.findall(r"--([a-z]+[a-z-]*)", text)) <= {*FLAGS, *VALUES, *ours}, text
+
+
+_WORDS = st.lists(
+    st.one_of(
+        st.text(max_size=12),
+        st.sampled_from([*NEVER, *(f"--{name}" for name in (*FLAGS, *VALUES)), "-", "--", "@-"]),
+        st.text("-sSfdoHAwmiIvNOLKxu=", max_size=8).map("-".__add__),
+    ),
+    max_size=6,
+)
+
+
+@given(_WORDS)
+@settings(max_examples=400, deadline=None)
+def test_whatever_is_given_curl_gets_listed_names_with_a_value_each_or_nothing(
+    words: list[str],
+) -> None:
+    try:
+        rest = iter(Options(words).words)
+    except RefusedError:
+        return
+    for word in rest:
+        name = word.removeprefix("--")
+        assert name in {*FLAGS, *VALUES}
+        if name in VALUES:
+            value = next(rest)
+            assert not (name in ("header", "user-agent") and set("\r\n") & set(value))
 
 
 # --- what comes back
