@@ -137,6 +137,17 @@ def _sockets(folder: str) -> set[str]:
         return set()
 
 
+def recorded(jti: str) -> list[Entry]:
+    """What the audit has of proofs with that `jti`; nothing where there is no audit.
+
+    Raises:
+        DPoPAgentError: its files aren't ours alone.
+    """
+    with ExitStack() as opened:
+        reading = _Reading(paths.audit_folder(calls.state_folder()), None, opened)
+        return [entry for entry in reading.there() if entry.get("jti") == jti]
+
+
 def _is_wanted(args: Namespace, entry: Entry) -> bool:
     if args.since is not None and entry["time"] < args.since:
         return False

@@ -35,6 +35,7 @@ _VERBS = {
     "proof": ("proofs", "print a proof for one request"),
     "curl": ("curl", "send a request by curl, with a proof"),
     "verify": ("proofs", "check a proof against RFC 9449 section 4.3"),
+    "explain": ("explain", "say what is wrong with a request that failed, from curl -v"),
     "doctor": ("doctor", "say what is wrong on this machine, and what mends it"),
     "status": ("status", "show the agent, its stores and the servers' nonces"),
     "log": ("audit", "show who asked for what: proofs, refusals, changes"),

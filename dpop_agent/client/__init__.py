@@ -7,6 +7,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from dpop_agent.client.aio import AsyncAgentClient
     from dpop_agent.client.answers import Generation, Lease, Proof, Touch
+    from dpop_agent.client.explaining.asking import explain
+    from dpop_agent.client.explaining.findings import Explanation, Finding
     from dpop_agent.client.httpx import AsyncDPoPAuth, AsyncDPoPTransport, DPoPAuth, DPoPTransport
     from dpop_agent.client.requests import BoundTokenAuth, DPoPAdapter
     from dpop_agent.client.stores import TokenStore
@@ -23,11 +25,14 @@ __all__ = [
     "DPoPAdapter",
     "DPoPAuth",
     "DPoPTransport",
+    "Explanation",
+    "Finding",
     "Generation",
     "Lease",
     "Proof",
     "TokenStore",
     "Touch",
+    "explain",
 ]
 
 _PLACES = {
@@ -40,11 +45,14 @@ _PLACES = {
     "DPoPAdapter": "requests",
     "DPoPAuth": "httpx",
     "DPoPTransport": "httpx",
+    "Explanation": "explaining.findings",
+    "Finding": "explaining.findings",
     "Generation": "answers",
     "Lease": "answers",
     "Proof": "answers",
     "TokenStore": "stores",
     "Touch": "answers",
+    "explain": "explaining.asking",
 }
 
 

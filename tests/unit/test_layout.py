@@ -383,6 +383,27 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "discovered": {"hop", "refusal"},
         "mcp": {"answers", "discovered", "handles", "hop", "httpx2", "refusal", "token"},
         "requests_oauth2client": {"answers", "hop"},
+        # What went wrong, pure but for the last one, which asks an agent.
+        "explaining.messages": set(),
+        "explaining.reading": {"explaining.messages"},
+        "explaining.responses": {"explaining.messages"},
+        "explaining.redaction": {"explaining.messages"},
+        "explaining.case": {"refusal", "explaining.messages", "explaining.redaction"},
+        "explaining.findings": set(),
+        "explaining.said": {"explaining.case"},
+        "explaining.urls": {"explaining.messages"},
+        "explaining.judges": {
+            *("explaining.case", "explaining.messages", "explaining.redaction", "explaining.said"),
+            "explaining.urls",
+        },
+        "explaining.verdict": {
+            *("explaining.case", "explaining.findings", "explaining.judges", "explaining.messages"),
+            "explaining.said",
+        },
+        "explaining.asking": {
+            *("explaining.case", "explaining.findings", "explaining.responses"),
+            "explaining.verdict",
+        },
     },
 }
 

@@ -1,0 +1,1 @@
+"""What went wrong in an HTTP exchange with DPoP, from the exchange itself."""

@@ -1,0 +1,351 @@
+"""Reads what people paste: the output of `curl -v`, or raw HTTP messages (RFC 9112)."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass, field
+
+from dpop_agent.client.explaining.messages import Exchange, Unreadable
+from dpop_agent.proof import TCHAR
+
+MAX_INPUT = 4 * 1024 * 1024
+"""Characters that are looked at; a body may be long."""
+
+MAX_LINE = 256 * 1024
+"""Characters of a line; a header has less, and a body that has more says nothing of DPoP."""
+
+_LINE_ENDS = re.compile(r"\r\n|\n|\r")
+_REQUEST = re.compile(rf"([{TCHAR}]{{1,32}}) (\S+) (HTTP/[0-9.]+)\s*")
+_STATUS = re.compile(r"HTTP/[0-9.]+ ([1-5][0-9]{2})(?:\s.*)?")
+_HEADER = re.compile(rf":?([{TCHAR}]+)\s*:[ \t]*(.*)")
+_MARKED = re.compile(r"([<>*])(?: (.*)|)")
+_DATA = re.compile(r"[{}] \[\d+ bytes data\]")
+# curl's progress, which ends in a carriage return alone, so that a line of its own may follow it.
+_PROGRESS = re.compile(
+    r"\s*(?:% Total\b.*|Dload\s+Upload\b.*|[-=#]{20,}\s*\d*\.?\d*%?|\d+\s+[\d.]+[kMGTP]?\s+\d+\s.*?"
+    r"(?:--:--:--|\d+:\d\d:\d\d|\d+[dhms])\s+[\d.]+[kMGTP]?(?=\s*$|[*<>{}] |  ))"
+)
+# What curl says right behind a body that has no line end.
+_AFTER_BODY = re.compile(
+    r"\* (?:Connection #|Closing connection|Issue another|Re-using|Reusing|Found bundle|Hostname"
+    r"|Ignoring|Excess|transfer closed|we are |Mark |Curl_|TLS|schannel|Host |  ?Trying)"
+)
+_CONNECTED = re.compile(r"\* (?:Connected to|Re-?using existing .*?connection.*? with host) (\S+)")
+_PORT = re.compile(r"\bport (\d+)")
+_TLS = re.compile(
+    r"\* (?:SSL connection|TLSv|SSL certificate|ALPN|schannel:|Server certificate"
+    r"|.*\[:scheme: https)"
+)
+_WHOLE_URL = re.compile(
+    r"\* (?:Issue another request to this URL: '|.*\bstream for |.*\bUsing Stream ID.*for )"
+    r"(https?://[^\s']+)"
+)
+_COMMAND = re.compile(r"(?:\S*[$#%>+]\s*)?(?:curl|curl\.exe)\s+\S")
+_DATA_OPTIONS = ("-d", "--data", "--data-raw", "--data-binary", "--data-ascii", "--data-urlencode")
+_CONTINUED = re.compile(r"[A-Za-z0-9._~+/=-]+")
+
+
+@dataclass(slots=True)
+class _Recorded:
+    """An exchange while it is read."""
+
+    line: int
+    method: str
+    target: str
+    version: str
+    scheme: str = ""
+    whole_url: str = ""
+    request_headers: list[tuple[str, str]] = field(default_factory=list)
+    response_headers: list[tuple[str, str]] = field(default_factory=list)
+    status: int | None = None
+    request_body: list[str] = field(default_factory=list)
+    body: list[str] = field(default_factory=list)
+
+    def exchange(self, data: str | None) -> Exchange:
+        sent = "\n".join(self.request_body).strip() or data
+        got = _without_head("\n".join(self.body).strip())
+        return Exchange(
+            method=self.method,
+            url=self._url,
+            request_headers=tuple(self.request_headers),
+            status=self.status,
+            response_headers=tuple(self.response_headers),
+            request_body=None if sent is None else sent.encode("utf-8", "replace"),
+            response_body=got.encode("utf-8", "replace") if got else None,
+        )
+
+    @property
+    def _url(self) -> str:
+        if "://" in self.target:  # to a proxy
+            return self.target
+        host = next((v for n, v in self.request_headers if n.lower() in ("host", ":authority")), "")
+        path = self.target if self.target.startswith("/") else f"/{self.target.lstrip('*')}"
+        if self.whole_url and not host:
+            return self.whole_url
+        scheme = self.scheme or ("https" if self.version in ("HTTP/2", "HTTP/3") else "")
+        return f"{scheme}://{host}{path}" if scheme else f"//{host}{path}"
+
+
+def _without_head(body: str) -> str:
+    """A body without the response's head, which `curl -i` writes before it."""
+    while _STATUS.fullmatch(body.partition("\n")[0].rstrip()):
+        body = body.partition("\n\n")[2].lstrip("\n")
+    return body
+
+
+def exchanges(text: str) -> list[Exchange]:
+    """All exchanges in what somebody pasted, the last one being what it is about.
+
+    Args:
+        text: what `curl -v` wrote, with the body on standard output mixed in or left out; or one
+            raw request and its response.
+
+    Raises:
+        Unreadable: there is no request, or no response to the last one.
+    """
+    lines = _lines(text)
+    if not any(line.strip() for line in lines):
+        raise Unreadable("there is nothing in it")
+    marked = any((m := _MARKED.fullmatch(line)) and m[1] == ">" and m[2] for line in lines)
+    recorded = _of_curl(lines) if marked else _of_messages(lines)
+    to_proxies = [each for each in recorded if each.method == "CONNECT"]
+    recorded = [each for each in recorded if each.method != "CONNECT"]
+    if to_proxies and not recorded:
+        raise Unreadable("only the proxy answered; no request came through", to_proxies[-1].line)
+    if not recorded:
+        raise Unreadable(_no_request(lines))
+    last = recorded[-1]
+    if last.status is None:
+        raise Unreadable(
+            "this request has no response after it; paste all that curl -v wrote", last.line
+        )
+    data = _data(lines)
+    return [each.exchange(data if each is last else None) for each in recorded]
+
+
+def messages(request: str, response: str) -> Exchange:
+    """The exchange of a raw request and a raw response.
+
+    Raises:
+        Unreadable: one of them isn't what it is to be.
+    """
+    for text, form, what in (
+        (request, _REQUEST, "the request has to begin with a line such as GET /me HTTP/1.1"),
+        (response, _STATUS, "the response has to begin with a line such as HTTP/1.1 401"),
+    ):
+        first = next((line for line in _lines(text) if line.strip()), "")
+        if not form.fullmatch(first):
+            raise Unreadable(what, 1)
+    return exchanges(f"{request.strip()}\n\n{response.strip()}\n")[-1]
+
+
+def _lines(text: str) -> list[str]:
+    """Lines without what pasting did to them: line ends, indents, HTML's escapes, progress."""
+    found: list[str] = []
+    for line in _LINE_ENDS.split(text[:MAX_INPUT].removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")):
+        line = line[:MAX_LINE].expandtabs(1)
+        bare = _PROGRESS.sub("", line, count=1) if _PROGRESS.match(line) else line
+        if bare != line and not bare.strip():
+            continue
+        trimmed = bare.strip()
+        for escaped, char in (("&gt;", ">"), ("&lt;", "<")):
+            if trimmed.startswith(escaped):
+                trimmed = char + trimmed.removeprefix(escaped)
+        if _MARKED.fullmatch(trimmed):
+            found.append(trimmed)
+        else:
+            found.append(bare.rstrip())
+    return found
+
+
+def _no_request(lines: list[str]) -> str:
+    first = next(number for number, line in enumerate(lines, 1) if line.strip())
+    if any(_STATUS.fullmatch(line.strip().removeprefix("<").strip()) for line in lines):
+        return (
+            "there is a response, and no request before it; run curl with -v, whose lines with > "
+            "have the request"
+        )
+    return (
+        f"line {first}: this is neither the output of curl -v nor a raw request (GET /me HTTP/1.1) "
+        "with its response"
+    )
+
+
+def _of_curl(lines: list[str]) -> list[_Recorded]:
+    reader = _Curl()
+    for number, line in enumerate(lines, 1):
+        reader.take(number, line)
+    return reader.done()
+
+
+class _Curl:
+    """Reads the output of `curl -v`, line by line."""
+
+    def __init__(self) -> None:
+        self._found: list[_Recorded] = []
+        self._in: str = ""  # ">" or "<": the head that is being read
+        self._before: list[str] = []
+        self._schemes: dict[str, str] = {}
+        self._host = ""
+        self._whole_url = ""
+
+    def take(self, number: int, line: str) -> None:
+        marked = _MARKED.fullmatch(line)
+        if marked is None:
+            self._unmarked(line)
+        elif marked[1] == "*":
+            self._in = ""
+            self._told(line)
+        elif marked[1] == ">":
+            self._request(number, marked[2] or "")
+        else:
+            self._response(number, marked[2] or "")
+
+    def done(self) -> list[_Recorded]:
+        if self._found and not "".join(self._found[-1].body).strip():
+            self._found[-1].body = self._before
+        return self._found
+
+    def _told(self, line: str) -> None:
+        if connected := _CONNECTED.match(line):
+            self._host = connected[1].lower()
+            port = _PORT.search(line)
+            if line.startswith("* Connected"):
+                self._schemes[self._host] = "https" if port and port[1] == "443" else "http"
+        elif _TLS.match(line) and self._host:
+            self._schemes[self._host] = "https"
+        if url := _WHOLE_URL.match(line):
+            self._whole_url = url[1]
+
+    def _request(self, number: int, text: str) -> None:
+        if begun := _REQUEST.fullmatch(text):
+            scheme = self._schemes.get(self._host, "")
+            if self._whole_url:
+                scheme = self._whole_url.partition(":")[0]
+            self._found.append(_Recorded(number, begun[1], begun[2], begun[3], scheme))
+            self._found[-1].whole_url, self._whole_url = self._whole_url, ""
+            self._in = ">"
+        elif text.strip() and self._in != ">" and not self._found:
+            raise Unreadable(
+                "a request's first line is missing: such as > GET /me HTTP/1.1", number
+            )
+        elif self._found:
+            self._in = ">" if text.strip() else ""
+            self._header(number, text, self._found[-1].request_headers)
+
+    def _response(self, number: int, text: str) -> None:
+        if not self._found:
+            if _STATUS.fullmatch(text):
+                raise Unreadable(
+                    "a response without the request before it; the lines with > are missing", number
+                )
+            return
+        last = self._found[-1]
+        if status := _STATUS.fullmatch(text):
+            if last.status is not None and last.status >= 200:
+                raise Unreadable("a second response to one request", number)
+            last.status = int(status[1])
+            last.response_headers.clear()
+            self._in = "<"
+        else:
+            if text.strip() and last.status is None:
+                raise Unreadable(
+                    "a response's first line is missing: such as < HTTP/1.1 401 Unauthorized",
+                    number,
+                )
+            self._in = "<" if text.strip() else ""
+            self._header(number, text, last.response_headers)
+
+    def _header(self, number: int, text: str, headers: list[tuple[str, str]]) -> None:
+        if not text.strip():
+            return
+        header = _HEADER.fullmatch(text)
+        if header is None:
+            raise Unreadable("this is no header, which is a name, a colon and a value", number)
+        headers.append((header[1], header[2].strip()))
+
+    def _unmarked(self, line: str) -> None:
+        if _DATA.fullmatch(line.strip()) or _COMMAND.match(line.strip()):
+            return
+        if self._in and self._found and _CONTINUED.fullmatch(line.strip()):
+            # A terminal's own line break, in the middle of a header.
+            last = self._found[-1]
+            headers = last.request_headers if self._in == ">" else last.response_headers
+            if headers:
+                name, value = headers.pop()
+                headers.append((name, value + line.strip()))
+                return
+        text, told = line, ""
+        if after := _AFTER_BODY.search(line):
+            text, told = line[: after.start()], line[after.start() :]
+        if not self._found:
+            self._before.append(text)
+        elif self._found[-1].status is None:
+            self._found[-1].request_body.append(text)
+        else:
+            self._found[-1].body.append(text)
+        if told:
+            self._told(told)
+
+
+def _of_messages(lines: list[str]) -> list[_Recorded]:
+    """Raw messages, one after the other; a body goes on to the next first line."""
+    found: list[_Recorded] = []
+    in_head = False
+    for number, line in enumerate(lines, 1):
+        bare = line.strip()
+        if (begun := _REQUEST.fullmatch(bare)) and not (found and found[-1].status is None):
+            found.append(_Recorded(number, begun[1], begun[2], begun[3]))
+            in_head = True
+        elif not found:
+            continue
+        elif (status := _STATUS.fullmatch(bare)) and (found[-1].status or 100) < 200:
+            found[-1].status = int(status[1])
+            found[-1].response_headers.clear()
+            in_head = True
+        elif in_head and not bare:
+            in_head = False
+        elif in_head:
+            _add_header(found[-1], number, line)
+        elif found[-1].status is None:
+            found[-1].request_body.append(line)
+        else:
+            found[-1].body.append(line)
+    return found
+
+
+def _add_header(recorded: _Recorded, number: int, line: str) -> None:
+    headers = recorded.request_headers if recorded.status is None else recorded.response_headers
+    if line[:1] == " " and headers and _HEADER.fullmatch(line.strip()) is None:
+        name, value = headers.pop()
+        headers.append((name, f"{value} {line.strip()}"))
+        return
+    header = _HEADER.fullmatch(line.strip())
+    if header is None:
+        raise Unreadable("this is no header, which is a name, a colon and a value", number)
+    headers.append((header[1], header[2].strip()))
+
+
+def _data(lines: list[str]) -> str | None:
+    """The body that a command line among the lines gave, whose output has none."""
+    command = ""
+    for line in lines:
+        if command.endswith("\\"):
+            command = command[:-1] + " " + line.strip()
+        elif _COMMAND.match(line.strip()):
+            command = line.strip()
+    if not command:
+        return None
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return None
+    given: list[str] = []
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        option, _, value = word.partition("=")
+        if word in _DATA_OPTIONS:
+            given.append(after)
+        elif option in _DATA_OPTIONS and option.startswith("--"):
+            given.append(value)
+    return "&".join(each for each in given if not each.startswith("@")) or None

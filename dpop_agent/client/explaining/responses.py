@@ -1,0 +1,87 @@
+"""Exchanges from what HTTP libraries return, by its shape: none of them is imported.
+
+Nothing is read from the network: a body that nobody read stays unread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from dpop_agent.client.explaining.messages import Exchange, Headers, Unreadable
+
+MAX_BODY = 1024 * 1024
+"""Bytes of a body that are looked at."""
+
+
+def of_response(response: Any) -> list[Exchange]:
+    """The exchanges that led to a response, the last one being its own.
+
+    Args:
+        response: of httpx, httpx2, requests or aiohttp.
+
+    Raises:
+        Unreadable: it is none of theirs.
+    """
+    return [_exchange(each) for each in [*getattr(response, "history", ()), response]]
+
+
+def _exchange(response: Any) -> Exchange:
+    request = getattr(response, "request_info", None) or getattr(response, "request", None)
+    status = getattr(response, "status_code", None) or getattr(response, "status", None)
+    if request is None or not isinstance(status, int) or not hasattr(response, "headers"):
+        raise Unreadable(
+            f"a {type(response).__name__} is no response of an HTTP library known here"
+        )
+    sent = list(_headers(request.headers))
+    if not any(name.lower() == "dpop" for name, _ in sent):
+        sent += _hidden(response, request)
+    return Exchange(
+        method=str(request.method),
+        url=str(request.url),
+        request_headers=tuple(sent),
+        status=status,
+        response_headers=_headers(response.headers),
+        request_body=_sent(request),
+        response_body=_read(response),
+    )
+
+
+def _headers(headers: Any) -> Headers:
+    """Each field line by itself, where the library keeps them apart."""
+    lines = getattr(headers, "multi_items", headers.items)()
+    return tuple((_text(name), _text(value)) for name, value in lines)
+
+
+def _text(value: Any) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
+
+
+def _hidden(response: Any, request: Any) -> Iterable[tuple[str, str]]:
+    """The proof, and the access token, that a transport or an adapter of ours put in by itself."""
+    extensions = getattr(response, "extensions", {})
+    proof = getattr(response, "dpop", None) or extensions.get("dpop")
+    if proof is None:
+        return []
+    found = [("DPoP", str(proof))]
+    named = getattr(request, "extensions", {}).get("dpop_agent.presented")
+    access_token = getattr(getattr(named, "access_token", None), "access_token", None)
+    if getattr(named, "done", None) is not None and access_token is not None:
+        found.append(("Authorization", f"DPoP {access_token}"))
+    return found
+
+
+def _read(response: Any) -> bytes | None:
+    """The body, if it was read already."""
+    for name in ("_content", "_body"):  # `content` of requests would read it now
+        body = getattr(response, name, None)
+        if isinstance(body, bytes):
+            return body[:MAX_BODY]
+    return None
+
+
+def _sent(request: Any) -> bytes | None:
+    body = getattr(request, "_content", None) or getattr(request, "body", None)
+    if isinstance(body, str):
+        return body.encode()[:MAX_BODY]
+    return body[:MAX_BODY] if isinstance(body, bytes) else None
