@@ -254,6 +254,27 @@ BROKEN: list[Row] = [
     ),
     Row(
         "several_proofs",
+        "Spring",
+        lambda: resource(
+            rs(), rs(), got=challenge("invalid_request", "DPoP proof is missing or invalid.")
+        ),
+    ),
+    Row(
+        "assertion_key",
+        "better-auth",
+        lambda: token_request(
+            at(),
+            status="401 Unauthorized",
+            answer=error("invalid_client", "client assertion signature verification failed"),
+        ),
+    ),
+    Row(
+        "scope",
+        "better-auth",
+        lambda: resource(rs(), answer=error("invalid_scope", "Missing required scope")),
+    ),
+    Row(
+        "several_proofs",
         "Bluesky",
         lambda: bluesky(
             "invalid_dpop_proof", "DPoP header must contain a single proof", at(), at()

@@ -5,10 +5,9 @@ Nothing is read from the network: a body that nobody read stays unread.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
-from dpop_agent.client.explaining.messages import Exchange, Headers, Unreadable
+from dpop_agent.client.explaining.messages import Exchange, Headers, Unreadable, jws
 
 MAX_BODY = 1024 * 1024
 """Bytes of a body that are looked at."""
@@ -33,18 +32,20 @@ def _exchange(response: Any) -> Exchange:
         raise Unreadable(
             f"a {type(response).__name__} is no response of an HTTP library known here"
         )
-    sent = list(_headers(request.headers))
-    if not any(name.lower() == "dpop" for name, _ in sent):
-        sent += _hidden(response, request)
+    sent = _sent_headers(response, request)
     return Exchange(
         method=str(request.method),
         url=str(request.url),
-        request_headers=tuple(sent),
+        request_headers=sent,
         status=status,
         response_headers=_headers(response.headers),
         request_body=_sent(request),
         response_body=_read(response),
     )
+
+
+UNSEEN = "[hidden]"
+"""In an access token's place where the response doesn't have it."""
 
 
 def _headers(headers: Any) -> Headers:
@@ -57,18 +58,31 @@ def _text(value: Any) -> str:
     return value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
 
-def _hidden(response: Any, request: Any) -> Iterable[tuple[str, str]]:
-    """The proof, and the access token, that a transport or an adapter of ours put in by itself."""
-    extensions = getattr(response, "extensions", {})
-    proof = getattr(response, "dpop", None) or extensions.get("dpop")
+def _sent_headers(response: Any, request: Any) -> Headers:
+    """A request's, with what a transport or an adapter of ours put in by itself."""
+    sent = _headers(request.headers)
+    proof = getattr(response, "dpop", None) or getattr(response, "extensions", {}).get("dpop")
     if proof is None:
-        return []
-    found = [("DPoP", str(proof))]
+        return sent
+    # requests' own request has the scheme alone: the access token goes into a copy.
+    ours = (("dpop", None), ("authorization", "dpop"))
+    kept = tuple(
+        (name, value)
+        for name, value in sent
+        if not any(name.lower() == n and v in (None, value.strip().lower()) for n, v in ours)
+    )
+    kept += (("DPoP", str(proof)),)
+    is_there = any(name.lower() == "authorization" for name, _ in kept)
+    if is_there or jws(str(proof)).claims.get("ath") is None:
+        return kept
+    return (*kept, ("Authorization", f"DPoP {_presented(request) or UNSEEN}"))
+
+
+def _presented(request: Any) -> str | None:
+    """The access token that an auth of ours named for the request."""
     named = getattr(request, "extensions", {}).get("dpop_agent.presented")
-    access_token = getattr(getattr(named, "access_token", None), "access_token", None)
-    if getattr(named, "done", None) is not None and access_token is not None:
-        found.append(("Authorization", f"DPoP {access_token}"))
-    return found
+    found = getattr(getattr(named, "access_token", None), "access_token", None)
+    return found if isinstance(found, str) else None
 
 
 def _read(response: Any) -> bytes | None:

@@ -21,7 +21,7 @@ _WORDS = [
             "several",
             r"multiple dpop|single proof|(?:more than one|several|too many) (?:dpop|proof)",
         ),
-        ("assertion_key", r"key than the client assertion|same key.*assertion|assertion.*same key"),
+        ("assertion_key", r"client.?assertion|same key.*assertion|assertion.*same key"),
         (
             "scheme_bearer",
             r"scheme.{0,25}(?:not|must be|expected).{0,10}dpop|authorization header is not dpop"
@@ -93,10 +93,11 @@ _WORDS = [
             r"\biat\b|proof (?:is |has )?(?:not active|expired|too old|stale)|issued at|timestamp"
             r"|clock|skew|proof.{0,30}(?:future|window|expired|too old)",
         ),
-        ("scope", r"insufficient_scope"),
+        ("scope", r"insufficient_scope|(?:missing|insufficient|required).{0,12}\bscope"),
         (
             "access_token_invalid",
-            r"token.{0,30}(?:expired|revoked|inactive|not active|unknown|not found)",
+            r"token.{0,30}(?:expired|revoked|inactive|not active|unknown|not found)"
+            r"|\baud(?:ience)?\b|\bissuer\b",
         ),
     )
 ]
@@ -122,6 +123,11 @@ def is_of_something_else(case: Case) -> bool:
 def _resolved(family: str, case: Case) -> list[str]:
     if family == "several":
         return ["several_proofs"]
+    if family == "no_proof" and case.has_proof and "invalid" in case.description.lower():
+        # Spring's words for anything but one proof: "is missing or invalid".
+        return ["several_proofs"] if len(case.proofs) > 1 else []
+    if family == "proof_signature" and "proof" not in case.words and _is_signed(case):
+        return ["access_token_invalid"] if case.access_token else []
     if family == "iat":
         return [iat_cause(case)]
     if family == "nonce":
@@ -134,6 +140,10 @@ def _resolved(family: str, case: Case) -> list[str]:
     if family == "key":
         return [key_cause(case)]
     return [family]
+
+
+def _is_signed(case: Case) -> bool:
+    return case.proof is not None and case.sources.is_signed(case.proofs[0]) is True
 
 
 def nonce_cause(case: Case) -> str:
