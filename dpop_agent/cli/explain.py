@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dpop_agent.client.explaining.case import Known, Seen, Sources
     from dpop_agent.client.explaining.findings import Explanation
 
-MAX_INPUT = 4 * 1024 * 1024
+MAX_INPUT = 1024 * 1024
 """Bytes of what is read: the output of curl -v with a long body."""
 
 NOTHING, SOMETHING, UNREADABLE = 0, 1, 2

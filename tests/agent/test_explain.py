@@ -93,8 +93,8 @@ def test_an_access_token_of_the_generation_before_is_named_with_the_command_that
     assert f"{old}, default@1 (draining)" in " ".join(done.stdout.split())
     assert token not in done.stdout
 
-    [command] = [line.strip() for line in lines if line.strip().startswith("dpop-agent proof")]
-    words = shlex.split(command.replace("FILE", "-"))[1:]
+    command = done.stdout[done.stdout.index("dpop-agent proof") :].partition("\n\n")[0]
+    words = shlex.split(command.replace("\\\n", "").replace("FILE", "-"))[1:]
     right = agent.run(*words, "--header", stdin=token, check=True).stdout.strip()
     again = found(agent, curl(url, right, f"Authorization: DPoP {token}"))
     assert "access_token_of_another_key" not in {each["cause"] for each in again}

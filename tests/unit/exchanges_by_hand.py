@@ -770,6 +770,7 @@ MANGLED: list[tuple[str, str, int | None]] = [
         1,
     ),
     ("only the proxy's answer", "> CONNECT a:443 HTTP/1.1\n> Host: a\n> \n< HTTP/1.1 407 x\n", 1),
+    ("a command alone", "$ curl -v https://api.example/me \\\n  -H 'DPoP: x'\n", None),
     ("a HAR file", '{"log":{"entries":[{"request":{"method":"GET"}}]}}', 1),
     ("lines in reverse", "\n".join(reversed(resource(rs()).splitlines())), 4),
     ("a raw header without a colon", "GET / HTTP/1.1\nHost a\n\nHTTP/1.1 401 x\n", 2),

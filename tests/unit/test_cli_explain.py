@@ -55,7 +55,7 @@ def test_it_ends_with_1_where_something_is_wrong_and_0_where_nothing_is(
 def test_what_cannot_be_read_ends_with_2_and_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    for text in ("no curl here", b"\xff\xfe\0", ""):
+    for text in ("no curl here", b"\xff\xfe\0", "", "x" * (2 * 1024 * 1024)):
         assert run(monkeypatch, text) == 2
         out, err = capsys.readouterr()
         assert out == ""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpop_agent.cli.explain import _is_signed
@@ -77,6 +77,7 @@ def test_what_cannot_be_read_is_said_with_its_line(text: str, line: int | None) 
         assert f"line {line}:" in str(refused.value)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=st.sampled_from('<>*{} :/\r\n\tAaz09."\\[]GETHTP1\0é&;='), max_size=300))
 def test_no_text_makes_it_fail_otherwise(text: str) -> None:
     try:
@@ -85,6 +86,7 @@ def test_no_text_makes_it_fail_otherwise(text: str) -> None:
         pass
 
 
+@settings(deadline=None)
 @given(st.sampled_from(BROKEN), st.data())
 def test_no_broken_paste_makes_it_fail_otherwise(row: Row, data: st.DataObject) -> None:
     """Cut off, with lines left out, twice there, or changed."""
@@ -365,6 +367,7 @@ def test_an_interim_response_is_passed_over() -> None:
     assert first(text) == "htm_mismatch"
 
 
+@settings(deadline=None)
 @given(st.text(max_size=120))
 def test_any_text_is_read_as_a_proof_or_said_to_be_none(text: str) -> None:
     found = jws(text)
@@ -381,3 +384,49 @@ def test_claims_of_any_type_are_no_reason_to_fail() -> None:
             str(explain(hand.spring(hand.rs(token=token), token=token)))
         for name in ("typ", "alg", "jwk"):
             str(explain(hand.spring(hand.rs(header={name: value}))))
+
+
+SECRET = st.text(
+    alphabet="abcdefghijkmnopqrstuvwxyzABCDEFGHJKLMNPQRSTUVWXYZ23456789-_", min_size=16
+)
+
+
+@settings(deadline=None)
+@given(SECRET, st.sampled_from(BROKEN))
+def test_no_secret_of_anybodys_is_printed_wherever_it_stands(secret: str, row: Row) -> None:
+    text = row.make()
+    places = {
+        "> Accept: */*": [f"Cookie: sid={secret}", f"Authorization: Basic {secret}"],
+        "< Date": [f"Set-Cookie: sid={secret}; Secure"],
+    }
+    for line, headers in places.items():
+        for header in headers:
+            found = explain(text.replace(line, f"{line[:2]}{header}\n{line}", 1), row.metadata)
+            assert secret not in json.dumps(found.to_wire())
+    for field in ("code", "refresh_token", "client_secret", "password", "assertion", "whatever"):
+        command = f"$ curl -v -d '{field}={secret}' https://as.example/\n"
+        text = re.sub(r"\$ curl .*\n", "", text)
+        said = text.replace("error_description", f'{field}": "{secret}", "error_description')
+        echoed = text.replace('"error_description": "', f'"error_description": "{secret} ')
+        for changed in (command + text, command + said, command + echoed):
+            assert secret not in json.dumps(explain(changed, row.metadata).to_wire())
+
+
+def test_a_body_is_that_of_the_command_before_the_request() -> None:
+    first_form = (
+        "$ curl -v --data-urlencode 'grant_type=refresh_token' \\\n   https://as.example/token\n"
+    )
+    token = hand.token_request(hand.at(), status="200 OK", answer=hand.ISSUED)
+    forms = [
+        each.form
+        for each in exchanges(
+            f"{first_form}{token}+ curl -d 'a=b' --data=c=d https://x/\n{token}$ curl -v x\n{token}"
+        )
+    ]
+    assert forms == [{"grant_type": "refresh_token"}, {"a": "b", "c": "d"}, {}]
+
+
+def test_more_headers_than_servers_take_are_no_message() -> None:
+    many = "> a: b\n" * 600
+    with pytest.raises(Unreadable, match="line 502: a message with more than 500 headers"):
+        exchanges(f"> GET / HTTP/1.1\n{many}> \n< HTTP/1.1 401 x\n< \n")

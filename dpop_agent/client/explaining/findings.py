@@ -88,7 +88,7 @@ class Explanation:
         text, colon, command = first.mend.partition(f": {COMMAND}")
         found += ["", *_wrapped(f"What to do: {text}{':' if colon else ''}", columns, 2)]
         if colon:
-            found += ["", f"  {COMMAND}{command}"]
+            found += ["", *_command(f"{COMMAND}{command}", columns).splitlines()]
         if others:
             found += ["", "Less likely, but possible:"]
             for other in others[:OTHERS]:
@@ -114,6 +114,13 @@ class Explanation:
 
 def _row(of: str, is_: str, columns: int) -> list[str]:
     return _wrapped(f"  {of:{LABEL}}{is_}", columns, LABEL + 2)
+
+
+def _command(command: str, columns: int) -> str:
+    """A command that a shell takes as it is pasted, on several lines where it has to be."""
+    if len(command) + 2 <= columns:
+        return f"  {command}"
+    return "  " + " \\\n    --".join(command.split(" --"))
 
 
 def _wrapped(text: str, columns: int, indent: int = 0) -> list[str]:

@@ -84,8 +84,13 @@ def no_proof(case: Case) -> Opinion | None:
         else "The request has neither an access token nor a proof.",
         f"Send a DPoP header, with a new proof for each request: {_anew(case)}",
         ("DPoP header", "none"),
-        ("Authorization", f"{case.scheme}, an access token" if case.access_token else None),
+        ("Authorization", _authorization(case)),
     )
+
+
+def _authorization(case: Case) -> str | None:
+    name = {"dpop": "DPoP", "bearer": "Bearer"}.get(case.scheme)
+    return name if name is None else f"{name}, an access token"
 
 
 def several_proofs(case: Case) -> Opinion | None:
@@ -461,7 +466,7 @@ def nonce_unexpected(case: Case) -> Opinion | None:
     return _opinion(
         0 if gives else 15,
         "The proof has a nonce, and the server has none to give.",
-        "Leave the nonce out where the server gave none: dpop-agent proof has --no-nonce.",
+        "Leave the nonce out where the server gave none (dpop-agent proof --no-nonce).",
         ("nonce in the proof", beginning(nonce)),
         ("DPoP-Nonce", _given(case.offered_nonce)),
     )
@@ -486,7 +491,7 @@ def scheme_bearer(case: Case) -> Opinion | None:
         else "The access token is presented as Bearer, and the server does DPoP.",
         "Send Authorization: DPoP and the access token, beside a proof for it"
         + ("." if case.has_proof else f": {_anew(case)}"),
-        ("Authorization", "Bearer, an access token"),
+        ("Authorization", _authorization(case)),
         ("DPoP header", None if case.has_proof else "none"),
         ("access token", f"bound to {case.name(case.bound_to)}" if case.bound_to else None),
     )
@@ -616,7 +621,7 @@ def ath_unexpected(case: Case) -> Opinion | None:
         "The proof has an ath, and no access token goes along.",
         "Leave ath out of proofs for the authorization server (RFC 9449 section 4.2).",
         ("ath in the proof", case.redaction.text(case.claim("ath"), 60)),
-        ("Authorization", case.scheme or "none"),
+        ("Authorization", case.redaction.text(case.scheme, 20) or "none"),
     )
 
 
@@ -663,7 +668,7 @@ def _grant(case: Case, cause: str) -> Opinion | None:
     return _opinion(
         weight,
         f"The {what} is bound to another key than the proof's."
-        if weight > SHOWN
+        if weight > SHOWN or any(word in case.words for word in ("jkt", "bound", "confirmation"))
         else f"The {what} is bound to another key than the proof's, or has expired or was used.",
         "Sign the token request with the key whose thumbprint was sent as dpop_jkt, from the "
         "authorization request to the token request; or begin the login anew."

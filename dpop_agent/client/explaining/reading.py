@@ -9,10 +9,16 @@ from dataclasses import dataclass, field
 from dpop_agent.client.explaining.messages import Exchange, Unreadable
 from dpop_agent.proof import TCHAR
 
-MAX_INPUT = 4 * 1024 * 1024
+MAX_INPUT = 1024 * 1024
 """Characters that are looked at; a body may be long."""
 
-MAX_LINE = 256 * 1024
+MAX_HEADERS = 500
+"""Headers of a message, far more than servers take."""
+
+MAX_COMMANDS = 64
+"""Command lines whose bodies are looked at, the last ones."""
+
+MAX_LINE = 64 * 1024
 """Characters of a line; a header has less, and a body that has more says nothing of DPoP."""
 
 _LINE_ENDS = re.compile(r"\r\n|\n|\r")
@@ -107,6 +113,7 @@ def exchanges(text: str) -> list[Exchange]:
     lines = _lines(text)
     if not any(line.strip() for line in lines):
         raise Unreadable("there is nothing in it")
+    sent = _take_commands(lines)
     marked = any((m := _MARKED.fullmatch(line)) and m[1] == ">" and m[2] for line in lines)
     recorded = _of_curl(lines) if marked else _of_messages(lines)
     to_proxies = [each for each in recorded if each.method == "CONNECT"]
@@ -120,8 +127,7 @@ def exchanges(text: str) -> list[Exchange]:
         raise Unreadable(
             "this request has no response after it; paste all that curl -v wrote", last.line
         )
-    data = _data(lines)
-    return [each.exchange(data if each is last else None) for each in recorded]
+    return [each.exchange(_before(each.line, sent)) for each in recorded]
 
 
 def messages(request: str, response: str) -> Exchange:
@@ -160,7 +166,9 @@ def _lines(text: str) -> list[str]:
 
 
 def _no_request(lines: list[str]) -> str:
-    first = next(number for number, line in enumerate(lines, 1) if line.strip())
+    first = next((number for number, line in enumerate(lines, 1) if line.strip()), None)
+    if first is None:
+        return "there is a command alone, and nothing that it wrote"
     if any(_STATUS.fullmatch(line.strip().removeprefix("<").strip()) for line in lines):
         return (
             "there is a response, and no request before it; run curl with -v, whose lines with > "
@@ -263,16 +271,16 @@ class _Curl:
         header = _HEADER.fullmatch(text)
         if header is None:
             raise Unreadable("this is no header, which is a name, a colon and a value", number)
-        headers.append((header[1], header[2].strip()))
+        _append(headers, number, header)
 
     def _unmarked(self, line: str) -> None:
-        if _DATA.fullmatch(line.strip()) or _COMMAND.match(line.strip()):
+        if _DATA.fullmatch(line.strip()):
             return
         if self._in and self._found and _CONTINUED.fullmatch(line.strip()):
             # A terminal's own line break, in the middle of a header.
             last = self._found[-1]
             headers = last.request_headers if self._in == ">" else last.response_headers
-            if headers:
+            if headers and len(headers[-1][1]) < MAX_LINE:
                 name, value = headers.pop()
                 headers.append((name, value + line.strip()))
                 return
@@ -317,26 +325,47 @@ def _of_messages(lines: list[str]) -> list[_Recorded]:
 
 def _add_header(recorded: _Recorded, number: int, line: str) -> None:
     headers = recorded.request_headers if recorded.status is None else recorded.response_headers
-    if line[:1] == " " and headers and _HEADER.fullmatch(line.strip()) is None:
+    folded = line[:1] == " " and headers and len(headers[-1][1]) < MAX_LINE
+    if folded and _HEADER.fullmatch(line.strip()) is None:
         name, value = headers.pop()
         headers.append((name, f"{value} {line.strip()}"))
         return
     header = _HEADER.fullmatch(line.strip())
     if header is None:
         raise Unreadable("this is no header, which is a name, a colon and a value", number)
+    _append(headers, number, header)
+
+
+def _append(headers: list[tuple[str, str]], number: int, header: re.Match[str]) -> None:
+    if len(headers) >= MAX_HEADERS:
+        raise Unreadable(f"a message with more than {MAX_HEADERS} headers", number)
     headers.append((header[1], header[2].strip()))
 
 
-def _data(lines: list[str]) -> str | None:
-    """The body that a command line among the lines gave, whose output has none."""
-    command = ""
-    for line in lines:
-        if command.endswith("\\"):
-            command = command[:-1] + " " + line.strip()
+def _take_commands(lines: list[str]) -> list[tuple[int, str | None]]:
+    """Take curl's own command lines out; the bodies that they gave, whose output has none."""
+    commands: list[tuple[int, list[str]]] = []
+    for number, line in enumerate(lines, 1):
+        if commands and commands[-1][1][-1].endswith("\\"):
+            commands[-1][1].append(line.strip())
         elif _COMMAND.match(line.strip()):
-            command = line.strip()
-    if not command:
-        return None
+            commands.append((number, [line.strip()]))
+        else:
+            continue
+        lines[number - 1] = ""
+    return [
+        (number, _data(" ".join(part.removesuffix("\\") for part in parts)))
+        for number, parts in commands[-MAX_COMMANDS:]
+    ]
+
+
+def _before(line: int, sent: list[tuple[int, str | None]]) -> str | None:
+    """What the command before a line sent."""
+    return next((data for number, data in reversed(sent) if number < line), None)
+
+
+def _data(command: str) -> str | None:
+    """The body that a command gives."""
     try:
         words = shlex.split(command)
     except ValueError:

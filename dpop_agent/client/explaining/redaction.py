@@ -108,7 +108,10 @@ def _secrets(exchange: Exchange) -> Iterable[str]:
                 yield value.rpartition(".")[2]
     for value in exchange.got("Set-Cookie"):
         yield value.partition(";")[0].partition("=")[2]
-    for fields in (exchange.form, exchange.answer):
-        for name, value in fields.items():
-            if isinstance(value, str) and name.lower() not in _HARMLESS_FIELDS:
-                yield value
+    for name, value in exchange.form.items():
+        if name.lower() not in _HARMLESS_FIELDS:
+            yield value
+    for name, value in exchange.answer.items():
+        # What has blanks is a sentence; what it repeats of the request is looked for by itself.
+        if isinstance(value, str) and name.lower() not in _HARMLESS_FIELDS and " " not in value:
+            yield value
