@@ -209,12 +209,20 @@ def wrapped_by_the_terminal(text: str) -> str:
     return re.sub(r"(?m)^(> DPoP: \S{60})(\S{80})(\S+)$", r"\1\n\2\n\3", text)
 
 
+def quoted_in_a_mail(text: str) -> str:
+    return "".join(f"> {line}\n" for line in text.splitlines())
+
+
+def with_times(text: str) -> str:
+    return re.sub(r"(?m)^(?=[*<>{}] )", "23:59:59.123456 [0-0] ", text)
+
+
 @pytest.mark.parametrize("row", OF_BROKEN)
 @pytest.mark.parametrize(
     "pasted",
     [
         *(from_windows, indented, escaped, with_a_meter, with_the_body_first, with_the_body_last),
-        *(over_http2, wrapped_by_the_terminal),
+        *(over_http2, wrapped_by_the_terminal, quoted_in_a_mail, with_times),
     ],
 )
 def test_however_it_was_pasted_the_answer_is_the_same(

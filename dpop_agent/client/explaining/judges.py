@@ -656,8 +656,11 @@ def _grant(case: Case, cause: str) -> Opinion | None:
     if case.grant not in ("", of_this) or (case.is_pushed and not is_code):
         return None
     wanted = case.form.get("dpop_jkt") or _asked_for(case)
-    refuses = "invalid_grant" in case.errors
-    weight = (50 if grant_cause(case) == cause else 30) if refuses else 0
+    weight = 0
+    if "invalid_grant" in case.errors:
+        weight = 50 if grant_cause(case) == cause else 30
+    elif case.grant == of_this or case.is_pushed:
+        weight = 32  # what is left where the error is one for everything
     if is_code and wanted is not None and case.jkt is not None and wanted != case.jkt:
         weight = 89
     told = None

@@ -21,6 +21,9 @@ MAX_COMMANDS = 64
 MAX_LINE = 64 * 1024
 """Characters of a line; a header has less, and a body that has more says nothing of DPoP."""
 
+# curl's --trace-time and --trace-ids, which -vv means too.
+_STAMP = re.compile(r"\s*\d\d:\d\d:\d\d\.\d+ (?:\[[0-9x-]+\] )?(?=[*<>{}])")
+_QUOTED = re.compile(r"\s*> ?[<>] ")
 _LINE_ENDS = re.compile(r"\r\n|\n|\r")
 _REQUEST = re.compile(rf"([{TCHAR}]{{1,32}}) (\S+) (HTTP/[0-9.]+)\s*")
 _STATUS = re.compile(r"HTTP/[0-9.]+ ([1-5][0-9]{2})(?:\s.*)?")
@@ -149,8 +152,13 @@ def messages(request: str, response: str) -> Exchange:
 def _lines(text: str) -> list[str]:
     """Lines without what pasting did to them: line ends, indents, HTML's escapes, progress."""
     found: list[str] = []
-    for line in _LINE_ENDS.split(text[:MAX_INPUT].removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")):
-        line = line[:MAX_LINE].expandtabs(1)
+    whole = text[:MAX_INPUT].removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
+    lines = [line[:MAX_LINE].expandtabs(1) for line in _LINE_ENDS.split(whole)]
+    is_quoted = any(_QUOTED.match(line) for line in lines)  # as in a mail
+    for line in lines:
+        if is_quoted:
+            line = line.lstrip().removeprefix(">").removeprefix(" ")
+        line = _STAMP.sub("", line, count=1)
         bare = _PROGRESS.sub("", line, count=1) if _PROGRESS.match(line) else line
         if bare != line and not bare.strip():
             continue

@@ -14,7 +14,7 @@ NAMED = 100
 """What the server's naming one cause adds to its weight."""
 
 ONE_OF = 50
-"""The same where its words mean any of several."""
+"""The same where its words mean any of several; a little less for those that are less likely."""
 
 LEAST = 12
 """The weight below which a cause isn't worth naming."""
@@ -87,8 +87,8 @@ def _weights(case: Case, opinions: dict[str, Opinion | None]) -> dict[str, int]:
             for cause, weight in _LEFT.get(code, {}).items():
                 if cause in evidence:
                     weights[cause] = max(weights[cause], _if_unseen(case, cause, weight))
-    for cause in said:
-        weights[cause] = evidence.get(cause, 0) + (NAMED if len(said) == 1 else ONE_OF)
+    for place, cause in enumerate(said):
+        weights[cause] = evidence.get(cause, 0) + (NAMED if len(said) == 1 else ONE_OF - place)
     return weights
 
 
@@ -129,5 +129,5 @@ def _notes(case: Case, findings: list[Finding]) -> list[str]:
     if case.age_s is None and causes & {"iat_old", "iat_ahead"}:
         notes.append("the server's time: its response has no Date.")
     if case.sources.known is None and case.jkt is not None:
-        notes.append("which keys are here: no agent was asked.")
+        notes.append("which keys are here: no agent was asked, or none answered.")
     return notes
