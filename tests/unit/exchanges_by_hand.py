@@ -742,6 +742,15 @@ GOOD: list[tuple[str, Callable[[], str]]] = [
     ("a query", lambda: resource(rs(), url=f"{ME}?page=2&token=secret", status=OK)),
     ("a page of text", lambda: resource(rs(), status=OK, answer="<html>\n* not curl's\n</html>\n")),
     ("what isn't there", lambda: resource(rs(), status="404 Not Found", answer=error("not_found"))),
+    (
+        "an API's own words",
+        lambda: resource(
+            rs(),
+            status="400 Bad Request",
+            answer={"error": "bad_webhook", "message": "the signature is missing; no such method"},
+        ),
+    ),
+    ("what isn't allowed", lambda: resource(rs(), status="403 Forbidden", answer={"title": "no"})),
     ("too many requests", lambda: resource(rs(), status="429 Too Many Requests")),
     ("a conflict", lambda: resource(rs(), status="409 Conflict", answer={"error": "conflict"})),
 ]

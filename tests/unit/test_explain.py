@@ -438,3 +438,24 @@ def test_more_headers_than_servers_take_are_no_message() -> None:
     many = "> a: b\n" * 600
     with pytest.raises(Unreadable, match="line 502: a message with more than 500 headers"):
         exchanges(f"> GET / HTTP/1.1\n{many}> \n< HTTP/1.1 401 x\n< \n")
+
+
+def test_metadata_without_dpop_say_why_nothing_was_bound() -> None:
+    text = hand.token_request(
+        hand.at(), status="200 OK", answer=hand.ISSUED | {"token_type": "Bearer"}
+    )
+    assert "it doesn't do DPoP" in said(text, {"issuer": hand.AS})
+    algs = {"dpop_signing_alg_values_supported": ["ES256"]}
+    assert "it doesn't do DPoP" not in said(text, algs)
+
+
+def test_a_refused_bearer_request_without_anything_of_dpop_is_no_matter_of_the_scheme() -> None:
+    bearer = (("WWW-Authenticate", 'Bearer error="invalid_token"'),)
+    assert first(hand.resource(token=hand.OPAQUE, scheme="Bearer", got=bearer)) == (
+        "access_token_invalid"
+    )
+
+
+def test_a_request_without_anything_is_told_that_it_has_neither() -> None:
+    found = explain(hand.resource(token=None, got=(("WWW-Authenticate", 'DPoP algs="ES256"'),)))
+    assert found.findings[0].summary == "The request has neither an access token nor a proof."

@@ -729,7 +729,16 @@ def token_type_bearer(case: Case) -> Opinion | None:
         else "Send a proof with the token request.",
         ("token_type", case.redaction.text(kind, 20)),
         ("DPoP header", "one" if case.has_proof else "none in the request"),
+        ("metadata", _no_dpop(case)),
     )
+
+
+def _no_dpop(case: Case) -> str | None:
+    """What the metadata say of a server that doesn't do DPoP (RFC 9449 section 5.1)."""
+    metadata = case.sources.metadata
+    if not metadata or "dpop_signing_alg_values_supported" in metadata:
+        return None
+    return "no dpop_signing_alg_values_supported: it doesn't do DPoP, as far as it says"
 
 
 def server_error(case: Case) -> Opinion | None:

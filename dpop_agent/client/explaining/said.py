@@ -102,17 +102,36 @@ _WORDS = [
     )
 ]
 
+# RFC 6749 section 5.2, RFC 6750 section 3.1, RFC 9449 section 12.2.
+_CODES = frozenset(
+    {
+        *("invalid_request", "invalid_token", "invalid_dpop_proof", "use_dpop_nonce"),
+        *("invalid_grant", "invalid_client", "insufficient_scope", "invalid_scope"),
+    }
+)
 _NO_OTHER = ("invalid_scope", "unsupported_grant_type", "unauthorized_client", "invalid_target")
 
 
 def named(case: Case) -> list[str]:
     """The causes that the server names: one, several if it means any of them, or none."""
+    if not _is_of_authorization(case):
+        return []
     if "use_dpop_nonce" in case.errors and not case.description:
         return [nonce_cause(case)]
     for family, pattern in _WORDS:
         if pattern.search(case.words):
             return _resolved(family, case)
     return [nonce_cause(case)] if "use_dpop_nonce" in case.errors else []
+
+
+def _is_of_authorization(case: Case) -> bool:
+    """Whether it is OAuth that refuses: an API's own words of signatures or methods are others."""
+    return (
+        case.exchange.status == 401
+        or not _CODES.isdisjoint(case.errors)
+        or "dpop" in case.words
+        or "proof" in case.words
+    )
 
 
 def is_of_something_else(case: Case) -> bool:
