@@ -459,3 +459,12 @@ def test_a_refused_bearer_request_without_anything_of_dpop_is_no_matter_of_the_s
 def test_a_request_without_anything_is_told_that_it_has_neither() -> None:
     found = explain(hand.resource(token=None, got=(("WWW-Authenticate", 'DPoP algs="ES256"'),)))
     assert found.findings[0].summary == "The request has neither an access token nor a proof."
+
+
+@pytest.mark.parametrize("pasted", [from_windows, indented, with_a_meter, quoted_in_a_mail])
+def test_lines_are_counted_as_an_editor_does(pasted: Callable[[str], str]) -> None:
+    text = pasted(hand.spring(hand.rs()).replace("> Accept: */*", "> Accept"))
+    with pytest.raises(Unreadable, match="no header") as refused:
+        exchanges(text)
+    assert refused.value.line is not None
+    assert "> Accept" in text.split("\n")[refused.value.line - 1]

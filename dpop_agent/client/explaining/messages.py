@@ -20,11 +20,13 @@ class Unreadable(ValueError):
     """What was given can't be read as a request and its response.
 
     Attributes:
+        what: what is wrong with it.
         line: where, from 1; None where it is no matter of one line.
     """
 
     def __init__(self, what: str, line: int | None = None) -> None:
         super().__init__(what if line is None else f"line {line}: {what}")
+        self.what = what
         self.line = line
 
 

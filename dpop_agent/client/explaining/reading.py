@@ -24,7 +24,6 @@ MAX_LINE = 64 * 1024
 # curl's --trace-time and --trace-ids, which -vv means too.
 _STAMP = re.compile(r"\s*\d\d:\d\d:\d\d\.\d+ (?:\[[0-9x-]+\] )?(?=[*<>{}])")
 _QUOTED = re.compile(r"\s*> ?[<>] ")
-_LINE_ENDS = re.compile(r"\r\n|\n|\r")
 _REQUEST = re.compile(rf"([{TCHAR}]{{1,32}}) (\S+) (HTTP/[0-9.]+)\s*")
 _STATUS = re.compile(r"HTTP/[0-9.]+ ([1-5][0-9]{2})(?:\s.*)?")
 _HEADER = re.compile(rf":?([{TCHAR}]+)\s*:[ \t]*(.*)")
@@ -113,7 +112,14 @@ def exchanges(text: str) -> list[Exchange]:
     Raises:
         Unreadable: there is no request, or no response to the last one.
     """
-    lines = _lines(text)
+    numbered = _lines(text)
+    try:
+        return _exchanges([line for _, line in numbered])
+    except Unreadable as e:
+        raise Unreadable(e.what, None if e.line is None else numbered[e.line - 1][0]) from None
+
+
+def _exchanges(lines: list[str]) -> list[Exchange]:
     if not any(line.strip() for line in lines):
         raise Unreadable("there is nothing in it")
     sent = _take_commands(lines)
@@ -124,7 +130,7 @@ def exchanges(text: str) -> list[Exchange]:
     if to_proxies and not recorded:
         raise Unreadable("only the proxy answered; no request came through", to_proxies[-1].line)
     if not recorded:
-        raise Unreadable(_no_request(lines))
+        raise _no_request(lines)
     last = recorded[-1]
     if last.status is None:
         raise Unreadable(
@@ -143,48 +149,55 @@ def messages(request: str, response: str) -> Exchange:
         (request, _REQUEST, "the request has to begin with a line such as GET /me HTTP/1.1"),
         (response, _STATUS, "the response has to begin with a line such as HTTP/1.1 401"),
     ):
-        first = next((line for line in _lines(text) if line.strip()), "")
+        first = next((line for _, line in _lines(text) if line.strip()), "")
         if not form.fullmatch(first):
             raise Unreadable(what, 1)
     return exchanges(f"{request.strip()}\n\n{response.strip()}\n")[-1]
 
 
-def _lines(text: str) -> list[str]:
-    """Lines without what pasting did to them: line ends, indents, HTML's escapes, progress."""
-    found: list[str] = []
+def _lines(text: str) -> list[tuple[int, str]]:
+    """Lines without what pasting did to them: line ends, indents, HTML's escapes, progress.
+
+    With their numbers, as an editor counts: what a carriage return parts is one line there.
+    """
+    found: list[tuple[int, str]] = []
     whole = text[:MAX_INPUT].removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
-    lines = [line[:MAX_LINE].expandtabs(1) for line in _LINE_ENDS.split(whole)]
-    is_quoted = any(_QUOTED.match(line) for line in lines)  # as in a mail
-    for line in lines:
-        if is_quoted:
-            line = line.lstrip().removeprefix(">").removeprefix(" ")
-        line = _STAMP.sub("", line, count=1)
-        bare = _PROGRESS.sub("", line, count=1) if _PROGRESS.match(line) else line
-        if bare != line and not bare.strip():
+    lines = [
+        (number, part[:MAX_LINE].expandtabs(1))
+        for number, line in enumerate(whole.split("\n"), 1)
+        for part in line.removesuffix("\r").split("\r")
+    ]
+    is_quoted = any(_QUOTED.match(line) for _, line in lines)  # as in a mail
+    for number, line in lines:
+        own = line.lstrip().removeprefix(">").removeprefix(" ") if is_quoted else line
+        own = _STAMP.sub("", own, count=1)
+        bare = _PROGRESS.sub("", own, count=1) if _PROGRESS.match(own) else own
+        if bare != own and not bare.strip():
             continue
         trimmed = bare.strip()
         for escaped, char in (("&gt;", ">"), ("&lt;", "<")):
             if trimmed.startswith(escaped):
                 trimmed = char + trimmed.removeprefix(escaped)
         if _MARKED.fullmatch(trimmed):
-            found.append(trimmed)
+            found.append((number, trimmed))
         else:
-            found.append(bare.rstrip())
+            found.append((number, bare.rstrip()))
     return found
 
 
-def _no_request(lines: list[str]) -> str:
+def _no_request(lines: list[str]) -> Unreadable:
     first = next((number for number, line in enumerate(lines, 1) if line.strip()), None)
     if first is None:
-        return "there is a command alone, and nothing that it wrote"
+        return Unreadable("there is a command alone, and nothing that it wrote")
     if any(_STATUS.fullmatch(line.strip().removeprefix("<").strip()) for line in lines):
-        return (
+        return Unreadable(
             "there is a response, and no request before it; run curl with -v, whose lines with > "
             "have the request"
         )
-    return (
-        f"line {first}: this is neither the output of curl -v nor a raw request (GET /me HTTP/1.1) "
-        "with its response"
+    return Unreadable(
+        "this is neither the output of curl -v nor a raw request (GET /me HTTP/1.1) with its "
+        "response",
+        first,
     )
 
 
