@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpop_agent.cli.explain import _is_signed
-from dpop_agent.client.explaining.case import Seen, Sources
+from dpop_agent.client.explaining.case import Case, Seen, Sources
 from dpop_agent.client.explaining.findings import COLUMNS, Explanation
 from dpop_agent.client.explaining.judges import JUDGES
 from dpop_agent.client.explaining.messages import Unreadable, jws
 from dpop_agent.client.explaining.reading import exchanges, messages
+from dpop_agent.client.explaining.said import named
 from dpop_agent.client.explaining.urls import difference
 from dpop_agent.client.explaining.verdict import explained
 from tests.unit import exchanges_by_hand as hand
@@ -468,3 +469,76 @@ def test_lines_are_counted_as_an_editor_does(pasted: Callable[[str], str]) -> No
         exchanges(text)
     assert refused.value.line is not None
     assert "> Accept" in text.split("\n")[refused.value.line - 1]
+
+
+WORDINGS = [
+    ("Malformed DPoP token.", "proof_malformed"),
+    ("Invalid 'htm' value.", "htm_mismatch"),
+    ("Invalid 'htu' value.", "htu_mismatch"),
+    ("Detected DPoP proof token replay.", "jti_seen"),
+    ("Invalid 'iat' value.", "iat_old"),
+    ("Invalid 'ath' value.", "ath_mismatch"),
+    ("Missing 'ath' value.", "ath_missing"),
+    ("DPoP proof token signature is invalid", "proof_signature"),
+    ("This grant is DPoP bound and requires a DPoP proof.", "no_proof"),
+    ("Token requests for this client must use DPoP.", "no_proof"),
+    (
+        "[A351202] The DPoP header is required because the client requires DPoP",
+        "no_proof",
+    ),
+    ("The DPoP header did not include a public key in JWK format.", "proof_malformed"),
+    ("The HTTP method doesn't match the JWT htm claim", "htm_mismatch"),
+    ("The HTTP URI doesn't match the JWT htu claim", "htu_mismatch"),
+    ("The DPoP proof JWT iat claim is behind or ahead of the current time", "iat_old"),
+    ("The jti was used before: abc", "jti_seen"),
+    ("The access token hash doesn't match the JWT ath claim", "ath_mismatch"),
+    (
+        "The DPoP proof JWK doesn't match the JWK SHA-256 thumbprint confirmation",
+        "access_token_of_another_key",
+    ),
+    ("DPoP proof iat must be within 60 seconds", "iat_old"),
+    ("DPoP proof has expired", "iat_old"),
+    ("DPoP proof is expired", "iat_old"),
+    ("DPoP proof key does not match cnf.jkt", "access_token_of_another_key"),
+    ("DPoP thumbprint mismatch", "access_token_of_another_key"),
+    ("jkt does not match", "access_token_of_another_key"),
+    ("Access token is not sender-constrained", "access_token_not_bound"),
+    ("access token is not DPoP-bound", "access_token_not_bound"),
+    ("token missing cnf.jkt", "access_token_not_bound"),
+    ("Access token expired", "access_token_invalid"),
+    ("The access token is expired", "access_token_invalid"),
+    ("Token has been revoked", "access_token_invalid"),
+    ("The access token expired", "access_token_invalid"),
+    ("Bearer token not allowed for DPoP-bound token", "scheme_bearer"),
+    ("DPoP-bound access token used with Bearer scheme", "scheme_bearer"),
+    ("DPoP proof alg is not supported", "alg_not_accepted"),
+    ("unsupported signing algorithm", "alg_not_accepted"),
+    ("The DPoP proof JWT algorithm is not supported", "alg_not_accepted"),
+    ("DPoP proof typ header must be dpop+jwt", "proof_malformed"),
+    ("DPoP proof is not a valid JWT", "proof_malformed"),
+    ("The DPoP proof JWT header must contain the public key", "proof_malformed"),
+    ("DPoP URI mismatch", "htu_mismatch"),
+    ("DPoP proof URL does not match", "htu_mismatch"),
+    ("The 'htu' claim does not match the request URI", "htu_mismatch"),
+    ("Duplicate jti", "jti_seen"),
+    ("DPoP jti reuse detected", "jti_seen"),
+    ("DPoP proof already used", "jti_seen"),
+    ("Missing DPoP proof", "no_proof"),
+    ("DPoP proof required", "no_proof"),
+    ("Missing DPoP header", "no_proof"),
+    ("No DPoP header", "no_proof"),
+    ("DPoP header not found", "no_proof"),
+    ("dpop header is empty", "no_proof"),
+    ("DPoP nonce required", "nonce_missing"),
+    ("Missing nonce in DPoP proof", "nonce_missing"),
+    ("DPoP nonce expired", "nonce_missing"),
+    ("Signature verification failed", "proof_signature"),
+]
+
+
+@pytest.mark.parametrize(("description", "cause"), WORDINGS)
+def test_words_that_no_server_here_uses_are_understood_too(description: str, cause: str) -> None:
+    """As Duende, Quarkus, Nimbus, authlib, Authlete and others have them, or nearly so."""
+    proofs = [] if cause == "no_proof" else [hand.rs(age=30)]
+    text = hand.auth0("invalid_dpop_proof", description, *proofs)
+    assert named(Case(exchanges(text), Sources())) == [cause]

@@ -201,8 +201,8 @@ class Case:
 
     @property
     def words(self) -> str:
-        """What the server says, in lower case."""
-        return " ".join([*self.errors, self.description]).lower()
+        """What the server says, in lower case; a semicolon parts what is said in two places."""
+        return "; ".join([*self.errors, self.description]).lower()
 
     @property
     def says(self) -> str:

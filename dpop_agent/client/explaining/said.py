@@ -14,7 +14,7 @@ from dpop_agent.client.explaining.case import Case, number
 _CLAIM = r"\b(?:jti|htm|htu|iat|jwk|typ)\b"
 
 _WORDS = [
-    (cause, re.compile(pattern))
+    (cause, re.compile(pattern.replace(".{", "[^;]{")))
     for cause, pattern in (
         ("access_token_invalid", r"\bexp\b.{0,20}(?:claim|check)|jwt expired"),
         (
@@ -27,13 +27,14 @@ _WORDS = [
             r"scheme.{0,25}(?:not|must be|expected).{0,10}dpop|authorization header is not dpop"
             r"|requires the dpop (?:\w+ )?scheme|no dpop authorization header"
             r"|expect\w+ authorization header with dpop|expected .?dpop.? scheme"
-            r"|bearer scheme cannot|must be provided via an authorization header",
+            r"|bearer scheme cannot|with (?:the )?bearer|bearer token not allowed"
+            r"|must be provided via an authorization header",
         ),
         (
             "access_token_not_bound",
             r"no dpop (?:confirmation|key thumbprint)|no jkt confirmation|jkt claim is required"
             r"|requires a dpop-bound access token|not dpop.?bound|token type is not dpop"
-            r"|not bound to a (?:dpop )?key",
+            r"|not bound to a (?:dpop )?key|not sender.?constrained|(?:missing|no) cnf",
         ),
         ("code_of_another_key", r"dpop_jkt"),
         (
@@ -43,6 +44,10 @@ _WORDS = [
         (
             "key",
             r"jkt claim is invalid|jkt (?:verification|mismatch)|binding.{0,20}(?:fail|mismatch)",
+        ),
+        (
+            "key",
+            r"(?:key|jwk) .{0,30}(?:thumbprint|cnf)|(?:thumbprint|jkt) .{0,20}match|mismatched key",
         ),
         ("binding", r"key binding"),
         (
@@ -61,7 +66,7 @@ _WORDS = [
         ("nonce", r"\bnonces?\b"),
         (
             "jti_seen",
-            r"already (?:been )?used|reused|replay"
+            r"already (?:been )?used|reused?\b|replay|duplicate"
             r"|\bjti\b.{0,20}(?:invalid|not valid|used|seen|unique)",
         ),
         (
@@ -74,13 +79,14 @@ _WORDS = [
             rf"missing.{{0,20}}{_CLAIM}|{_CLAIM}.{{0,30}}missing|mandatory claims|must include htm"
             r"|must have a|\btyp\b|type in dpop header|\bjwk\b|header verification|private key"
             r"|compact jwt|key type in dpop|public key in dpop|malformed dpop|jti is too large"
-            r"|header cannot be empty",
+            r"|header cannot be empty|not a valid jwt|contain the public key",
         ),
         (
             "no_proof",
             r"(?:dpop proof|dpop proof jwt|dpop.? (?:http )?header|proof header)[^;]{0,12}"
             r"(?:missing|required|not provided|not present|absent|not found)|missing dpop|no dpop"
-            r"|requires? a dpop proof|jkt is required|has to have a dpop",
+            r"|requires? a dpop proof|must use dpop|header is empty|jkt is required"
+            r"|has to have a dpop",
         ),
         ("proof_signature", r"signature"),
         ("htm_mismatch", r"\bhtm\b|method.{0,12}mismatch"),

@@ -72,7 +72,7 @@ def _weights(case: Case, opinions: dict[str, Opinion | None]) -> dict[str, int]:
         bearer = opinions["token_type_bearer"]
         return {"token_type_bearer": bearer.weight} if bearer else {}
     evidence = {cause: opinion.weight for cause, opinion in opinions.items() if opinion}
-    said = named(case)
+    said = [cause for cause in named(case) if cause in evidence]
     weights = dict(evidence)
     if case.exchange.status in _ELSEWHERE or is_of_something_else(case):
         weights = {cause: weight for cause, weight in evidence.items() if weight >= SHOWN}
