@@ -542,3 +542,17 @@ def test_words_that_no_server_here_uses_are_understood_too(description: str, cau
     proofs = [] if cause == "no_proof" else [hand.rs(age=30)]
     text = hand.auth0("invalid_dpop_proof", description, *proofs)
     assert named(Case(exchanges(text), Sources())) == [cause]
+
+
+def test_what_is_wrong_too_is_told_apart_from_guesses() -> None:
+    text = hand.auth0("invalid_dpop_proof", "DPoP Proof htu mismatch", hand.rs(htm="PUT"))
+    found = explain(text)
+    assert [(f.cause, f.is_shown) for f in found.findings] == [
+        ("htu_mismatch", False),
+        ("htm_mismatch", True),
+    ]
+    assert "Wrong as well:\n- The proof is for another method than the request's." in str(found)
+    opaque = hand.oidc_provider_me(
+        "invalid_token", "invalid token provided", hand.rs(token=hand.OPAQUE), token=hand.OPAQUE
+    )
+    assert "Less likely, but possible:\n- " in str(explain(opaque))

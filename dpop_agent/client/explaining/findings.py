@@ -28,12 +28,14 @@ class Finding:
         summary: the same in a sentence.
         evidence: what shows it: what each thing is of, and what it is. No secret is in it.
         mend: what to do about it.
+        is_shown: the exchange itself shows that it is wrong, whatever the server says.
     """
 
     cause: str
     summary: str
     evidence: tuple[tuple[str, str], ...]
     mend: str
+    is_shown: bool = False
 
     def to_wire(self) -> dict[str, Any]:
         """It, for JSON."""
@@ -42,6 +44,7 @@ class Finding:
             "summary": self.summary,
             "evidence": [{"of": of, "is": is_} for of, is_ in self.evidence],
             "mend": self.mend,
+            "shown": self.is_shown,
         }
 
 
@@ -89,9 +92,12 @@ class Explanation:
         found += ["", *_wrapped(f"What to do: {text}{':' if colon else ''}", columns, 2)]
         if colon:
             found += ["", *_command(f"{COMMAND}{command}", columns).splitlines()]
-        if others:
-            found += ["", "Less likely, but possible:"]
-            for other in others[:OTHERS]:
+        shown = [other for other in others if other.is_shown]
+        guessed = [other for other in others if not other.is_shown][:OTHERS]
+        for title, listed in (("Wrong as well:", shown), ("Less likely, but possible:", guessed)):
+            if listed:
+                found += ["", title]
+            for other in listed:
                 found += _wrapped(f"- {other.summary}", columns, 2)
         return [*found, *self._rest(columns)]
 

@@ -41,7 +41,7 @@ def explained(exchanges: Sequence[Exchange], sources: Sources | None = None) -> 
     """What is wrong with the last of some exchanges; the earlier ones are evidence."""
     case = Case(exchanges, sources or Sources())
     findings = [
-        Finding(cause, opinion.summary, opinion.evidence, opinion.mend)
+        Finding(cause, opinion.summary, opinion.evidence, opinion.mend, opinion.weight >= SHOWN)
         for cause, opinion in _weighed(case)
     ]
     method = case.redaction.text(case.exchange.method, 32)
@@ -109,7 +109,7 @@ def _if_unseen(case: Case, cause: str, weight: int) -> int:
 
 def _notes(case: Case, findings: list[Finding]) -> list[str]:
     notes: list[str] = []
-    if not findings:
+    if not case.failed:
         return notes
     causes = {finding.cause for finding in findings}
     if case.is_redacted:
