@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 MAX_INPUT = 1024 * 1024
 """Bytes of what is read: the output of curl -v with a long body."""
 
+MAX_TYPED_LINE = 4095
+"""Bytes of a line that a terminal takes (termios(3), canonical mode)."""
+
 NOTHING, SOMETHING, UNREADABLE = 0, 1, 2
 """Exit statuses."""
 
@@ -170,6 +173,16 @@ def _metadata(file: str) -> dict[str, Any]:
         ) from e
 
 
+def _refuse_cut_lines(typed: bytes) -> None:
+    """A terminal drops what is beyond, and a proof would look malformed."""
+    for number, line in enumerate(typed.split(b"\n"), 1):
+        if len(line) >= MAX_TYPED_LINE:
+            raise ConfigurationError(
+                f"line {number}: the terminal took no more than {MAX_TYPED_LINE} characters of it",
+                hint="save it in a file: dpop-agent explain < FILE",
+            )
+
+
 def _name(file: str) -> str:
     return "standard input" if file == "-" else file
 
@@ -181,6 +194,8 @@ def _text(file: str, wanted: str) -> str:
             if sys.stdin.isatty():
                 print(f"paste {wanted} and end it with Enter and Ctrl-D", file=sys.stderr)
             data = sys.stdin.buffer.read(MAX_INPUT + 1)
+            if sys.stdin.isatty():
+                _refuse_cut_lines(data)
         else:
             with open(file, "rb") as stream:
                 data = stream.read(MAX_INPUT + 1)

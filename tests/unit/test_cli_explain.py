@@ -126,6 +126,15 @@ def test_who_sits_at_a_terminal_is_told_what_to_paste_and_how_to_end(
     assert "Ctrl-D" in err
 
 
+def test_a_line_that_the_terminal_cut_is_not_taken_for_a_malformed_proof(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    cut = BROKEN.replace("> DPoP: ", f"> DPoP: {'a' * 5000}")
+    given(monkeypatch, "\n".join(line[:4095] for line in cut.split("\n")), tty=True)
+    assert main(["explain"]) == 2
+    assert "dpop-agent explain < FILE" in capsys.readouterr().err
+
+
 def test_a_signature_by_another_key_is_found(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
