@@ -37,12 +37,13 @@ COMMAND_S = 120.0
 """Seconds for one command: making a virtual environment and filling it takes most."""
 
 PROMPT = "[$?]% "
+BASH = ["bash", "--noprofile", "--norc", "--noediting", "-i"]
 _PROMPT = re.compile(r"\[(\d+)\]% $")
 _PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 BUILD: list[str] = _PYPROJECT["build-system"]["requires"]
 """What builds the project."""
 
-_PROJECT = ("LICENSE", "README.md", "dpop_agent", "pyproject.toml", "softhsm")
+PROJECT = ("LICENSE", "README.md", "dpop_agent", "pyproject.toml", "softhsm")
 _NEVER_PACKED = ("INSTALLER", "REQUESTED", "direct_url.json")
 
 
@@ -89,7 +90,7 @@ class Newcomer:
         runtime = folder / "run"
         runtime.mkdir(mode=0o700)
         ignored = shutil.ignore_patterns("__pycache__", ".state")
-        for name in _PROJECT:
+        for name in PROJECT:
             if (ROOT / name).is_dir():
                 shutil.copytree(ROOT / name, self.project / name, ignore=ignored)
             else:
@@ -129,8 +130,7 @@ class Newcomer:
 
     def terminal(self) -> Shell:
         """A new terminal, with nothing set in it, in the project's folder."""
-        shell = [*self._become, "bash", "--noprofile", "--norc", "--noediting", "-i"]
-        return Shell(shell, cwd=self.project, env=self._env)
+        return Shell([*self._become, *BASH], cwd=self.project, env=self._env)
 
 
 class Shell(Screen):
@@ -169,19 +169,22 @@ class Shell(Screen):
         self.process.wait()
         os.close(self._ours)
 
-    def run(self, line: str, *, asked: dict[str, str], serving: str | None) -> str:
+    def run(
+        self, line: str, *, asked: dict[str, str], serving: str | None, fails: bool = False
+    ) -> str:
         """Type a command; what it shows until it ends, or until it serves.
 
         Args:
             line: the command.
             asked: what is typed where one of these is shown, a regular expression.
             serving: what this one shows when it serves; None for one that ends.
+            fails: whether it ends with an exit status other than 0.
         """
         self._seen = len(self.shown)
         self.type(f"{line}\n")
         status = self._until_prompt(asked, serving)
         shown = self.shown[self._seen :]
-        assert status in (0, None), f"{line}: {shown}"
+        assert status is None or bool(status) == fails, f"{line}: {shown}"
         self.serves = status is None
         return shown
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from tests.emulators import need
-from tests.newcomer import ORDINARY_UID
+from tests.newcomer import BASH, ORDINARY_UID, PROMPT, Shell
 from tests.processes import ROOT, START_S
 
 HOME, RUNTIME = "/home/somebody here", f"/run/user/{ORDINARY_UID}"
@@ -101,6 +101,20 @@ class UserManager:
         command = (PYTHON, "-P", "-m", "dpop_agent", *words)
         return self.run(*command, check=check, without=without, **env)
 
+    def terminal(self) -> Shell:
+        """A new terminal of the user's, with the program on its PATH."""
+        known = self.env | {"PATH": f"{HOME}/venv/bin:/usr/bin:/bin", "PS1": PROMPT}
+        known |= {"HISTFILE": "", "LANG": "C.UTF-8", "TERM": "dumb"}
+        pairs = [f"{name}={value}" for name, value in known.items()]
+        command = [*self._enter, "env", "-i", f"--chdir={HOME}", *pairs, *BASH]
+        return Shell(command, cwd=ROOT, env=dict(os.environ))
+
+    def bind(self, source: Path, target: str) -> None:
+        """Show a folder of the machine's at a new one in there, as only root can."""
+        script = 'mkdir -p "$2"; mount --bind "$1" "$2"'
+        enter = [*self._enter[:3], "sh", "-ec", script, "sh", str(source), target]
+        subprocess.run(enter, check=True)
+
     def show(self, unit: str, name: str) -> str:
         """A property of a unit."""
         return self.run("systemctl", "--user", "show", f"-P{name}", unit).stdout.strip()
@@ -148,12 +162,12 @@ def user_manager() -> Iterator[UserManager]:
             return log.read()
 
         try:
-            _until(lambda: "set up" in said() or process.poll() is not None)
+            until(lambda: "set up" in said() or process.poll() is not None)
             if process.poll() is not None:
                 pytest.skip(f"not here: namespaces with cgroup2: {said()}")
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
             manager = UserManager(int(children.read_text().split()[0]))
-            _until(
+            until(
                 lambda: (
                     manager.run("systemctl", "--user", "is-system-running", check=False).stdout
                     == "running\n"
@@ -167,7 +181,7 @@ def user_manager() -> Iterator[UserManager]:
                 os.kill(int(first), signal.SIGKILL)
             process.wait()
             print(said())
-            _remove(group)
+            remove_groups(group)
 
 
 def _furnish(manager: UserManager) -> None:
@@ -186,7 +200,7 @@ def _furnish(manager: UserManager) -> None:
     )
 
 
-def _until(holds: object) -> None:
+def until(holds: object) -> None:
     assert callable(holds)
     deadline = time.monotonic() + START_S
     while not holds():
@@ -194,7 +208,7 @@ def _until(holds: object) -> None:
         time.sleep(0.05)
 
 
-def _remove(group: str) -> None:
+def remove_groups(group: str) -> None:
     """The control groups, which are all empty now."""
     script = (
         "mount --make-rprivate / && { umount -R /sys/fs/cgroup || :; } && "
