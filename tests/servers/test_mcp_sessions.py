@@ -6,7 +6,6 @@ After each of it the same session goes on.
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -24,11 +23,10 @@ from mcp_types import ResourceListChangedNotification, TextContent
 
 from dpop_agent.client import AsyncAgentClient
 from dpop_agent.client.mcp import TRY_AGAIN_S, McpDPoPTransport
-from tests.documents import Block
 from tests.emulators import YubiKey
 from tests.piv_card import NEVER, TouchPolicy
 from tests.processes import Agent
-from tests.servers.mcp_sdk import REDIRECT_URI, Person, Storage, provider
+from tests.servers.mcp_sdk import Person, Storage, provider
 from tests.servers.mcp_server import McpServer, Seen, World, world
 
 KEY = "default"
@@ -511,35 +509,3 @@ def test_clients_have_the_sdks_own_timeouts(agent: Agent) -> None:
     ours = McpDPoPTransport(AsyncAgentClient(agent.socket), origins=["https://mcp.example"])
     assert ours.client().timeout == create_mcp_http_client().timeout
     assert ours.client(timeout=httpx2.Timeout(5)).timeout == httpx2.Timeout(5)
-
-
-# What is documented
-
-
-@pytest.mark.runs("docs/mcp.md")
-def test_the_example_in_the_documentation_runs(
-    agent: Agent,
-    servers: World,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    blocks: list[Block],
-) -> None:
-    monkeypatch.setenv("DPOP_AGENT_SOCK", agent.socket)
-    person = Person()
-    command, example = [block.text for block in blocks]
-    for origin in ("https://mcp.example.com", "https://login.example.com"):
-        assert origin in command
-    _, *words = shlex.split(command.replace("https://mcp.example.com", servers.server.origin))
-    agent.run(
-        *[w.replace("https://login.example.com", servers.issuer.origin) for w in words], check=True
-    )
-    names: dict[str, Any] = {
-        "MCP": servers.server.origin,
-        "REDIRECT_URI": REDIRECT_URI,
-        "storage": Storage(),
-        "open_browser": person.redirect,
-        "wait_for_redirect": person.callback,
-    }
-    exec(compile(example, "mcp.md", "exec"), names)
-    assert "announce" in capsys.readouterr().out
-    assert len(person.asked) == 1
