@@ -149,7 +149,11 @@ def find_the_keys_of_a_lost_ledger(user: Newcomer, lost: Block) -> None:
         first.interrupt()
 
 
+@pytest.mark.runs("docs/tutorials/ai-agent-in-a-container.md", "Five commands")
+@pytest.mark.runs("docs/tutorials/ai-agent-in-a-container.md", "Give it an access token")
+@pytest.mark.runs("docs/tutorials/ai-agent-in-a-container.md", "See that it is confined")
 @pytest.mark.runs("docs/agents-in-containers.md")
+@pytest.mark.runs("docs/tutorials/ai-agent-in-a-container.md", "Undo it")
 def test_five_commands_lead_from_nothing_to_a_confined_agent_and_the_others_work_too(
     user: Newcomer, blocks: list[Block]
 ) -> None:
