@@ -227,7 +227,7 @@ class Application:
             jkt=jkt or access_token.jkt,
         )
 
-    def authorize(self, client: Client, *, jkt: str) -> dict[str, str]:
+    def authorize(self, client: Client, *, jkt: str, scope: str = "openid") -> dict[str, str]:
         """A code for the key `jkt`: pushed request (RFC 9126), PKCE, dpop_jkt, and the log-in.
 
         Returns:
@@ -243,7 +243,7 @@ class Application:
                 "client_id": client.id,
                 "response_type": "code",
                 "redirect_uri": client.redirect_uri,
-                "scope": "openid",
+                "scope": scope,
                 "state": state,
                 "code_challenge": base64.urlsafe_b64encode(digest).rstrip(b"=").decode(),
                 "code_challenge_method": "S256",

@@ -1,7 +1,9 @@
 // oidc-provider on a free port of 127.0.0.1: prints {"port": …}, logs each response on its standard
-// error, and ends when its standard input does. Every proof needs a nonce of its own. A line of its
-// standard input is how many seconds its clock goes forward.
-// node authorization_server.mjs FOLDER, where FOLDER holds node_modules
+// error, and ends when its standard input does. A line of its standard input is how many seconds its
+// clock goes forward.
+// node authorization_server.mjs FOLDER [NONCES], where FOLDER holds node_modules. NONCES: required, in
+// each proof, and so without this word; optional; none, it has none; misconfigured, it wants them but
+// can't make them; off, it knows nothing of DPoP.
 import { once } from 'node:events';
 import { createServer } from 'node:http';
 import { createRequire } from 'node:module';
@@ -17,6 +19,13 @@ const now = Date.now;
 let later_s = 0;
 Date.now = () => now() + later_s * 1000;
 
+const nonces = process.argv[3] ?? 'required';
+const dPoP = {
+  enabled: nonces !== 'off',
+  ...(['required', 'optional'].includes(nonces) && { nonceSecret: randomBytes(32) }),
+  requireNonce: () => ['required', 'misconfigured'].includes(nonces),
+};
+
 const server = createServer();
 server.listen(0, '127.0.0.1');
 await once(server, 'listening');
@@ -24,7 +33,7 @@ const { port } = server.address();
 const origin = `http://127.0.0.1:${port}`;
 
 const grants = ['authorization_code', 'refresh_token'];
-const bound = { dpop_bound_access_tokens: true, response_types: ['code'] };
+const bound = { dpop_bound_access_tokens: dPoP.enabled || undefined, response_types: ['code'] };
 const provider = new Provider(origin, {
   clients: [
     {
@@ -42,6 +51,15 @@ const provider = new Provider(origin, {
       grant_types: [...grants, 'client_credentials'],
       redirect_uris: ['https://client.example/callback'],
     },
+    {
+      client_id: 'asserting',
+      token_endpoint_auth_method: 'private_key_jwt',
+      token_endpoint_auth_signing_alg: 'ES256',
+      jwks: { keys: [publicPart(await signingKey())] },
+      grant_types: ['client_credentials'],
+      response_types: [],
+      redirect_uris: [],
+    },
   ],
   clientDefaults: { id_token_signed_response_alg: 'ES256' },
   cookies: { keys: [randomBytes(32).toString('hex')] },
@@ -49,7 +67,7 @@ const provider = new Provider(origin, {
   features: {
     clientCredentials: { enabled: true },
     devInteractions: { enabled: true },
-    dPoP: { enabled: true, nonceSecret: randomBytes(32), requireNonce: () => true },
+    dPoP,
     introspection: { enabled: true },
     revocation: { enabled: true },
     pushedAuthorizationRequests: { enabled: true, requirePushedAuthorizationRequests: true },
@@ -67,8 +85,10 @@ const provider = new Provider(origin, {
   },
   issueRefreshToken: () => true,
   jwks: { keys: [await signingKey()] },
+  scopes: ['openid', 'offline_access', 'read'],
   pkce: { required: () => true },
 });
+provider.proxy = true; // believes X-Forwarded-Proto
 provider.use(async (ctx, next) => {
   await next();
   console.error(`response ${ctx.method} ${ctx.path} ${ctx.status}`);
@@ -82,6 +102,10 @@ createInterface({ input: process.stdin })
   })
   .on('close', () => process.exit());
 process.stdout.write(`${JSON.stringify({ port })}\n`);
+
+function publicPart({ d, ...jwk }) {
+  return jwk;
+}
 
 async function signingKey() {
   const { privateKey } = await crypto.subtle.generateKey({ name: 'ECDSA', namedCurve: 'P-256' }, true, ['sign']);
