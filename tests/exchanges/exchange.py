@@ -15,6 +15,7 @@ from tests.exchanges.proofs import Key
 
 FOLDER = Path(__file__).parent
 LIST = FOLDER / "exchanges.json"
+APPS = FOLDER / "apps"
 
 Form = Mapping[str, str]
 Headers = Sequence[tuple[str, str]]

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from tests.exchanges.exchange import APPS
 from tests.processes import NodeServer
 from tests.servers import node
 
@@ -34,7 +35,7 @@ class Front:
 def front(folder: Path, host: str, **settings: Any) -> Iterator[Front]:
     """TLS for `https://HOST` with front.mjs's settings; curl runs in `folder`."""
     certificate(folder, host)
-    script = Path(__file__).with_name("front.mjs")
+    script = APPS / "front.mjs"
     log = folder / f"front-{host}.log"
     server = NodeServer([node.node(), script, folder, json.dumps(settings)], log=log)
     try:

@@ -44,7 +44,7 @@ class Key:
     def sign(self, header: dict[str, Any], claims: dict[str, Any]) -> str:
         """A JWS in its compact form, whatever the header says."""
         whole = f"{encoded(header)}.{encoded(claims)}"
-        algorithm = jws.JWSRegistry.algorithms[self.alg]
+        algorithm = jws.JWSRegistry.algorithms["EdDSA" if self.alg == "Ed25519" else self.alg]
         signature = algorithm.sign(whole.encode(), self.private)
         return f"{whole}.{b64url(signature)}"
 

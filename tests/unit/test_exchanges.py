@@ -38,7 +38,7 @@ def test_each_output_has_a_request_and_its_response() -> None:
     for row in listed():
         output = (FOLDER / row["file"]).read_text()
         assert statuses(output), row["file"]
-        assert re.search(r"(?m)^> (GET|POST) \S+ HTTP/", output), row["file"]
+        assert re.search(r"(?m)^> (GET|POST|DELETE) \S+ HTTP/", output), row["file"]
 
 
 def test_no_output_tells_of_the_machine_that_made_it() -> None:
