@@ -18,7 +18,7 @@ from typing import Any, Protocol, cast
 
 from tests.exchanges.exchange import FOLDER, LIST, Curl, Exchange, Keys, listed
 
-SERVERS = ("oidc_provider", "auth0_express", "auth0_fastapi", "bluesky")
+SERVERS = ("oidc_provider", "auth0_express", "auth0_fastapi", "better_auth", "bluesky")
 
 
 class Recorded(Protocol):

@@ -10,7 +10,7 @@ from tests.exchanges.exchange import FOLDER, Curl, Keys, listed, statuses, words
 from tests.exchanges.record import loaded
 
 
-@pytest.mark.parametrize("server", ["oidc_provider", "auth0_express"])
+@pytest.mark.parametrize("server", ["oidc_provider", "better_auth", "auth0_express"])
 def test_a_server_still_says_what_is_on_file(
     server: str, node_packages: Path, tmp_path: Path
 ) -> None:
