@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import httpx
 
 from tests.exchanges.exchange import APPS, Curl, Exchange, Keys, header
+from tests.exchanges.played import Played, Response, played
 from tests.exchanges.proofs import Key, ath, other_signature, proof
 from tests.processes import NodeServer
 from tests.servers import node
@@ -43,6 +44,35 @@ def exchanges(folder: Path, keys: Keys, curl: Curl) -> Iterator[Exchange]:
         yield from late(pds, keys)
     finally:
         server.close()
+    with played(folder, "pds.example", curl, [("Date", "")]) as read:
+        yield one_key_for_both(read, keys)
+
+
+def one_key_for_both(server: Played, keys: Keys) -> Exchange:
+    """Wants a client whose metadata are on the web, and so wasn't run."""
+    client, uri = "https://app.example/client-metadata.json", f"{server.origin}/oauth/par"
+    now = int(time.time())
+    claims = {"iss": client, "sub": client, "aud": server.origin, "iat": now, "jti": ath(str(now))}
+    form = {
+        "client_id": client,
+        "response_type": "code",
+        "client_assertion_type": "urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
+        "client_assertion": keys.active.sign({"alg": "ES256", "kid": "app"}, claims),
+    }
+    said = "The DPoP proof must be signed with a different key than the client assertion"
+    refused = Response(
+        "400 Bad Request",
+        {"error": "invalid_request", "error_description": said},
+        [("DPoP-Nonce", "Nf8V4mTqY2sJxw1cQdZb7LkR0hEuG3pA9oWi6nXtC5M")],
+    )
+    value = proof(keys.active, "POST", uri, nonce="Nf8V4mTqY2sJxw1cQdZb7LkR0hEuG3pA9oWi6nXtC5M")
+    return Exchange(
+        "par-one-key-for-both",
+        "assertion_key",
+        "the client assertion and the proof are by the same key",
+        server(refused, "POST", uri, [("DPoP", value)], form=form, traced=True),
+        source="@atproto/oauth-provider 0.22.9: oauth-provider.js",
+    )
 
 
 class Pds:

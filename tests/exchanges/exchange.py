@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -67,9 +68,15 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Curl:
-    """The `curl -v` that people paste, run in a folder that it may name."""
+    """The `curl -v` that people paste.
+
+    Args:
+        folder: it runs there, and may name it.
+        terminal: it writes to one, not into a file.
+    """
 
     folder: Path
+    terminal: bool = False
 
     def __call__(
         self,
@@ -106,19 +113,37 @@ class Curl:
         quiet = () if meter else ("--silent",)
         command = ["sh", "-xc", 'curl "$@"', "sh"] if traced else ["curl"]
         command += ["-q", "--verbose", "--no-buffer", "--globoff", *shown]
-        done = subprocess.run(
-            [*command, *quiet, "--max-time", "20", "--config", "-", *options, uri],
-            input="\n".join(lines),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+        whole = [*command, *quiet, "--max-time", "20", "--config", "-", *options, uri]
+        written = self._run(whole, "\n".join(lines))
+        return written if written.endswith("\n") else f"{written}\n"
+
+    def _run(self, command: Sequence[str], config: str) -> str:
+        read, write = pty.openpty() if self.terminal else os.pipe()
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=write,
+            stderr=write,
             cwd=self.folder,
             env={"PATH": os.environ["PATH"]},  # no proxy between
-            text=True,
-            errors="replace",
         )
-        if done.returncode:
-            raise AssertionError(f"curl ended with {done.returncode}:\n{done.stdout}")
-        return done.stdout if done.stdout.endswith("\n") else f"{done.stdout}\n"
+        os.close(write)
+        assert process.stdin
+        process.stdin.write(config.encode())
+        process.stdin.close()
+        written = b"".join(iter(lambda: some(read), b"")).decode(errors="replace")
+        os.close(read)
+        if process.wait():
+            raise AssertionError(f"curl ended with {process.returncode}:\n{written}")
+        return re.sub("\r+\n", "\n", written) if self.terminal else written
+
+
+def some(descriptor: int) -> bytes:
+    """The next bytes; none at the end, which a terminal calls an error."""
+    try:
+        return os.read(descriptor, 65536)
+    except OSError:
+        return b""
 
 
 def quoted(text: str) -> str:

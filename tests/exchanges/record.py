@@ -18,7 +18,20 @@ from typing import Any, Protocol, cast
 
 from tests.exchanges.exchange import FOLDER, LIST, Curl, Exchange, Keys, listed
 
-SERVERS = ("oidc_provider", "auth0_express", "auth0_fastapi", "better_auth", "bluesky")
+SERVERS = (
+    "oidc_provider",
+    "auth0_express",
+    "auth0_fastapi",
+    "better_auth",
+    "bluesky",
+    "keycloak",
+    "spring",
+    "okta",
+)
+
+
+IN_A_TERMINAL = ("auth0_express", "better_auth", "keycloak", "spring")
+"""Whose exchanges are pasted from one; those of the others went into a file."""
 
 
 class Recorded(Protocol):
@@ -42,7 +55,8 @@ def record(server: str) -> None:
     rows = []
     with scratch() as folder:
         keys = Keys()
-        for exchange in module.exchanges(Path(folder), keys, Curl(Path(folder))):
+        curl = Curl(Path(folder), terminal=server in IN_A_TERMINAL)
+        for exchange in module.exchanges(Path(folder), keys, curl):
             (target / f"{exchange.name}.txt").write_text(exchange.output)
             if exchange.metadata is not None:
                 metadata = json.dumps(exchange.metadata, indent=2) + "\n"

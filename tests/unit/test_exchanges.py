@@ -6,6 +6,7 @@ import re
 from collections import Counter
 
 from tests.exchanges.exchange import FOLDER, listed, statuses
+from tests.exchanges.record import SERVERS
 
 README = (FOLDER / "README.md").read_text()
 
@@ -22,7 +23,17 @@ def test_each_cause_of_the_table_is_there_and_no_other() -> None:
     table = README.partition("## Causes")[2].partition("\n## ")[0]
     causes = {word for line in re.findall(r"(?m)^\| (`.*?) \|", table) for word in named(line)}
 
-    assert {row["cause"] for row in listed()} <= {*causes, None}
+    assert {row["cause"] for row in listed()} == {*causes, None}
+
+
+def test_there_are_enough_of_them_and_of_each_server() -> None:
+    broken = [row for row in listed() if row["cause"]]
+    servers = Counter(row["file"].partition("/")[0] for row in broken)
+
+    assert len(broken) >= 40
+    assert len(listed()) - len(broken) >= 15
+    assert set(servers) == {server.replace("_", "-") for server in SERVERS}
+    assert min(servers.values()) >= 6
 
 
 def named(line: str) -> list[str]:

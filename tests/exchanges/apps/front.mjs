@@ -26,6 +26,7 @@ server.on('request', (incoming, answer) => {
   if (forwarded) headers['x-forwarded-proto'] = 'https';
   const path = incoming.url.startsWith(prefix) ? incoming.url.slice(prefix.length) : incoming.url;
   const onward = request({ host: '127.0.0.1', port: target, path, method: incoming.method, headers }, (response) => {
+    answer.sendDate = false; // it is the server's
     const kept = Object.entries(response.headers).filter(([name]) => !ofOneHop.has(name));
     answer.writeHead(response.statusCode, Object.fromEntries(kept));
     response.pipe(answer);
