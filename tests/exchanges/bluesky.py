@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 import httpx
 
+from tests.agent.places import until
 from tests.exchanges.exchange import APPS, Curl, Exchange, Keys, header
 from tests.exchanges.played import Played, Response, played
 from tests.exchanges.proofs import Key, ath, other_signature, proof
@@ -326,8 +327,7 @@ def late(pds: Pds, keys: Keys) -> Iterator[Exchange]:
     key = keys.active
     nonce, token = pds.nonce(), pds.grant(key)["access_token"]
     pds.server.tell("400")
-    while "clock 400" not in pds.server.log:
-        time.sleep(0.02)
+    until(lambda: "clock 400" in pds.server.log)
     value = proof(key, "GET", pds.session, nonce=nonce, access_token=token)
     first = pds.get(token, value)
     yield Exchange(
@@ -338,8 +338,7 @@ def late(pds: Pds, keys: Keys) -> Iterator[Exchange]:
     second = pds.get(token, value)
     yield Exchange("good-xrpc-retry", None, "a stale nonce, then the fresh one", first + second)
     pds.server.tell("7200")
-    while "clock 7600" not in pds.server.log:
-        time.sleep(0.02)
+    until(lambda: "clock 7600" in pds.server.log)
     value = proof(key, "GET", pds.session, nonce=pds.nonce(), access_token=token)
     yield Exchange(
         "xrpc-expired",

@@ -163,6 +163,13 @@ def header(output: str, name: str) -> str:
     return found[-1]
 
 
+def access_token(output: str) -> str:
+    """What a token response gave."""
+    found = re.findall('"access_token":"([^"]+)"', output)
+    assert found, output
+    return str(found[-1])
+
+
 def statuses(output: str) -> list[int]:
     """The responses' status codes."""
     return [int(code) for code in re.findall(r"(?m)^< HTTP/[0-9.]+ (\d{3})", output)]

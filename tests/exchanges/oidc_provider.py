@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -11,7 +10,8 @@ from typing import Any
 
 import httpx
 
-from tests.exchanges.exchange import Curl, Exchange, Headers, Keys, header
+from tests.agent.places import until
+from tests.exchanges.exchange import Curl, Exchange, Headers, Keys, access_token, header
 from tests.exchanges.fronts import front
 from tests.exchanges.proofs import Key, ath, other_signature, proof
 from tests.processes import NodeServer
@@ -130,13 +130,6 @@ def dpop(value: str) -> tuple[str, str]:
 
 def with_token(access_token: str, value: str, scheme: str = "DPoP") -> Headers:
     return [("Authorization", f"{scheme} {access_token}"), dpop(value)]
-
-
-def access_token(output: str) -> str:
-    """What a token response gave."""
-    found = re.findall('"access_token":"([^"]+)"', output)
-    assert found, output
-    return str(found[-1])
 
 
 def at_the_token_endpoint(server: Server, keys: Keys) -> Iterator[Exchange]:
@@ -546,8 +539,7 @@ def late(server: Server, keys: Keys) -> Iterator[Exchange]:
     key, uri = keys.active, server.me
     nonce, token = server.nonce(), server.bound(key)
     server.server.tell("600")
-    while "clock 600" not in server.server.log:
-        time.sleep(0.02)
+    until(lambda: "clock 600" in server.server.log)
     yield Exchange(
         "token-nonce-stale",
         "nonce_stale",
@@ -562,8 +554,7 @@ def late(server: Server, keys: Keys) -> Iterator[Exchange]:
     second = server.curl("GET", uri, with_token(token, value))
     yield Exchange("good-userinfo-retry", None, "a stale nonce, then the fresh one", first + second)
     server.server.tell("7200")
-    while "clock 7800" not in server.server.log:
-        time.sleep(0.02)
+    until(lambda: "clock 7800" in server.server.log)
     value = proof(key, "GET", uri, access_token=token, nonce=server.nonce())
     yield Exchange(
         "userinfo-expired",

@@ -24,6 +24,7 @@ SERVERS = (
     "auth0_fastapi",
     "better_auth",
     "bluesky",
+    "mcp_suite",
     "keycloak",
     "spring",
     "okta",
