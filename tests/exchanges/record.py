@@ -65,7 +65,8 @@ def record(server: str) -> None:
             rows.append(row(name, module.SERVER, exchange, keys))
     kept = [old for old in listed() if not old["file"].startswith(f"{name}/")]
     whole = sorted([*kept, *rows], key=lambda row: str(row["file"]))
-    LIST.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in whole)
+    LIST.write_text(f"[\n{lines}\n]\n")
 
 
 def row(name: str, server: str, exchange: Exchange, keys: Keys) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-// better-auth with its provider of OAuth, on a free port of 127.0.0.1: prints {"port": …}, and the clients' ids on its
-// standard error; ends when its standard input does.
+// better-auth with its provider of OAuth, on a free port of 127.0.0.1: prints {"port": …}, and the clients'
+// ids on its standard error; ends when its standard input does.
 // node better_auth.mjs FOLDER JWK, where FOLDER holds node_modules; JWK is a public key, for client assertions
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
@@ -55,11 +55,17 @@ const client = (more) =>
 const grant_types = ['authorization_code', 'refresh_token'];
 const clients = {
   native: await client({
-    token_endpoint_auth_method: 'none', application_type: 'native', grant_types, dpop_bound_access_tokens: true,
+    token_endpoint_auth_method: 'none',
+    application_type: 'native',
+    grant_types,
+    dpop_bound_access_tokens: true,
   }),
   lax: await client({ token_endpoint_auth_method: 'none', application_type: 'native', grant_types }),
   asserting: await client({
-    token_endpoint_auth_method: 'private_key_jwt', redirect_uris: ['https://client.example/callback'], grant_types: ['client_credentials'], jwks: { keys: [JSON.parse(process.argv[3])] },
+    token_endpoint_auth_method: 'private_key_jwt',
+    redirect_uris: ['https://client.example/callback'],
+    grant_types: ['client_credentials'],
+    jwks: { keys: [JSON.parse(process.argv[3])] },
   }),
 };
 const ids = Object.fromEntries(Object.entries(clients).map(([name, { client_id }]) => [name, client_id]));
