@@ -16,7 +16,7 @@ import httpx
 from tests.agent.places import until
 from tests.exchanges.exchange import Curl, Exchange, Keys, access_token, header
 from tests.exchanges.proofs import Key, ath, other_signature, proof
-from tests.processes import end
+from tests.processes import STOP_S, end
 from tests.servers import node
 
 SERVER = "@modelcontextprotocol/conformance 0.2.0-alpha.12"
@@ -25,7 +25,7 @@ CLIENT = """
 import pathlib, sys, time
 pathlib.Path("new").write_text(sys.argv[-1])
 pathlib.Path("new").rename("uri")
-while not pathlib.Path("over").exists():
+while pathlib.Path("uri").exists():
     time.sleep(0.05)
 """
 REDIRECT = "http://127.0.0.1/callback"
@@ -53,8 +53,11 @@ def suite(folder: Path, scenario: str) -> Iterator[str]:
         assert process.poll() is None, (folder / "suite.log").read_text()
         yield (folder / "uri").read_text()
     finally:
-        (folder / "over").touch()
-        end(process)
+        (folder / "uri").unlink(missing_ok=True)  # which ends the client, and so the suite
+        try:
+            process.wait(STOP_S)
+        finally:
+            end(process)
 
 
 class Suite:
