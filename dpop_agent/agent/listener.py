@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import socket
 import stat
 from typing import Self
@@ -105,7 +104,7 @@ class Listener:
                 paths.make_private_folder(needed, "the socket", instead=paths.ANOTHER_SOCKET)
             paths.check_socket_folder(self.path)
             if not self._is_locked():
-                held = lock.take(self._lock_path, holder=holder_of(self.path))
+                held = lock.take(self._lock_path, holder=lock.holder_of(self.path))
                 self._let_go()
                 self._lock = held
         except lock.Held as e:
@@ -187,29 +186,9 @@ class Listener:
         os.unlink(self.path)
 
 
-def holder_of(path: str) -> str:
-    """What another agent is told that wants what this one has."""
-    return _holder(str(os.getpid()), path)
-
-
-def _holder(pid: str, path: str) -> str:
-    return f"process {pid}, which serves {path}"
-
-
-def served_with(lock_path: str) -> tuple[int, str] | None:
-    """The process and the socket of the agent that has, or had last, what that lock is for; None
-    where nobody did.
-    """
-    try:
-        found = re.fullmatch(_holder("([0-9]{1,9})", "(.+)"), lock.holder(lock_path))
-    except OSError:
-        return None
-    return None if found is None else (int(found[1]), found[2])
-
-
 def was_held_for(lock_path: str, path: str) -> bool:
     """Whether a lock is one that an agent took for the socket at that path, ended or not."""
-    held = served_with(lock_path)
+    held = lock.served_with(lock_path)
     return held is not None and held[1] == path
 
 

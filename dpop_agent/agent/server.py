@@ -35,7 +35,8 @@ from dpop_agent.agent.inventory import Inventory
 from dpop_agent.agent.leases import Earlier, Leases
 from dpop_agent.agent.ledger import Ledger
 from dpop_agent.agent.lifecycle import Lifecycle
-from dpop_agent.agent.listener import Listener, holder_of, is_dead
+from dpop_agent.agent.listener import Listener, is_dead
+from dpop_agent.agent.lock import holder_of
 from dpop_agent.agent.making import Making
 from dpop_agent.agent.nonces import MAX_ORIGINS_THERE, Nonces
 from dpop_agent.agent.process import spawn_program

@@ -130,6 +130,7 @@ FOREIGN: dict[str, dict[str, bool]] = {
         "jwskate": False,
     },
     "cli": {"platformdirs": True},
+    "dpop_agent.cli.completing": {"argcomplete": False},
     "dpop_agent.cli.setting": {"tomlkit": True},
 }
 
@@ -163,8 +164,9 @@ IN_THE_AGENTS_PLACE: dict[str, tuple[str, ...]] = {
         *("dpop_agent.agent.ledger", "dpop_agent.agent.lines", "dpop_agent.agent.listener"),
     ),
     "dpop_agent.cli.checks.machine": ("dpop_agent.agent.descriptors", "dpop_agent.agent.ledger"),
+    "dpop_agent.cli.live": ("dpop_agent.agent.lock",),
     "dpop_agent.cli.checks.running": (
-        *("dpop_agent.agent.labels", "dpop_agent.agent.ledger", "dpop_agent.agent.listener"),
+        *("dpop_agent.agent.labels", "dpop_agent.agent.ledger", "dpop_agent.agent.lock"),
     ),
 }
 
@@ -278,6 +280,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
                 "ledger",
                 "lifecycle",
                 "listener",
+                "lock",
                 "making",
                 "nonces",
                 "process",
@@ -481,7 +484,7 @@ def test_the_signer_process_loads_no_policy_and_no_server() -> None:
 # `pkcs11` and its like for what they are, the others for what their import costs at start-up.
 TOO_MUCH_FOR_A_CLIENT = (
     *HEAVY,
-    *("asyncio", "ssl", "httpx", "requests", "aiohttp", "requests_oauth2client"),
+    *("asyncio", "ssl", "httpx", "requests", "aiohttp", "requests_oauth2client", "argcomplete"),
     *("typing", "dataclasses", "pathlib", "platformdirs", "inspect", "logging", "urllib"),
     *("dpop_agent.agent", "dpop_agent.signer", "dpop_agent.cli", "dpop_agent.verify"),
 )

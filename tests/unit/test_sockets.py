@@ -20,7 +20,7 @@ from dpop_agent.agent.excerpts import Excerpt
 from dpop_agent.agent.filters import Filter
 from dpop_agent.agent.keys import Generation, Key, State
 from dpop_agent.agent.ledger import Ledger
-from dpop_agent.agent.listener import holder_of
+from dpop_agent.agent.lock import holder_of
 from dpop_agent.agent.nonces import Nonces
 from dpop_agent.agent.proofs import Proofs
 from dpop_agent.agent.queue import Job

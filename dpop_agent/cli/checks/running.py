@@ -91,7 +91,7 @@ def is_understood(status: Status | None) -> bool:
 def elsewhere(state_folder: str, path: str) -> list[Finding]:
     """An agent with that state folder that serves another socket than the one where none is."""
     from dpop_agent.agent.ledger import LOCK
-    from dpop_agent.agent.listener import served_with
+    from dpop_agent.agent.lock import served_with
 
     found = served_with(os.path.join(state_folder, LOCK))
     if found is None or found[1] == path or paths.socket_at(found[1]) is None:
