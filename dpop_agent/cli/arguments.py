@@ -34,6 +34,10 @@ class _Help(argparse.HelpFormatter):
         super().__init__(prog, width=(width() or 80) - 2)
 
 
+class AsWritten(argparse.RawDescriptionHelpFormatter, _Help):
+    """For a description with lines that are copied."""
+
+
 class Parser(argparse.ArgumentParser):
     """One that never says what it didn't understand: it may be an access token.
 

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
     from dpop_agent.cli.calls import Key
 
-_LIVE = ("staged", "active", "draining", "retired")
-_FITTING = {
+LIVE = ("staged", "active", "draining", "retired")
+FITTING = {
     "activate": ("staged", "draining", "retired"),
-    "suspend": _LIVE,
+    "suspend": LIVE,
     "resume": ("suspended",),
-    "destroy": (*_LIVE, "suspended", "compromised"),
+    "destroy": (*LIVE, "suspended", "compromised"),
 }
-"""The states of the generations that a bare name can mean."""
+"""The states of the generations that a verb takes, and so of those that a bare name can mean."""
 
 MAX_CHOICES = 8
 """Generations named where a bare name could mean several: the newest."""
@@ -58,7 +58,7 @@ def the_only_one(verb: str, key: Key) -> int:
     Raises:
         ConfigurationError: none or several fit.
     """
-    fitting = [g for g in key["generations"] if g["state"] in _FITTING[verb]]
+    fitting = [g for g in key["generations"] if g["state"] in FITTING[verb]]
     if fitting and verb == "resume" and key.get("policy_lost"):  # the last one made was in use
         return int(fitting[-1]["generation"])
     if len(fitting) == 1:
@@ -70,6 +70,6 @@ def the_only_one(verb: str, key: Key) -> int:
             + ", ".join(f"{name(key, g)} ({g['state']})" for g in fitting[-MAX_CHOICES:]),
         )
     raise ConfigurationError(
-        f"the key {key['key']} has no generation to {verb}: none is {' or '.join(_FITTING[verb])}",
+        f"the key {key['key']} has no generation to {verb}: none is {' or '.join(FITTING[verb])}",
         hint=f"see: dpop-agent key list {key['key']} --all",
     )

@@ -14,9 +14,12 @@ from dpop_agent.errors import AgentUnavailable, DPoPAgentError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn, TextIO
+    from collections.abc import Container
+    from typing import NoReturn, TextIO, TypeVar
 
     from dpop_agent.cli.arguments import Parser
+
+    P = TypeVar("P", bound=Parser)
 
 DONE, FAILED, USAGE, NO_AGENT, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -44,6 +47,7 @@ _VERBS = {
     "unlock": ("locking", "open closed stores, asking for their PINs"),
     "config": ("configuration", "show, check, change or find the configuration"),
     "env": ("status", "print the line that sets DPOP_AGENT_SOCK"),
+    "completion": ("completion", "print what has bash, zsh or fish complete all this"),
 }
 """Each verb's module, which has a function `add_VERB` that takes its parser, and what it does."""
 
@@ -53,6 +57,10 @@ _GROUPS = ("service", "key", "socket", "ledger", "config")
 
 def program() -> NoReturn:
     """`dpop-agent`, without what its interpreter does beside: a sixth of the time of `proof`."""
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks how a word may go on
+        from dpop_agent.cli.completing import Lenient, complete
+
+        complete(whole(Lenient, os.environ.get("COMP_LINE", "").split()))
     if sys.argv[1:2] != ["serve"]:
         gc.set_threshold(YOUNG)
     status = main()
@@ -174,14 +182,30 @@ def _parser(verb: str) -> Parser:
     from dpop_agent.cli.arguments import Parser
 
     parser = Parser(prog=f"dpop-agent {verb}")
+    _fill(parser, verb)
+    return parser
+
+
+def _fill(parser: Parser, verb: str) -> None:
     # This verb's module alone: it doesn't pay for the others, nor for importlib.
     module = __import__(f"dpop_agent.cli.{_VERBS[verb][0]}", fromlist=[verb])
     getattr(module, f"add_{verb}")(parser)
+
+
+def whole(kind: type[P], words: Container[str]) -> P:
+    """The parser of all verbs; only those among `words` have all that is theirs."""
+    parser = kind(prog="dpop-agent")
+    parser.add_argument("-V", "--version", action="store_true", help="print the version")
+    verbs = parser.add_verbs()
+    for verb, (_, what) in _VERBS.items():
+        sub = verbs.add_parser(verb, help=what)
+        if verb in words:
+            _fill(sub, verb)
     return parser
 
 
 def _overview() -> str:
-    verbs = "\n".join(f"  {verb:8}{what}" for verb, (_, what) in _VERBS.items())
+    verbs = "\n".join(f"  {verb:11}{what}" for verb, (_, what) in _VERBS.items())
     return (
         "usage: dpop-agent VERB …\n\n"
         "Keeps DPoP keys (RFC 9449) in PKCS#11 tokens and signs proofs with them.\n\n"

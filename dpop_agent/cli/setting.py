@@ -135,7 +135,20 @@ def _place(name: str, table: Mapping[str, Any]) -> tuple[_Path, type]:
     Raises:
         ConfigurationError: there is none.
     """
-    known: dict[str, tuple[_Path, type]] = {
+    there = known(table)
+    if name in there:
+        return there[name]
+    above, dot, variable = name.rpartition(".")
+    if dot and variable and above in there and there[above][1] is dict:
+        return (*there[above][0], variable), str
+    raise ConfigurationError(f"there is no setting {name[:80]!r} here", hint=nearest(name, there))
+
+
+def known(table: Mapping[str, Any]) -> dict[str, tuple[_Path, type]]:
+    """The settings that a configuration may have with the stores that it has: where each is, and
+    what it is written as.
+    """
+    found: dict[str, tuple[_Path, type]] = {
         f"agent.{setting}": (("agent", setting), kind) for setting, kind in config.AGENT.items()
     }
     stores = table.get("stores")
@@ -143,13 +156,8 @@ def _place(name: str, table: Mapping[str, Any]) -> tuple[_Path, type]:
         kind_of_store = settings.get("type") if isinstance(settings, dict) else None
         of_type = config.SETTINGS_BY_TYPE.get(str(kind_of_store), config.SETTINGS_BY_TYPE["pkcs11"])
         for setting, kind in of_type.items():
-            known[f"stores.{store}.{setting}"] = (("stores", store, setting), kind)
-    if name in known:
-        return known[name]
-    above, dot, variable = name.rpartition(".")
-    if dot and variable and above in known and known[above][1] is dict:
-        return (*known[above][0], variable), str
-    raise ConfigurationError(f"there is no setting {name[:80]!r} here", hint=nearest(name, known))
+            found[f"stores.{store}.{setting}"] = (("stores", store, setting), kind)
+    return found
 
 
 def _value(words: Sequence[str], kind: type, name: str) -> Any:

@@ -98,6 +98,7 @@ def test_the_first_commands_of_the_readme_serve_a_key_from_an_empty_home(
 @pytest.mark.runs("docs/getting-started.md")
 @pytest.mark.runs("docs/shell.md", "A proof")
 @pytest.mark.runs("docs/shell.md", "What a proof says")
+@pytest.mark.runs("docs/shell.md", "Completions")
 @pytest.mark.runs("docs/rotating.md")
 @pytest.mark.runs("docs/audit.md")
 @pytest.mark.runs("docs/backups.md")

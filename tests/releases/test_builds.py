@@ -22,6 +22,7 @@ import readme_renderer.markdown
 
 from dpop_agent import __version__
 from tests.documents import Block, commands
+from tests.emulators import file_of, need
 from tests.newcomer import BUILD, wheels
 from tests.processes import ROOT, Agent, Token
 from tests.user_manager import HOME, UserManager, user_manager
@@ -40,6 +41,15 @@ NEVER_RELEASED = (
     "notes.txt",
 )
 """What may lie in the folder of whoever builds."""
+
+
+SHARED = {
+    "man/man1/dpop-agent.1": "dpop_agent/cli/shell/dpop-agent.1",
+    "bash-completion/completions/dpop-agent": "dpop_agent/cli/shell/dpop-agent.bash",
+    "zsh/site-functions/_dpop-agent": "dpop_agent/cli/shell/_dpop-agent",
+    "fish/vendor_completions.d/dpop-agent.fish": "dpop_agent/cli/shell/dpop-agent.fish",
+}
+"""What the wheel puts where man and the shells look for it."""
 
 
 class Built(NamedTuple):
@@ -84,12 +94,18 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 def test_the_wheel_has_the_package_and_its_license_and_nothing_else(built: Built) -> None:
     info = f"dpop_agent-{__version__}.dist-info"
+    shared = f"dpop_agent-{__version__}.data/data/share"
     assert built.wheel.name == f"dpop_agent-{__version__}-py3-none-any.whl"
     with zipfile.ZipFile(built.wheel) as wheel:
         names = set(wheel.namelist())
         told = email.message_from_bytes(wheel.read(f"{info}/METADATA"))
         entry_points = wheel.read(f"{info}/entry_points.txt").decode()
-    package = {name for name in names if not name.startswith(f"{info}/")}
+        for name, source in SHARED.items():
+            assert wheel.read(f"{shared}/{name}") == (ROOT / source).read_bytes()
+    package = {name for name in names if not name.startswith((f"{info}/", f"{shared}/"))}
+    assert names - package - {f"{shared}/{name}" for name in SHARED} == {
+        name for name in names if name.startswith(f"{info}/")
+    }
     assert package == {name for name in built.kept if name.startswith("dpop_agent/")}
     assert {"dpop_agent/py.typed", "dpop_agent/PROTOCOL.md"} <= package
     assert not {name for name in names if "test" in name}
@@ -235,6 +251,22 @@ def test_installed_as_a_tool_it_serves_a_proof(
     program = install(built.wheel, home)
     assert program.resolve().is_relative_to(home.resolve())
     serves_a_proof(program, token, make_agent)
+
+
+def test_man_finds_the_page_of_what_pipx_installed(built: Built, home: Path) -> None:
+    need("man-db")
+    program = by_pipx(built.wheel, home)
+    found = subprocess.run(
+        [file_of("man-db"), "--where", "dpop-agent"],
+        env={**os.environ, "PATH": f"{program.parent}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    link = home / ".local/share/man/man1/dpop-agent.1"
+    assert link.is_symlink()
+    assert found.stdout.strip() == str(link.resolve())
 
 
 def tool_of_pipx(user: UserManager, wheel: Path) -> str:
