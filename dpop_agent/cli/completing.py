@@ -10,7 +10,7 @@ import os
 from argcomplete.completers import BaseCompleter
 from argcomplete.finders import ExclusiveCompletionFinder
 
-from dpop_agent.cli import arguments, live
+from dpop_agent.cli import arguments, leasing, live
 from dpop_agent.cli.generations import FITTING, LIVE
 
 TYPE_CHECKING = False
@@ -45,6 +45,8 @@ class Lenient(arguments.Parser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
+        if self.passes_on_to == leasing.COMMAND and "--" in (args or ()):
+            os._exit(COMMAND)
         if self.verbs is None:
             return super().parse_known_args(args, namespace)
         verb = args[0] if args else "-"

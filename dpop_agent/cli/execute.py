@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 
 from dpop_agent import paths
-from dpop_agent.cli import arguments, calls, output, sockets
+from dpop_agent.cli import arguments, calls, running, sockets
 from dpop_agent.errors import AgentUnavailable
 
 TYPE_CHECKING = False
@@ -15,15 +14,6 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Mapping
     from typing import Any
-
-NOT_RUN, NOT_FOUND, SIGNALLED = 126, 127, 128
-"""Exit statuses as shells have them: it can't be run, there is none, and a signal's number more."""
-
-_PASSED_ON = {
-    *(signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT),
-    *(signal.SIGUSR1, signal.SIGUSR2),
-}
-_FROM_THE_TERMINAL = 0x80  # SI_KERNEL: the command's process group has it already
 
 
 def add_exec(parser: arguments.Parser) -> None:
@@ -70,7 +60,7 @@ def _with(socket: str, command: list[str]) -> int:
     try:
         os.execvpe(command[0], command, _environment(path))  # noqa: S606  (that is what it is for)
     except OSError as e:
-        return _not_run(command[0], e)
+        return running.not_run(command[0], e)
 
 
 def _with_one_of_its_own(given: Mapping[str, Any], command: list[str]) -> int:
@@ -79,57 +69,14 @@ def _with_one_of_its_own(given: Mapping[str, Any], command: list[str]) -> int:
 
     from dpop_agent.client.sync import AgentClient
 
-    # From before the command is there, so that no signal ends this process and leaves it.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON | {signal.SIGCHLD})
-    try:
-        with AgentClient(calls.admin_socket(), timeout=calls.ADMIN_TIMEOUT_S) as agent:
-            params = {"socket": f"exec-{secrets.token_hex(6)}", "with_connection": True, **given}
-            (added,) = agent.call("socket.add", params)["sockets"]
-            try:
-                pid = os.posix_spawnp(
-                    command[0],
-                    command,
-                    _environment(added["path"]),
-                    setsigmask=before,
-                    setsigdef=[signal.SIGPIPE],  # which Python ignores
-                )
-            except OSError as e:
-                return _not_run(command[0], e)
-            return _wait_for(pid)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with (
+        running.beneath() as beneath,
+        AgentClient(calls.admin_socket(), timeout=calls.ADMIN_TIMEOUT_S) as agent,
+    ):
+        params = {"socket": f"exec-{secrets.token_hex(6)}", "with_connection": True, **given}
+        (added,) = agent.call("socket.add", params)["sockets"]
+        return beneath.run(command, _environment(added["path"]))
 
 
 def _environment(path: str) -> dict[str, str]:
     return {**os.environ, "DPOP_AGENT_SOCK": path}
-
-
-def _not_run(program: str, error: OSError) -> int:
-    import sys
-
-    print(output.plain(f"dpop-agent: {program} can't be run: {error.strerror}"), file=sys.stderr)
-    return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_RUN
-
-
-def _wait_for(pid: int) -> int:
-    """The command's exit status, as shells have it; until then it gets the signals that come."""
-    while True:
-        number, from_the_terminal = _next_signal()
-        if number != signal.SIGCHLD:
-            if not from_the_terminal:
-                os.kill(pid, number)
-            continue
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            code = os.waitstatus_to_exitcode(status)
-            return code if code >= 0 else SIGNALLED - code
-
-
-def _next_signal() -> tuple[int, bool]:
-    """The next signal, and whether the terminal sent it, to the command too."""
-    numbers = _PASSED_ON | {signal.SIGCHLD}
-    if hasattr(signal, "sigwaitinfo"):
-        info = signal.sigwaitinfo(numbers)
-        return info.si_signo, info.si_code == _FROM_THE_TERMINAL
-    number = signal.sigwait(numbers)
-    return number, number in (signal.SIGINT, signal.SIGQUIT)

@@ -35,6 +35,7 @@ _VERBS = {
     "ledger": ("ledger", "keep a copy of what the agent knows of its keys, check it"),
     "socket": ("sockets", "give a sandbox some keys for some servers, and nothing else"),
     "exec": ("execute", "run a command with such a socket"),
+    "lease": ("leasing", "run a command as the only one of that name"),
     "proof": ("proofs", "print a proof for one request"),
     "curl": ("curl", "send a request by curl, with a proof"),
     "verify": ("proofs", "check a proof against RFC 9449 section 4.3"),

@@ -190,8 +190,9 @@ def test_the_shell_completes_files_where_a_file_is_wanted(
         assert shell.completed(line) == completed
 
 
-def test_the_shell_completes_the_command_that_exec_runs(shell: TypedShell) -> None:
-    begins = "dpop-agent exec --key shop -- "
+@pytest.mark.parametrize("verb", ["exec --key shop", "lease shop --wait 1m"])
+def test_the_shell_completes_a_command_after_two_dashes(shell: TypedShell, verb: str) -> None:
+    begins = f"dpop-agent {verb} -- "
     assert shell.completed(f"{begins}setpri") == f"{begins}setpriv "
     assert shell.completed(f"{begins}setpriv dpop-ag").startswith(f"{begins}setpriv dpop-agent")
 

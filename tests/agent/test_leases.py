@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -98,3 +99,51 @@ def test_a_holder_that_is_killed_is_told_of_to_the_next_one(agent: Agent) -> Non
         holder.communicate()
         holders.remove(holder)
     assert found == ["none", "abandoned", "released"]
+
+
+REFRESH = "read n < count; sleep 0.02; echo $((n + 1)) > count"
+
+
+def test_commands_under_a_lease_run_one_after_the_other(agent: Agent, tmp_path: Path) -> None:
+    (tmp_path / "count").write_text("0\n")
+    command = [sys.executable, "-m", "dpop_agent", "lease", "shop", "--wait", "1m", "--"]
+    running = [
+        subprocess.Popen([*command, "sh", "-c", REFRESH], env=agent.env, cwd=tmp_path)
+        for _ in range(8)
+    ]
+    assert [one.wait(60) for one in running] == [0] * 8
+    assert (tmp_path / "count").read_text() == "8\n"
+
+
+def test_a_command_that_fails_under_a_lease_is_told_of_to_the_next_one(agent: Agent) -> None:
+    failed = agent.run("lease", "shop", "--", "sh", "-c", "echo out; exit 7")
+    assert (failed.returncode, failed.stdout, failed.stderr) == (7, "out\n", "")
+    later = agent.run("lease", "shop", "--", "echo", "done", check=True)
+    assert (later.stdout, later.stderr.count("\n")) == ("done\n", 1)
+    assert "didn't end in order" in later.stderr
+    assert agent.run("lease", "shop", "--", "true", check=True).stderr == ""
+    assert agent.run("lease", "shop", "--", "no-such-command").returncode == 127
+
+
+def test_a_command_that_outlasts_its_lease_is_ended(make_agent: Callable[..., Agent]) -> None:
+    agent = make_agent(preexec=hurried("leases.LEASE_S=6")).start()
+    stubborn = "trap '' TERM; while :; do sleep 0.1; done"
+    for command in (["sleep", "60"], ["sh", "-c", stubborn]):
+        ended = agent.run("lease", "shop", "--", *command)
+        assert ended.returncode == 1
+        assert "wasn't done when the time of the lease 'shop' was over" in ended.stderr
+
+
+def test_who_waits_in_vain_for_a_lease_runs_nothing(agent: Agent, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    with AgentClient(agent.socket) as client, client.lease("shop"):
+        refused = agent.run("lease", "shop", "--wait", "0s", "--", "touch", str(made))
+    assert refused.returncode == 1
+    assert "lease" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert not made.exists()
+
+
+@pytest.mark.parametrize("words", [[], ["shop"], ["shop", "--"], ["", "--", "true"]])
+def test_a_lease_without_a_name_or_a_command_is_refused(agent: Agent, words: list[str]) -> None:
+    assert agent.run("lease", *words).returncode in (1, 2)

@@ -188,7 +188,8 @@ def mentioned() -> list[str]:
     )
     verbs = "|".join(cli._VERBS)
     found = re.findall(rf"`(?:dpop-agent )?((?:{verbs}) [^`]+)`", text)
-    return sorted({" ".join(words.split()) for words in found})
+    systems = re.findall(r"`(curl [^`]+)`", text)
+    return sorted({" ".join(words.split()) for words in found if words not in systems})
 
 
 def test_commands_are_mentioned_in_the_text_too() -> None:

@@ -1,0 +1,97 @@
+"""A command that runs beneath this process, which passes signals on and ends as it does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from contextlib import contextmanager
+
+from dpop_agent.cli import output
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+NOT_RUN, NOT_FOUND, SIGNALLED = 126, 127, 128
+"""Exit statuses as shells have them: it can't be run, there is none, and a signal's number more."""
+
+_PASSED_ON = {
+    *(signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT),
+    *(signal.SIGUSR1, signal.SIGUSR2),
+}
+_AWAITED = _PASSED_ON | {signal.SIGCHLD, signal.SIGALRM}
+_FROM_THE_TERMINAL = 0x80  # SI_KERNEL: the command's process group has it already
+
+
+class Beneath:
+    """Runs commands while signals are kept for them."""
+
+    def __init__(self, before: set[signal.Signals]) -> None:
+        self._before = before
+
+    def run(
+        self,
+        command: list[str],
+        environment: Mapping[str, str],
+        *,
+        within_s: float = 0,
+        too_long: Callable[[int], None] | None = None,
+    ) -> int:
+        """Run it; its exit status, as shells have it.
+
+        Args:
+            command: its words.
+            environment: all of it.
+            within_s: seconds after which `too_long` gets its pid, if that is given.
+            too_long: what happens then.
+        """
+        try:
+            pid = os.posix_spawnp(
+                command[0],
+                command,
+                environment,
+                setsigmask=self._before,
+                setsigdef=[signal.SIGPIPE],  # which Python ignores
+            )
+        except OSError as e:
+            return not_run(command[0], e)
+        if too_long is not None:
+            signal.setitimer(signal.ITIMER_REAL, max(within_s, 0.001))
+        while True:
+            number, from_the_terminal = _next_signal()
+            if number == signal.SIGALRM:
+                if too_long is not None:
+                    too_long(pid)
+            elif number != signal.SIGCHLD:
+                if not from_the_terminal:
+                    os.kill(pid, number)
+            elif (ended := os.waitpid(pid, os.WNOHANG))[0]:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                code = os.waitstatus_to_exitcode(ended[1])
+                return code if code >= 0 else SIGNALLED - code
+
+
+@contextmanager
+def beneath() -> Iterator[Beneath]:
+    """Keep signals, from before there is a command: none ends this process and leaves that."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
+    try:
+        yield Beneath({signal.Signals(number) for number in before})
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def not_run(program: str, error: OSError) -> int:
+    """Say that a command can't be run; the exit status for that."""
+    print(output.plain(f"dpop-agent: {program} can't be run: {error.strerror}"), file=sys.stderr)
+    return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_RUN
+
+
+def _next_signal() -> tuple[int, bool]:
+    """The next signal, and whether the terminal sent it, to the command too."""
+    if hasattr(signal, "sigwaitinfo"):
+        info = signal.sigwaitinfo(_AWAITED)
+        return info.si_signo, info.si_code == _FROM_THE_TERMINAL
+    number = signal.sigwait(_AWAITED)
+    return number, number in (signal.SIGINT, signal.SIGQUIT)
