@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-USERS_OWN = ("DBUS_", "DPOP_", "NODE_", "PYTHON_KEYRING_", "SOFTHSM2_", "SSH_", "XDG_")
+USERS_OWN = (
+    *("CLICOLOR", "DBUS_", "DPOP_", "FORCE_COLOR", "NODE_", "NO_COLOR", "PYTHON_KEYRING_"),
+    *("SOFTHSM2_", "SSH_", "XDG_"),
+)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import pty
 import select
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterable
 from typing import Any, Self
 
@@ -16,13 +17,17 @@ from tests.processes import START_S, Agent, end
 class Screen:
     """A terminal.
 
+    Args:
+        size: its lines and columns, else nobody knows them.
+
     Attributes:
         name: its path.
         shown: all that was shown there so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, size: tuple[int, int] = (0, 0)) -> None:
         self._ours, self._theirs = pty.openpty()
+        self.resize(size)
         self.name = os.ttyname(self._theirs)
         self.shown = ""
 
@@ -32,6 +37,9 @@ class Screen:
     def __exit__(self, *exc_info: object) -> None:
         os.close(self._ours)
         os.close(self._theirs)
+
+    def resize(self, size: tuple[int, int]) -> None:
+        termios.tcsetwinsize(self._ours, size)
 
     def until(self, text: str) -> None:
         """Wait until it has shown that."""
@@ -61,6 +69,7 @@ class Terminal(Screen):
         stdin: its standard input where that isn't the terminal.
         env: its environment, else the agent's.
         preexec: words before the command.
+        size: the terminal's lines and columns.
     """
 
     def __init__(
@@ -70,8 +79,9 @@ class Terminal(Screen):
         stdin: int | None = None,
         env: dict[str, str] | None = None,
         preexec: Iterable[str] = (),
+        size: tuple[int, int] = (0, 0),
     ) -> None:
-        super().__init__()
+        super().__init__(size)
         take: Callable[[], Any] = lambda: os.close(os.open(self.name, os.O_RDWR))  # noqa: E731
         self.process = subprocess.Popen(
             [*preexec, sys.executable, "-m", "dpop_agent", *words],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import time
 from contextlib import ExitStack
 from functools import partial
@@ -28,11 +29,18 @@ LOOK_S = 0.25
 BEFORE = 10
 """Lines shown of what was before, where more is waited for and no time is named."""
 
+_REFUSED = re.compile(r" *refused \([^)]*\)| *[0-9]+ more refused")
+
 MAX_LINE = 64 * 1024
 """Bytes of a line; the agent's own are far shorter."""
 
 _WIDEST = 24
 """Columns that a cell may have before it only pushes its own line out of place."""
+
+_WIDEST_NARROW = 16
+"""The same where the terminal has less than _WIDE columns."""
+
+_WIDE = 100
 
 
 def add_log(parser: arguments.Parser) -> None:
@@ -301,8 +309,11 @@ class _Table:
     """Columns that don't wait for the last line to know how wide they are."""
 
     def __init__(self) -> None:
-        self._sizes = [14, 6, 16, 9]
         self._room = output.width()
+        self._widest = _WIDEST if self._room is None or self._room >= _WIDE else _WIDEST_NARROW
+        # At a terminal each day is a line of its own, which leaves more room.
+        self._sizes = [14, 6, 16, 9] if self._room is None else [8, 6, 13, 9]
+        self._day = ""
         self._has_head = False
 
     def show(self, entries: Iterable[Entry]) -> None:
@@ -310,34 +321,55 @@ class _Table:
         for entry in entries:
             if not self._has_head:
                 self._has_head = True
-                self._print("TIME", "SOCKET", "WHO", "KEY", "WHAT")
+                self._print("TIME", "SOCKET", "WHO", "KEY", "WHAT", colour=output.HEAD)
             self._print(
-                _local(entry["time"]),
+                self._time(entry["time"]),
                 output.plain(entry.get("socket") or "-"),
                 output.plain(_who(entry)),
                 output.plain(_key(entry)),
                 output.plain(_what(entry)),
             )
 
-    def _print(self, *cells: str) -> None:
-        for number, cell in enumerate(cells[:-1]):
-            self._sizes[number] = max(self._sizes[number], min(len(cell), _WIDEST))
-        padded = (cell.ljust(size) for cell, size in zip(cells, self._sizes, strict=False))
-        line = "  ".join([*padded, cells[-1]])
-        if self._room is not None and len(line) > self._room:
-            start = line[: len(line) - len(cells[-1])].rstrip()
-            line = "\n".join(output.cut(part, self._room) for part in (start, f"  {cells[-1]}"))
-        print(line, flush=True)
+    def _time(self, text: str) -> str:
+        local = _local(text)
+        if self._room is None or local is None:
+            return output.plain(text) if local is None else f"{local:%m-%d %H:%M:%S}"
+        day = f"{local:%Y-%m-%d}"
+        if day != self._day:
+            self._day = day
+            print(output.paint(day, output.HEAD), flush=True)
+        return f"{local:%H:%M:%S}"
+
+    def _print(self, *cells: str, colour: str = "") -> None:
+        *before, what = cells
+        for number, cell in enumerate(before):
+            self._sizes[number] = max(self._sizes[number], min(output.columns(cell), self._widest))
+        line = ""
+        for cell, size in zip(before, self._sizes, strict=True):
+            line += cell + " " * (size - output.columns(cell)) + "  "
+        if self._room is not None and output.columns(line + what) > self._room:
+            line, what = output.cut(line.rstrip(), self._room) + "\n", f"  {what}"
+            what = output.cut(what, self._room)
+        end = output.paint(what, colour) if colour else _painted(what)
+        print(output.paint(line, colour) + end, flush=True)
 
 
-def _local(text: str) -> str:
-    """A time of the audit's, where we are."""
+def _painted(what: str) -> str:
+    """Refusals stand out."""
+    refused = _REFUSED.match(what)
+    if refused is None:
+        return what
+    return output.paint(refused[0], output.BAD) + what[refused.end() :]
+
+
+def _local(text: str) -> datetime | None:
+    """A time of the audit's, where we are; None if it is none."""
     from datetime import datetime
 
     try:
-        return f"{datetime.fromisoformat(text).astimezone():%m-%d %H:%M:%S}"
+        return datetime.fromisoformat(text).astimezone()
     except (ValueError, OverflowError):
-        return output.plain(text)
+        return None
 
 
 def _who(entry: Entry) -> str:
@@ -365,7 +397,10 @@ def _what(entry: Entry) -> str:
         refusals = entry.get("refusals")
         kinds = refusals.items() if isinstance(refusals, dict) else ()
         told = ", ".join(f"{kind} {number}" for kind, number in kinds)
-        return f"{count} more refused since {_local(str(entry.get('since')))}: {told}"
+        since = str(entry.get("since"))
+        local = _local(since)
+        told_since = since if local is None else f"{local:%m-%d %H:%M:%S}"
+        return f"{count} more refused since {told_since}: {told}"
     if outcome == "lost":
         return f"{count} lines couldn't be written"
     asked = _asked(entry)

@@ -151,5 +151,5 @@ def answer(args: Namespace, result: dict[str, Any], lines: list[str]) -> int:
     if args.json:
         output.print_json(result)
     else:
-        print("\n".join(lines))
+        output.show(lines)
     return 0

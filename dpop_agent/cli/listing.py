@@ -16,6 +16,16 @@ _HEAD = ("KEY", "STATE", "NOTES", "LAST USED", "PROTECTION", "ALG", "STORE", "CR
 _BELOW = "  jkt "
 _DROP = ("CREATED", "STORE", "ALG", "PROTECTION", "LAST USED", "NOTES", "STATE")
 
+_COLOURS = {
+    "active": output.GOOD,
+    **dict.fromkeys(("pending", "staged", "draining", "suspended"), output.NOTICE),
+    "compromised": output.BAD,
+}
+"""Of states."""
+
+_VALUE = 14
+"""Where the values begin of a key that is shown whole."""
+
 _DATE_FROM_S = 2 * 24 * 3600
 """A drain that ends sooner is shown with the minute."""
 
@@ -27,8 +37,8 @@ def table(keys: list[Key]) -> list[str]:
     rows = [
         (
             name(key, generation),
-            generation["state"],
-            ", ".join(_notes(key, generation)),
+            output.Painted(generation["state"], _COLOURS.get(generation["state"], "")),
+            _painted_notes(key, generation),
             output.since(generation.get("last_used")) or _unused(generation),
             generation.get("protection") or None,
             key["alg"],
@@ -42,9 +52,8 @@ def table(keys: list[Key]) -> list[str]:
     width = output.width()
     if width is None or width < len(_BELOW) + THUMBPRINT_LENGTH:
         return output.table(_HEAD, rows, drop=_DROP)
-    lines = output.table(_HEAD, rows)
-    if all(len(line) <= width and not line.endswith("…") for line in lines):
-        return lines
+    if output.fits(_HEAD, rows):
+        return output.table(_HEAD, rows)
     # Neither the jkt nor the time of creation, which would be cut where it is the last one.
     head, *lines = output.table(_HEAD[:-2], [row[:-2] for row in rows], drop=_DROP)
     below = [f"{_BELOW}{row[-1] or '-'}" for row in rows]
@@ -97,6 +106,13 @@ def _notes(key: Key, generation: Generation) -> list[str]:
     return notes
 
 
+def _painted_notes(key: Key, generation: Generation) -> output.Painted:
+    is_usable = _store_trouble(key) is None and not generation.get("missing")
+    signs = generation["state"] in ("active", "draining")
+    colour = output.BAD if signs and not is_usable else ""
+    return output.Painted(", ".join(_notes(key, generation)), colour)
+
+
 def _store_trouble(key: Key) -> str | None:
     """Why its store signs nothing now, if that is so."""
     state = key.get("store_state", "ready")
@@ -109,18 +125,16 @@ def policy(key: Key) -> list[str]:
     rotation = "only by command" if every is None else f"every {output.duration(every)}"
     drain, at_most = map(output.duration, (key.get("drain_s"), key.get("max_drain_s")))
     trouble, touch = _store_trouble(key), key.get("touch")
-    return [
-        output.plain(line)
-        for line in (
-            f"{key['key']}: {key['alg']} in the store {key['store']}"
-            + (f", which is {trouble}" if trouble else ""),
-            f"  signs       {_signs(key)}",
-            f"  sign-proof  {'allowed' if key['allow_sign_proof'] else 'not allowed'}",
-            f"  rotation    {rotation}{', due now' if key.get('rotation_due') else ''}",
-            f"  drain       {drain} without use, {at_most} at most",
-            *([] if touch is None else [f"  touch       {'yes' if touch else 'no'}, as set"]),
-        )
+    lines = [
+        f"{key['key']}: {key['alg']} in the store {key['store']}"
+        + (f", which is {trouble}" if trouble else ""),
+        f"  signs       {_signs(key)}",
+        f"  sign-proof  {'allowed' if key['allow_sign_proof'] else 'not allowed'}",
+        f"  rotation    {rotation}{', due now' if key.get('rotation_due') else ''}",
+        f"  drain       {drain} without use, {at_most} at most",
+        *([] if touch is None else [f"  touch       {'yes' if touch else 'no'}, as set"]),
     ]
+    return output.facts(lines, _VALUE)
 
 
 def _signs(key: Key) -> str:
@@ -180,10 +194,12 @@ def _generation(key: Key, generation: Generation) -> list[str]:
     import json
 
     jwk, changed = generation.get("jwk"), output.minute(generation.get("changed"))
+    state = str(generation["state"])
+    separators = (",", ":") if output.width() is None else (", ", ":")  # a line may end there
     lines = [
-        f"{name(key, generation)}: {generation['state']}{f' since {changed}' if changed else ''}",
+        f"{name(key, generation)}: {state}{f' since {changed}' if changed else ''}",
         f"  jkt         {generation['jkt'] or '-'}",
-        f"  jwk         {json.dumps(jwk, separators=(',', ':')) if jwk else '-'}",
+        f"  jwk         {json.dumps(jwk, separators=separators) if jwk else '-'}",
     ]
     if generation["jkt"]:
         lines.append(f"  protection  {', '.join(_protection(generation))}")
@@ -203,7 +219,11 @@ def _generation(key: Key, generation: Generation) -> list[str]:
     ]
     for i, (origin, when) in enumerate(_latest_first(generation)):
         lines.append(f"  {'' if i else 'used for':10}  {origin}, {output.minute(when)}")
-    return [output.plain(line) for line in lines]
+    head, *rest = output.facts(lines, _VALUE)
+    return [
+        head.replace(f": {state}", f": {output.paint(state, _COLOURS.get(state, ''))}", 1),
+        *rest,
+    ]
 
 
 def _protection(generation: Generation) -> list[str]:

@@ -88,6 +88,10 @@ def _add(args: Namespace) -> int:
     return calls.answer(args, result, [*_details(added), *_how_to_use(added)])
 
 
+_VALUE = 14
+"""Where the values begin of a socket that is shown whole."""
+
+
 def add_list(verbs: arguments.Verbs) -> None:
     """`dpop-agent socket list`."""
     arguments.add_verb(verbs, "list", "Show all sockets at a glance", _list)
@@ -106,7 +110,7 @@ def _list(args: Namespace) -> int:
             [
                 (
                     found["socket"],
-                    found["state"],
+                    output.Painted(found["state"], _colour(found)),
                     ", ".join(found["keys"]),
                     output.minute(found["expires"])
                     or ("with its command" if found["with_connection"] else "never"),
@@ -157,23 +161,29 @@ def _remove(args: Namespace) -> int:
 def _details(found: Socket) -> list[str]:
     """All there is to know of a socket."""
     expires = output.minute(found["expires"])
-    return [
-        output.plain(line)
-        for line in (
-            f"{found['socket']}: {found['state']}, "
-            f"{f'expires {expires}' if expires else _until(found)}",
+    state, until = found["state"], f"expires {expires}" if expires else _until(found)
+    head, *lines = output.facts(
+        (
+            f"{found['socket']}: {state}, {until}",
             f"  keys        {', '.join(found['keys'])}",
             f"  signs       {rules.sentence(found, anywhere=_ANYWHERE).removeprefix('signs ')}",
             f"  socket      {found['path']}",
             f"  created     {output.minute(found['created'])}",
             f"  now         {output.many(found['connections'], 'connection')}, "
             f"{output.many(found['proofs'], 'proof')} since it opened",
-        )
-    ] + _trouble(found)
+        ),
+        _VALUE,
+    )
+    painted = output.paint(state, _colour(found))
+    return [head.replace(f": {state}", f": {painted}", 1), *lines, *_trouble(found)]
 
 
 def _until(found: Socket) -> str:
     return "ends with its command" if found["with_connection"] else "until it is removed"
+
+
+def _colour(found: Socket) -> str:
+    return output.GOOD if found["state"] == "open" else output.BAD
 
 
 def _trouble(found: Socket) -> list[str]:
@@ -181,7 +191,8 @@ def _trouble(found: Socket) -> list[str]:
     name = found["socket"]
     lines = [f"{name}: {found['reason']}"] if found["reason"] else []
     lines += [f"{name}: gives no proof by {key}: {why}" for key, why in found["unusable"].items()]
-    return [output.plain(line) for line in lines]
+    colour = output.NOTICE if found["state"] == "open" else output.BAD
+    return [line for text in lines for line in output.sentence(text, colour=colour)]
 
 
 def _how_to_use(found: Socket) -> list[str]:

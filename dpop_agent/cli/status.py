@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from dpop_agent.client import AgentClient
 
 
+_VALUE = 11
+"""Where the values begin of what is told of the agent."""
+
+
 def add_status(parser: arguments.Parser) -> None:
     """`dpop-agent status`."""
     parser.description = "Show the agent, its stores and the servers' nonces."
@@ -62,7 +66,7 @@ def _status(args: Namespace) -> int:
     if args.json:
         output.print_json(status)
     else:
-        print("\n".join(_lines(status, path)))
+        output.show(_lines(status, path))
     return 0
 
 
@@ -81,7 +85,7 @@ def _reload(args: Namespace) -> int:
     if args.json:
         output.print_json(result)
     else:
-        print("\n".join(_store_lines(result["stores"])))
+        output.show(_store_lines(result["stores"]))
     return 0
 
 
@@ -92,39 +96,46 @@ def _lines(status: dict[str, Any], path: str) -> list[str]:
         f"{output.many(get('proofs'), 'proof')}"
     )
     if "ledger" in status:
-        shown = [
+        about = [
             f"{head}, {output.many(get('connections'), 'connection')}",
             f"  socket   {path}",
             f"  admin    {paths.admin_socket(path)}",
             f"  config   {get('config') or '-'}",
             f"  ledger   {get('ledger')}",
-            *_audit(get("audit")),
         ]
+        lines = output.facts(about, _VALUE) + _audit(get("audit"))
     else:
-        shown = [head, f"  socket   {path}, which gives some keys' proofs alone"]
+        about = [head, f"  socket   {path}, which gives some keys' proofs alone"]
+        lines = output.facts(about, _VALUE)
     if sockets := get("sockets"):
         more = (get("sockets_count") or 0) - len(sockets)
         also = f" and {more} more" if more > 0 else ""
-        shown.append(f"  filtered {', '.join(sockets)}{also} (see: dpop-agent socket list)")
-    lines = [output.plain(line) for line in shown]
+        names = f"  filtered {', '.join(sockets)}{also} (see: dpop-agent socket list)"
+        lines += output.facts([names], _VALUE)
     if status.get("forking_pid", 0) is None:
-        lines.append("the process that starts signers has ended: restart the agent")
+        lines += output.sentence("the process that starts signers has ended: restart the agent")
     stores = get("stores") or []
     if stores:
         lines += ["", *_store_lines(stores)]
-        lines += [
-            output.plain(f"rotation due: {name}; dpop-agent key rotate {name}")
+        told = [
+            f"rotation due: {name}; dpop-agent key rotate {name}"
             for name in get("rotations_due") or []
         ]
-        lines += [
-            output.plain(f"destroyed, its name taken still: {name}; dpop-agent key show {name}")
+        told += [
+            f"destroyed, its name taken still: {name}; dpop-agent key show {name}"
             for name in get("destroyed") or []
         ]
+        lines += [line for text in told for line in output.sentence(text, colour=output.NOTICE)]
         lines += [line for store in stores for line in _unknown(store)]
     origins = get("origins") or []
     if origins:
         lines += ["", *output.table(("NONCE", "CLOCK", "ORIGIN"), [*map(_origin, origins)])]
-        lines += [output.plain(line) for origin in origins for line in clock_trouble(origin)]
+        lines += [
+            line
+            for origin in origins
+            for text in clock_trouble(origin)
+            for line in output.sentence(text, colour=output.NOTICE)
+        ]
     return lines
 
 
@@ -134,12 +145,14 @@ def _audit(audit: dict[str, Any] | None) -> list[str]:
         return []
     if audit["mode"] == "off":
         return ["  audit    off"]
-    lines = [f"  audit    {audit['folder']}"]
+    lines = output.facts([f"  audit    {audit['folder']}"], _VALUE)
     if audit["failing"] is not None:
         refused = "; no proof is given until it can" if audit["mode"] == "required" else ""
-        lines.append(f"the audit can't be written: {audit['failing']}{refused}")
+        lines += output.sentence(
+            f"the audit can't be written: {audit['failing']}{refused}", colour=output.BAD
+        )
     if audit["lost"]:
-        lines.append(
+        lines += output.sentence(
             f"{output.many(audit['lost'], 'line')} of the audit couldn't be written, and went"
         )
     return lines
@@ -148,7 +161,7 @@ def _audit(audit: dict[str, Any] | None) -> list[str]:
 def _store_lines(stores: list[dict[str, Any]]) -> list[str]:
     return [
         *output.table(("STORE", "STATE", "PLACE"), [*map(_store, stores)]),
-        *(output.plain(line) for store in stores for line in _trouble(store)),
+        *(line for store in stores for line in _trouble(store)),
     ]
 
 
@@ -159,7 +172,14 @@ def _store(store: dict[str, Any]) -> tuple[object, ...]:
     free = slots and f"{slots['free']} of {slots['total']} slots free"
     signers = store.get("signers", 1) > 1 and f"{_signing(store)} signers"
     known = [store.get("label"), signers, free, serial and f"serial {serial}", store.get("model")]
-    return store["store"], store["state"], ", ".join(filter(None, known)) or store.get("module")
+    place = ", ".join(filter(None, known)) or store.get("module")
+    return store["store"], output.Painted(store["state"], _colour(store)), place
+
+
+def _colour(store: dict[str, Any]) -> str:
+    """Of a store's state: what a person does about, and what is wrong."""
+    known = {"ready": output.GOOD, "starting": output.NOTICE, "locked": output.NOTICE}
+    return known.get(store["state"], output.BAD)
 
 
 def _signing(store: dict[str, Any]) -> str:
@@ -175,7 +195,10 @@ def _trouble(store: dict[str, Any]) -> list[str]:
         hint = store.get("signers_hint")
     if not reason:
         return []
-    return [f"{store['store']}: {reason}" + (f"; {hint}" if hint else "")]
+    return output.sentence(
+        f"{store['store']}: {reason}" + (f"; {hint}" if hint else ""),
+        colour=output.NOTICE if store["state"] == "ready" else _colour(store),
+    )
 
 
 def _unknown(store: dict[str, Any]) -> list[str]:

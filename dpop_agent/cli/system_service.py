@@ -174,7 +174,8 @@ def _pcscd(found: config.Config | None) -> list[str]:
 
 def _for_root(args: Namespace, steps: Sequence[_Step]) -> int:
     """Print them, and say that nothing was done."""
-    calls.answer(args, {"script": "\n".join(_lines(steps))}, _lines(steps))
+    script = "\n".join(_lines(steps))
+    calls.answer(args, {"script": script}, [script])
     sys.stdout.flush()
     raise ConfigurationError(
         "nothing was done: only root can change the machine's services",

@@ -158,10 +158,11 @@ def test_a_line_fits_the_terminal(
     refused = {"outcome": "policy_refused", "rule": "paths"}
     folder.write("agent.jsonl", entry(), entry(1, **refused))
     folder.write("agent.jsonl", entry(2, origin=f"https://{'a' * 90}.example"))
-    short, *wide, start, long = printed(capsys)[1:]
+    day, short, *wide, start, long = printed(capsys)[1:]
+    assert day == "2026-11-26"
     assert short.endswith("https://api.example.com")
     assert wide == [
-        "11-26 15:00:01  agent   curl 77           default@1",
+        "15:00:01  agent   curl 77        default@1",
         "  refused (policy_refused, paths) GET https://api.example.com",
     ]
     assert start.endswith("  default@1")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
 
 from dpop_agent.cli import output
@@ -20,8 +19,7 @@ COLUMNS = 80
 
 _INDENT = 9
 
-_PARTS = re.compile(r"; (?![^(]*\))")
-"""Between the parts of a mend, but not in a command in parentheses."""
+_COLOURS = {OK: output.GOOD, WARNING: output.NOTICE, WRONG: output.BAD}
 
 
 class Finding(NamedTuple):
@@ -45,23 +43,15 @@ class Finding(NamedTuple):
     @property
     def lines(self) -> list[str]:
         """It, for a terminal: no word is broken, so that commands can be copied."""
-        from textwrap import wrap
-
-        width = output.width() or COLUMNS
         text = output.plain(f"{self.level:{_INDENT}}{self.check}: {self.what}")
-        own = wrap(
-            text,
-            width,
-            subsequent_indent=" " * _INDENT,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
+        own = output.fold(text, _INDENT, output.width() or COLUMNS)
+        own[0] = output.paint(self.level, _COLOURS[self.level]) + own[0][len(self.level) :]
+        if not self.mend:
+            return own
         first = f"{' ' * _INDENT}mend: "
-        mend = output.plain(self.mend)
-        if len(first) + len(mend) <= width:
-            return own + [first + mend] * bool(mend)
-        head, *others = _PARTS.split(mend)
-        return [*own, first + head, *(" " * len(first) + other for other in others)]
+        return own + output.sentence(
+            self.mend, len(first), first=first, room=output.width() or COLUMNS
+        )
 
 
 def of_error(check: str, error: DPoPAgentError, more: str = "") -> Finding:
