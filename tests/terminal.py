@@ -8,6 +8,7 @@ import select
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, Self
 
@@ -43,8 +44,14 @@ class Screen:
 
     def until(self, text: str) -> None:
         """Wait until it has shown that."""
-        while text not in self.shown:
+        self.until_count(text, 1)
+
+    def until_count(self, text: str, times: int) -> None:
+        """Wait until it has shown that so often."""
+        deadline = time.monotonic() + 3 * START_S
+        while self.shown.count(text) < times:
             assert self._read(), f"it ended: {self.shown}"
+            assert time.monotonic() < deadline, f"it says other things: {self.shown}"
 
     def type(self, text: str) -> None:
         os.write(self._ours, text.encode(errors="surrogateescape"))

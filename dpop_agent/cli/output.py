@@ -116,7 +116,7 @@ def fold(text: str, indent: int, room: int | None = None) -> list[str]:
 
 def facts(lines: Sequence[str], indent: int) -> list[str]:
     """Lines of a name and its value, in as many as the terminal needs; values begin at `indent`."""
-    return [folded for line in lines for folded in fold(plain(line), indent)]
+    return [part for line in lines for part in fold(plain(line), indent)]
 
 
 def sentence(
@@ -145,12 +145,20 @@ def sentence(
     return [paint(label + colon, colour) + rest, *lines[1:]] if colon else lines
 
 
-def show(lines: Sequence[str]) -> None:
-    """Print lines, each in as many as the terminal needs: but for commands, and for what has
-    several lines already, which stay as they are.
+def folded(lines: Sequence[str]) -> list[str]:
+    """Lines, each in as many as the terminal needs: but for commands, and for what has several
+    lines already, which stay as they are.
     """
+    found: list[str] = []
     for line in lines:
-        print(*([line] if "\n" in line or re.search(_COMMAND, line) else fold(line, 2)), sep="\n")
+        stays = "\n" in line or re.search(_COMMAND, line)
+        found += line.split("\n") if stays else fold(line, 2)
+    return found
+
+
+def show(lines: Sequence[str]) -> None:
+    """Print lines as the terminal needs them."""
+    print("\n".join(folded(lines)))
 
 
 def report(error: DPoPAgentError, *, as_json: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 from dpop_agent import paths
 from dpop_agent.cli import arguments, calls, output
 from dpop_agent.errors import InvalidParams
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
     from dpop_agent.client import AgentClient
 
 
+WATCH_S, MAX_WATCH_S = 2, 3600
+"""Seconds between two looks, where nobody says how many; and how many at the most."""
+
 _VALUE = 11
 """Where the values begin of what is told of the agent."""
 
@@ -21,8 +26,23 @@ _VALUE = 11
 def add_status(parser: arguments.Parser) -> None:
     """`dpop-agent status`."""
     parser.description = "Show the agent, its stores and the servers' nonces."
+    parser.add_argument(
+        "--watch",
+        metavar="SECONDS",
+        nargs="?",
+        type=_seconds,
+        const=WATCH_S,
+        help=f"again every so many seconds, by default {WATCH_S}, and what changed, until Ctrl-C; "
+        "with --json a line at first and for each change",
+    )
     arguments.add_json(parser)
-    parser.set_defaults(run=_status)
+    parser.set_defaults(run=_status, usage=parser.error)
+
+
+def _seconds(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or not 0 < int(text[:9]) <= MAX_WATCH_S:
+        raise argparse.ArgumentTypeError(f"it is a number of seconds, 1 to {MAX_WATCH_S}")
+    return int(text)
 
 
 def add_reload(parser: arguments.Parser) -> None:
@@ -62,11 +82,25 @@ def _status(args: Namespace) -> int:
 
     path = paths.agent_socket()
     with AgentClient(path) as agent:
+        if args.watch is not None:
+            return _watch(args, agent)
         status = _seen_now(agent)
     if args.json:
         output.print_json(status)
     else:
-        output.show(_lines(status, path))
+        output.show(lines(status, path))
+    return 0
+
+
+def _watch(args: Namespace, agent: AgentClient) -> int:
+    from dpop_agent.cli import watching
+
+    if args.json:
+        watching.lines_of_json(agent, args.watch)
+    elif not watching.is_possible():
+        args.usage("--watch wants a terminal that it can write over; elsewhere add --json")
+    else:
+        watching.watch(agent, args.watch, lines)
     return 0
 
 
@@ -89,7 +123,8 @@ def _reload(args: Namespace) -> int:
     return 0
 
 
-def _lines(status: dict[str, Any], path: str) -> list[str]:
+def lines(status: dict[str, Any], path: str) -> list[str]:
+    """What there is to know of the agent."""
     get = status.get
     head = (
         f"dpop-agent {get('agent')}, pid {get('pid')}, started {output.since(get('started'))}, "
@@ -103,20 +138,20 @@ def _lines(status: dict[str, Any], path: str) -> list[str]:
             f"  config   {get('config') or '-'}",
             f"  ledger   {get('ledger')}",
         ]
-        lines = output.facts(about, _VALUE) + _audit(get("audit"))
+        shown = output.facts(about, _VALUE) + _audit(get("audit"))
     else:
         about = [head, f"  socket   {path}, which gives some keys' proofs alone"]
-        lines = output.facts(about, _VALUE)
+        shown = output.facts(about, _VALUE)
     if sockets := get("sockets"):
         more = (get("sockets_count") or 0) - len(sockets)
         also = f" and {more} more" if more > 0 else ""
         names = f"  filtered {', '.join(sockets)}{also} (see: dpop-agent socket list)"
-        lines += output.facts([names], _VALUE)
+        shown += output.facts([names], _VALUE)
     if status.get("forking_pid", 0) is None:
-        lines += output.sentence("the process that starts signers has ended: restart the agent")
+        shown += output.sentence("the process that starts signers has ended: restart the agent")
     stores = get("stores") or []
     if stores:
-        lines += ["", *_store_lines(stores)]
+        shown += ["", *_store_lines(stores)]
         told = [
             f"rotation due: {name}; dpop-agent key rotate {name}"
             for name in get("rotations_due") or []
@@ -125,18 +160,18 @@ def _lines(status: dict[str, Any], path: str) -> list[str]:
             f"destroyed, its name taken still: {name}; dpop-agent key show {name}"
             for name in get("destroyed") or []
         ]
-        lines += [line for text in told for line in output.sentence(text, colour=output.NOTICE)]
-        lines += [line for store in stores for line in _unknown(store)]
+        shown += [line for text in told for line in output.sentence(text, colour=output.NOTICE)]
+        shown += [line for store in stores for line in _unknown(store)]
     origins = get("origins") or []
     if origins:
-        lines += ["", *output.table(("NONCE", "CLOCK", "ORIGIN"), [*map(_origin, origins)])]
-        lines += [
+        shown += ["", *output.table(("NONCE", "CLOCK", "ORIGIN"), [*map(_origin, origins)])]
+        shown += [
             line
             for origin in origins
             for text in clock_trouble(origin)
             for line in output.sentence(text, colour=output.NOTICE)
         ]
-    return lines
+    return shown
 
 
 def _audit(audit: dict[str, Any] | None) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 from dpop_agent.cli import audit, output
 from dpop_agent.cli.checks.finding import WRONG, Finding
 from dpop_agent.cli.listing import details, table
-from dpop_agent.cli.status import _lines
+from dpop_agent.cli.status import lines
 from tests.unit.test_cli_agent import generation, key
 
 HOSTILE = "\x1b[31mred\x1b]0;title\x07 \x9b2J\r\n\u202eevil\x1b[m"
@@ -94,7 +94,7 @@ def test_no_text_of_others_brings_an_escape_along(
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setattr(output, "width", lambda: width)
     hostile = key(generation(slot=HOSTILE, touch=HOSTILE, state=HOSTILE), name=HOSTILE)
-    output.show(_lines(status(), HOSTILE))
+    output.show(lines(status(), HOSTILE))
     output.show(table([hostile]) + details(hostile))
     output.show(Finding(HOSTILE, WRONG, HOSTILE, f"{HOSTILE}; dpop-agent {HOSTILE}").lines)
     audit._Table().show([ENTRY, ENTRY | {"time": HOSTILE}, ENTRY | {"outcome": "done"}])
