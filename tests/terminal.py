@@ -71,7 +71,7 @@ class Terminal(Screen):
     """`dpop-agent WORDS…` at a terminal of its own.
 
     Args:
-        agent: whom it talks to.
+        agent: whom it talks to; None where `env` says so.
         words: what it is told.
         stdin: its standard input where that isn't the terminal.
         env: its environment, else the agent's.
@@ -81,7 +81,7 @@ class Terminal(Screen):
 
     def __init__(
         self,
-        agent: Agent,
+        agent: Agent | None,
         *words: str,
         stdin: int | None = None,
         env: dict[str, str] | None = None,
@@ -95,7 +95,7 @@ class Terminal(Screen):
             stdin=self._theirs if stdin is None else stdin,
             stdout=self._theirs,
             stderr=self._theirs,
-            env=env or agent.env,
+            env=env if agent is None or env is not None else agent.env,
             start_new_session=True,
             preexec_fn=take,  # the first terminal that is opened controls it
         )

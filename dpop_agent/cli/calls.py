@@ -27,6 +27,9 @@ ADMIN_TIMEOUT_S = 60.0
 """A token may take half a minute to find the primes of an RSA key."""
 
 
+_SLOW_RSA = " takes a card or a TPM up to half a minute"
+
+
 def admin(method: str, params: dict[str, Any]) -> dict[str, Any]:
     """The result of a method that changes a key, and does so once."""
     import secrets
@@ -36,10 +39,28 @@ def admin(method: str, params: dict[str, Any]) -> dict[str, Any]:
 
 def admin_call(method: str, params: dict[str, Any]) -> dict[str, Any]:
     """The result of a method of `admin.sock`."""
+    from dpop_agent.cli.waiting import Waiting
     from dpop_agent.client.sync import AgentClient
 
-    with AgentClient(admin_socket(), timeout=ADMIN_TIMEOUT_S, on_touch=output.say_touch) as agent:
+    with (
+        Waiting(_what_takes_long(method, params)) as waiting,
+        AgentClient(admin_socket(), timeout=ADMIN_TIMEOUT_S, on_touch=waiting.touch) as agent,
+    ):
         return agent.call(method, params)
+
+
+def _what_takes_long(method: str, params: dict[str, Any]) -> str:
+    if method == "key.create":
+        is_rsa = params.get("alg") in ("RS256", "PS256")
+        return f"making an RSA key, which{_SLOW_RSA}" if is_rsa else "making a key"
+    if method == "key.rotate":
+        return f"making a key; an RSA one{_SLOW_RSA}"
+    return {
+        "key.adopt": "looking at the key",
+        "key.destroy": "destroying the key",
+        "reload": "looking at the stores again",
+        "unlock": f"starting the store {params.get('store')}",
+    }.get(method, "waiting for the agent")
 
 
 def admin_socket() -> str:

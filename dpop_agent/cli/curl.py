@@ -186,8 +186,8 @@ def _exchange(
         redirected_body=False,
     )
     try:
-        with AgentClient(on_touch=proofs.say_touch) as agent:
-            run, _ = blocking(exchange(steps, agent, _Sender(words, options)))
+        with proofs.Touches() as touches, AgentClient(on_touch=touches.say) as agent:
+            run, _ = blocking(exchange(steps, agent, _Sender(words, options, touches)))
     except JktRequired as e:
         raise proofs.with_choices(e, key) from e
     except NonceRequired:
@@ -214,13 +214,15 @@ def _exchange(
 class _Sender:
     """What `exchange` has curl do."""
 
-    def __init__(self, words: list[str], options: Options) -> None:
+    def __init__(self, words: list[str], options: Options, touches: proofs.Touches) -> None:
         self._words = words
         self._options = options
+        self._touches = touches
 
     def send(self, proof: Proof | None, access_token: str | None, /) -> Run:
         from dpop_agent.cli.curl_run import Run
 
+        self._touches.end()
         try:
             run = Run(
                 self._words,

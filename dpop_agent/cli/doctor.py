@@ -33,9 +33,15 @@ def add_doctor(parser: arguments.Parser) -> None:
 
 def _doctor(args: Namespace) -> int:
     from dpop_agent.cli.checks.finding import OK, WARNING, WRONG
+    from dpop_agent.cli.waiting import Waiting
 
     found: list[Finding] = []
-    for finding in _findings():
+    findings = _findings()
+    while True:
+        with Waiting("looking further"):
+            finding = next(findings, None)
+        if finding is None:
+            break
         found.append(finding)
         if not args.json:
             print("\n".join(finding.lines), flush=True)

@@ -7,6 +7,7 @@ import sys
 
 from dpop_agent import paths
 from dpop_agent.cli import arguments, calls, output
+from dpop_agent.cli.waiting import Waiting
 from dpop_agent.errors import (
     AgentUnavailable,
     Cancelled,
@@ -106,7 +107,8 @@ def _wait_for_pad(name: str, path: str) -> None:
     with _connected(path, "PIN") as sock:
         print(output.plain(f"type the PIN of the store {name} on its own pad"), file=sys.stderr)
         try:
-            _outcome(sock, PAD_TIMEOUT_S)
+            with Waiting("waiting for the PIN to be typed there"):
+                _outcome(sock, PAD_TIMEOUT_S)
         except (Timeout, KeyboardInterrupt):
             calls.admin_call("lock", {"store": name})
             raise
@@ -118,7 +120,7 @@ def _closed() -> list[str]:
 
     from dpop_agent.client.sync import AgentClient
 
-    with AgentClient(paths.agent_socket()) as agent:
+    with AgentClient(paths.agent_socket()) as agent, Waiting("waiting for stores that start"):
         while True:
             states = {s["store"]: s["state"] for s in agent.status()["stores"]}
             if "starting" not in states.values():
@@ -146,7 +148,8 @@ def send_secret(path: str, prompt: str, *, what: str, may_be_empty: bool = False
                 f"the signer is no longer waiting for the {what}",
                 hint="try again: it waits a minute, unless a lock ends that",
             ) from e
-        _outcome(sock, LOGIN_TIMEOUT_S)
+        with Waiting(f"trying the {what}"):
+            _outcome(sock, LOGIN_TIMEOUT_S)
     return secret != ""
 
 

@@ -11,8 +11,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
     from argparse import _ActionsContainer as ActionsContainer
-    from typing import Any
+    from typing import Any, Self
 
+    from dpop_agent.cli.waiting import Waiting
     from dpop_agent.client import Touch
 
 MAX_INPUT = 64 * 1024
@@ -80,7 +81,7 @@ def _proof(args: Namespace) -> int:
         options["access_token"] = access_token(args.access_token_file)
     key, jkt = signer(args)
     try:
-        with AgentClient(on_touch=say_touch) as agent:
+        with Touches() as touches, AgentClient(on_touch=touches.say) as agent:
             proof = agent.proof(args.htm, args.uri, key=key, jkt=jkt, **options)
     except JktRequired as e:
         raise with_choices(e, key) from e
@@ -135,11 +136,30 @@ def with_choices(error: JktRequired, key: str | None) -> JktRequired:
     return JktRequired(error.message, hint=hint, details=error.details)
 
 
-def say_touch(touch: Touch) -> None:
-    """Ask for a touch."""
-    from dpop_agent.cli.output import say_touch
+class Touches:
+    """What touches are waited for; few proofs need one, and the others pay nothing."""
 
-    say_touch(touch)
+    _waiting: Waiting | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """None is waited for any more."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.__exit__()
+
+    def say(self, touch: Touch) -> None:
+        """Ask for one."""
+        from dpop_agent.cli.waiting import Waiting
+
+        if self._waiting is None:
+            self._waiting = Waiting("").__enter__()
+        self._waiting.touch(touch)
 
 
 def access_token(file: str) -> str:

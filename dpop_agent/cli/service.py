@@ -268,12 +268,15 @@ def _wait_for_end(pid: int) -> None:
     """Wait until it has ended, so that another can start at once."""
     import select
 
+    from dpop_agent.cli.waiting import Waiting
+
     try:
         descriptor = os.pidfd_open(pid)
     except (AttributeError, ProcessLookupError):  # no Linux; or it has
         return
     try:
-        ended, _, _ = select.select([descriptor], [], [], END_S)
+        with Waiting("waiting for the agent to end"):
+            ended, _, _ = select.select([descriptor], [], [], END_S)
     finally:
         os.close(descriptor)
     if not ended:

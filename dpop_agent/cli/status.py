@@ -78,13 +78,15 @@ def _env(args: Namespace) -> int:
 
 
 def _status(args: Namespace) -> int:
+    from dpop_agent.cli.waiting import Waiting
     from dpop_agent.client.sync import AgentClient
 
     path = paths.agent_socket()
     with AgentClient(path) as agent:
         if args.watch is not None:
             return _watch(args, agent)
-        status = _seen_now(agent)
+        with Waiting("looking what the stores have"):
+            status = _seen_now(agent)
     if args.json:
         output.print_json(status)
     else:
