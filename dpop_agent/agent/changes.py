@@ -24,14 +24,17 @@ def changes(before: Keys, after: Keys) -> Iterator[str]:
 def _changed(old: Key | None, new: Key) -> Iterator[str]:
     if old is None:
         settings = ", ".join(
-            f"{name} {_said(new, name)}" for name in KEY_SETTINGS if name not in _unset(new)
+            f"{_option(name)} {_said(new, name)}"
+            for name in KEY_SETTINGS
+            if name not in _unset(new)
         )
         yield f"{new.name} is a new key: {new.alg} in the store {new.store}, {settings}"
     else:
         yield from _undone(old, new)
         for name in KEY_SETTINGS:
             if _said(new, name) != _said(old, name):
-                yield f"{new.name}: {name} is {_said(new, name)}, was {_said(old, name)}"
+                is_now, was = _said(new, name), _said(old, name)
+                yield f"{new.name}: {_option(name)} is {is_now}, was {was}"
     known = {g.generation: g for g in old.generations} if old else {}
     for generation in new.generations:
         yield from _generation(new, known.get(generation.generation), generation)
@@ -87,4 +90,16 @@ def _said(key: Key, setting: str) -> str:
         return f"{value.per_minute} a minute, {value.burst} at once"
     if isinstance(value, tuple):
         return " ".join(value) or "any"
-    return "null" if value is None else str(value).lower()
+    if value is None:
+        return _NONE[setting]
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "each" if setting == "confirm_s" and value == 0 else durations.text(int(value))
+
+
+_NONE = {"rate": "any", "confirm_s": "never", "rotate_every_s": "never", "touch": "auto"}
+
+
+def _option(setting: str) -> str:
+    """A setting as the command line calls it."""
+    return setting.removesuffix("_s").replace("_", "-")

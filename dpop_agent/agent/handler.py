@@ -40,7 +40,7 @@ class Agent(Protocol):
     async def reload(self) -> None:
         """Read the configuration again, and open what isn't open."""
 
-    def end(self) -> None:
+    def end(self, why: str) -> None:
         """Begin to end, as at SIGTERM."""
 
     def describe(self) -> dict[str, Any]:
@@ -213,7 +213,7 @@ class Handler(_Answering):
 
     def _stop(self, call: Call) -> None:
         call.respond({"pid": os.getpid()})
-        self._agent.end()
+        self._agent.end(f"asked to by {call.owner.client}")
 
     async def _reload(self, call: Call) -> _Result:  # noqa: ARG002  (one signature)
         await self._agent.reload()

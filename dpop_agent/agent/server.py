@@ -258,7 +258,7 @@ class Agent:
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.end)
+            loop.add_signal_handler(number, partial(self.end, signal.Signals(number).name))
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         with ExitStack() as entered:
             listeners = {
@@ -281,6 +281,7 @@ class Agent:
             await asyncio.wait([places])
             self._service.tell("STOPPING=1")
             await self._close()
+        log.info("the agent has ended")
         if self._failure is not None:
             raise self._failure
 
@@ -511,8 +512,9 @@ class Agent:
         except NotDurable as e:
             log.warning("%s", e)
 
-    def end(self) -> None:
+    def end(self, why: str) -> None:
         """Begin to end; a second signal ends the process as if there were no handler."""
+        log.info("the agent is ending: %s", why)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)

@@ -58,6 +58,10 @@ def add_service(parser: arguments.Parser) -> None:
             help=f"the machine's, which runs as the user {units.USER} for programs of that user; "
             "only root can change it",
         )
+        if name == "log":
+            verb.add_argument(
+                "--follow", action="store_true", help="go on with what comes, until Ctrl-C"
+            )
         if name in ("install", "uninstall"):
             verb.add_argument(
                 "--discard-changes",
@@ -214,7 +218,7 @@ def _status_lines(shown: Mapping[str, Any], option: str) -> list[str]:
 
 
 def _log(args: Namespace) -> int:
-    said = _installed(args).said(units.SERVICE, as_json=args.json)
+    said = _installed(args).said(units.SERVICE, follow=args.follow, as_json=args.json)
     try:
         return subprocess.run(said, stdin=subprocess.DEVNULL, check=False).returncode
     except FileNotFoundError as e:

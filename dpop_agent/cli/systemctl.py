@@ -93,12 +93,12 @@ class Systemd:
         pairs = (line.partition("=") for line in done.stdout.splitlines())
         return dict.fromkeys(names, "") | {name: value for name, _, value in pairs}
 
-    def said(self, unit: str, *, as_json: bool = False) -> list[str]:
+    def said(self, unit: str, *, follow: bool = False, as_json: bool = False) -> list[str]:
         """The command that shows what a unit said of late, and what systemd said of it."""
         scope, field = ([], "UNIT") if self._system else (["--user"], "USER_UNIT")
         # By its name: what a process said that has ended by now isn't known to be of its unit.
         matches = [f"{field}={unit}", "+", f"SYSLOG_IDENTIFIER={IDENTIFIER}"]
-        form = ["--output=json"] if as_json else []
+        form = ["--follow"] * follow + ["--output=json"] * as_json
         return ["journalctl", *scope, "--lines=200", "--no-pager", "--quiet", *form, *matches]
 
     def _ask(

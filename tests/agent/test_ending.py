@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import selectors
 import signal
 import socket
@@ -200,3 +201,16 @@ def test_a_client_that_reads_nothing_doesnt_keep_the_agent_from_ending(agent: Ag
         agent.process.terminate()
         ended(agent)
     assert (agent.state / "clean-stop").exists()
+
+
+def test_the_log_says_that_the_agent_ended_and_who_asked_for_that(agent: Agent) -> None:
+    stopped = agent.run("stop", check=True)
+    assert "the agent has ended" in stopped.stdout
+    agent.stop()
+    said = agent.log.read_text()
+    assert re.search(r"INFO the agent is ending: asked to by pid [0-9]+, uid [0-9]+", said)
+    assert said.splitlines()[-1].endswith("INFO the agent has ended")
+    agent.start()
+    agent.process.send_signal(signal.SIGINT)
+    agent.process.wait(20)
+    assert "INFO the agent is ending: SIGINT\n" in agent.log.read_text()

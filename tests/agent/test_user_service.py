@@ -454,6 +454,18 @@ def test_the_log_has_what_the_agent_said_at_its_level_and_with_one_time(
     assert {line["PRIORITY"] for line in served} == {"6"}
 
 
+def test_the_log_goes_on_with_what_comes_where_it_is_followed(installed: UserManager) -> None:
+    follow = f"setsid '{PYTHON}' -P -m dpop_agent service log --follow > '{HOME}/followed' 2>&1"
+    pid = installed.run("sh", "-c", f"{follow} & echo $!").stdout.strip()
+    try:
+        until(lambda: f"]: serving {AGENT_SOCK}" in installed.read(f"{HOME}/followed"))
+        installed.agent("service", "stop")
+        until(lambda: "]: the agent has ended" in installed.read(f"{HOME}/followed"))
+        assert "]: the agent is ending: SIGTERM" in installed.read(f"{HOME}/followed")
+    finally:
+        installed.run("kill", "--", f"-{pid}")
+
+
 def test_a_service_whose_program_went_is_told_with_what_installs_it_anew(
     installed: UserManager,
 ) -> None:

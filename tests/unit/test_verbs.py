@@ -372,8 +372,8 @@ def test_each_verb_and_each_end_of_a_drain_is_a_line_with_its_key(place: Place, 
         do = place.lifecycle
         await place.create("shop", origins=[SHOP], drain_s=60)
         assert told() == [
-            f"shop is a new key: ES256 in the store dict, origins {SHOP}, allow_sign_proof false, "
-            "rotate_every_s null, drain_s 60, max_drain_s 7776000, touch null",
+            f"shop is a new key: ES256 in the store dict, origins {SHOP}, allow-sign-proof no, "
+            "rotate-every never, drain 1m, max-drain 90d, touch auto",
             "shop@1 is pending, being made in the store dict, jkt not known yet",
             "shop@1 is active, was pending",
         ]
@@ -422,14 +422,15 @@ def test_each_verb_and_each_end_of_a_drain_is_a_line_with_its_key(place: Place, 
         ("origins", [API, SHOP], f"origins is {API} {SHOP}, was any"),
         ("methods", ["GET", "PUT"], "methods is GET PUT, was any"),
         ("paths", ["/v1"], "paths is /v1, was any"),
-        ("require_ath", True, "require_ath is true, was false"),
-        ("rate", {"per_minute": 60}, "rate is 60 a minute, 10 at once, was null"),
-        ("confirm_s", 0, "confirm_s is 0, was null"),
-        ("allow_sign_proof", True, "allow_sign_proof is true, was false"),
-        ("rotate_every_s", 3600, "rotate_every_s is 3600, was null"),
-        ("drain_s", 0, "drain_s is 0, was 604800"),
-        ("max_drain_s", 5, "max_drain_s is 5, was 7776000"),
-        ("touch", False, "touch is false, was null"),
+        ("require_ath", True, "require-ath is yes, was no"),
+        ("rate", {"per_minute": 60}, "rate is 60 a minute, 10 at once, was any"),
+        ("confirm_s", 0, "confirm is each, was never"),
+        ("confirm_s", 900, "confirm is 15m, was never"),
+        ("allow_sign_proof", True, "allow-sign-proof is yes, was no"),
+        ("rotate_every_s", 3600, "rotate-every is 1h, was never"),
+        ("drain_s", 0, "drain is 0s, was 7d"),
+        ("max_drain_s", 5, "max-drain is 5s, was 90d"),
+        ("touch", False, "touch is no, was auto"),
     ],
 )
 def test_each_setting_that_changes_is_a_line_with_its_old_value_and_its_new_one(
