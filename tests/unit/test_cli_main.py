@@ -588,3 +588,21 @@ def test_what_is_no_object_s_id_is_a_usage_error(
 )
 def test_a_setting_is_shown_as_it_is_typed(seconds: int | None, expected: str) -> None:
     assert output.duration(seconds) == expected
+
+
+@pytest.mark.parametrize("option", ["--name", "--pin", "--any", "--out", "--store"])
+def test_options_that_have_little_more_than_dashes_in_common_arent_what_was_meant(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["key", "rotate", "shop", option, "x"]) == 2
+    err = capsys.readouterr().err
+    assert f"unknown: {option}" in err
+    assert "did you mean" not in err
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("--drian", "--drain"), ("--jsn", "--json")])
+def test_a_misspelt_option_is_told_the_right_one(
+    typed: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["key", "rotate", "shop", typed]) == 2
+    assert f"did you mean {meant}?" in capsys.readouterr().err
