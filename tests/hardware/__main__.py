@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 
 from dpop_agent import __version__, config
 from dpop_agent.cli.discovery import variables_of
-from dpop_agent.cli.output import plain
+from dpop_agent.cli.output import fold, plain
 from dpop_agent.errors import ConfigurationError
 from tests.hardware.looking import Failed, Place
 from tests.hardware.places import Run, labels, parent
@@ -258,6 +258,13 @@ def _show(run: Run, shown: int) -> int:
     return len(lines)
 
 
+COLUMNS = 80
+"""Of a report, which is pasted."""
+
+_WHAT = 17
+"""Where a line of it says what was tried."""
+
+
 def _line(result: dict[str, Any]) -> str:
     why = f": {result['why']}" if result["why"] else ""
     return plain(f"{result['how']:8}{result['seconds']:5.1f} s  {result['what']}{why}")
@@ -292,9 +299,10 @@ def _report(
         f"{seconds:.0f} s" + (f"; a proof took {told['proof']}" if told["proof"] else ""),
         "",
         "```",
-        *map(_line, results),
+        *(part for r in results for part in fold(_line(r), _WHAT, COLUMNS)),
         "```",
     ]
+    lines = [part for line in lines for part in fold(line, 2, COLUMNS)]
     return "\n".join(map(_plain_lines, lines))
 
 
