@@ -177,7 +177,7 @@ class Handler(_Answering):
 
     def _status_now(self) -> _Result:
         return self._views.status(
-            agent=self._agent.describe() | self._sockets.describe(),
+            agent=self._agent.describe() | self._sockets.describe() | self._leases.describe(),
             proofs=self._proofs.made + self._sockets.made,
         )
 

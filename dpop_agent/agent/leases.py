@@ -22,6 +22,7 @@ import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from time import monotonic
 from typing import Any
 
@@ -34,6 +35,9 @@ from dpop_agent.proof import new_jti
 
 LEASE_S = 60.0
 """Seconds that a lease lasts: a token request takes one, and whoever hangs keeps others waiting."""
+
+MAX_NAMED = 16
+"""Leases that `status` names."""
 
 WAIT_MS = 10_000
 """Milliseconds that somebody waits who doesn't say how long."""
@@ -183,6 +187,21 @@ class Leases:
         self._of_others = "abandoned" if earlier.left_s else "none"
         self._fence = 0
         self._starting: asyncio.TimerHandle | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """What `status` says of them: the first ones, and how many there are."""
+        now = asyncio.get_running_loop().time()
+        return {
+            "leases": [
+                {
+                    "name": lease.name,
+                    "left_s": max(0, round(lease.end.when() - now)),
+                    "waiting": len(self._names[lease.name].waiting),
+                }
+                for lease in islice(self._held.values(), MAX_NAMED)
+            ],
+            "leases_count": len(self._held),
+        }
 
     def lease(self, call: Call) -> None:
         """`lease`: a name for this connection alone, once nobody else has it.

@@ -149,6 +149,11 @@ def lines(status: dict[str, Any], path: str) -> list[str]:
         also = f" and {more} more" if more > 0 else ""
         names = f"  filtered {', '.join(sockets)}{also} (see: dpop-agent socket list)"
         shown += output.facts([names], _VALUE)
+    if leases := get("leases"):
+        more = (get("leases_count") or 0) - len(leases)
+        also = f" and {more} more" if more > 0 else ""
+        names = ", ".join(map(_lease, leases))
+        shown += output.facts([f"  leases   {names}{also}"], _VALUE)
     if status.get("forking_pid", 0) is None:
         shown += output.sentence("the process that starts signers has ended: restart the agent")
     stores = get("stores") or []
@@ -174,6 +179,11 @@ def lines(status: dict[str, Any], path: str) -> list[str]:
             for line in output.sentence(text, colour=output.NOTICE)
         ]
     return shown
+
+
+def _lease(lease: dict[str, Any]) -> str:
+    waiting = f", {lease['waiting']} waiting" if lease["waiting"] else ""
+    return f"{lease['name']} ({lease['left_s']} s left{waiting})"
 
 
 def _audit(audit: dict[str, Any] | None) -> list[str]:

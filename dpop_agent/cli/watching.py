@@ -132,7 +132,8 @@ def _steady(found: Status) -> Status:
         }
         for origin in found.get("origins") or ()
     ]
-    return {name: value for name, value in found.items() if name != "connections"} | {
+    left_out = ("connections", "leases", "leases_count")
+    return {name: value for name, value in found.items() if name not in left_out} | {
         "origins": origins
     }
 

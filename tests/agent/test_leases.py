@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import select
 import signal
 import subprocess
@@ -147,3 +148,15 @@ def test_who_waits_in_vain_for_a_lease_runs_nothing(agent: Agent, tmp_path: Path
 @pytest.mark.parametrize("words", [[], ["shop"], ["shop", "--"], ["", "--", "true"]])
 def test_a_lease_without_a_name_or_a_command_is_refused(agent: Agent, words: list[str]) -> None:
     assert agent.run("lease", *words).returncode in (1, 2)
+
+
+def test_status_names_who_holds_what_and_how_many_wait(agent: Agent) -> None:
+    with agent.client().lease("shop"):
+        told = agent.client().status()
+        (lease,) = told["leases"]
+        assert (lease["name"], lease["waiting"], told["leases_count"]) == ("shop", 0, 1)
+        assert 0 < lease["left_s"] <= 60
+        shown = agent.run("status").stdout
+        assert re.search(r"^  leases   shop \([0-9]+ s left\)$", shown, flags=re.M)
+    told = agent.client().status()
+    assert (told["leases"], told["leases_count"]) == ([], 0)

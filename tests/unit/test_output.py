@@ -68,6 +68,7 @@ def status() -> dict[str, Any]:
         "connections": 1,
         "audit": {"mode": "on", "folder": HOSTILE, "failing": HOSTILE, "lost": 1},
         "sockets": [HOSTILE],
+        "leases": [{"name": HOSTILE, "left_s": 1, "waiting": 1}],
         "stores": [store, store | {"label": HOSTILE, "serial": HOSTILE, "unknown": unknown}],
         "rotations_due": [HOSTILE],
         "destroyed": [HOSTILE],
