@@ -149,6 +149,8 @@ def folded(lines: Sequence[str]) -> list[str]:
     """Lines, each in as many as the terminal needs: but for commands, and for what has several
     lines already, which stay as they are.
     """
+    if width() is None:
+        return [*lines]
     found: list[str] = []
     for line in lines:
         stays = "\n" in line or re.search(_COMMAND, line)
