@@ -164,16 +164,16 @@ def show(lines: Sequence[str]) -> None:
 
 
 def report(error: DPoPAgentError, *, as_json: bool) -> None:
-    """What went wrong, on standard error: one line, unless a terminal is too narrow for it."""
+    """What went wrong, on one line of standard error, however narrow a terminal is: it is looked
+    for, and pasted.
+    """
     if as_json:
         import json
 
-        lines = [json.dumps({"error": error.to_wire()})]
-    elif sys.stderr.isatty():
-        lines = sentence(f"dpop-agent: {error}")
+        line = json.dumps({"error": error.to_wire()})
     else:
-        lines = [plain(f"dpop-agent: {error}")]
-    print("\n".join(lines), file=sys.stderr)
+        line = plain(f"dpop-agent: {error}")
+    print(line, file=sys.stderr)
 
 
 _said: set[str] = set()
