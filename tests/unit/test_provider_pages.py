@@ -7,7 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.provider_pages import DEMANDS, FACTS, HEADINGS, HERE, INDEX, PAGES, glance, page, rows
+from tests.processes import ROOT
+from tests.provider_pages import (
+    DEMANDS,
+    FACTS,
+    FOLDER,
+    HEADINGS,
+    HERE,
+    INDEX,
+    PAGES,
+    glance,
+    page,
+    rows,
+)
 
 EACH = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 LONG = 90
@@ -70,3 +82,29 @@ def test_the_index_says_of_each_server_what_its_page_says() -> None:
         assert f"| {name} |" in shown
     for table in tables:
         assert rows(table) == glance(table), "python -m tests.provider_pages writes it anew"
+
+
+ON_FILE = ROOT / "tests" / "exchanges"
+FOLDERS = {
+    "auth0": ("auth0-express", "auth0-fastapi"),
+    "better-auth": ("better-auth",),
+    "bluesky": ("bluesky",),
+    "keycloak": ("keycloak",),
+    "oidc-provider": ("oidc-provider",),
+    "okta": ("okta",),
+    "spring-security": ("spring",),
+}
+"""The pages on servers whose words are on file, and where."""
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_what_a_page_has_a_server_say_is_on_file_or_was_read(name: str) -> None:
+    files = [path for folder in FOLDERS[name] for path in (ON_FILE / folder).glob("*.txt")]
+    said = "\n".join(path.read_text("utf-8").replace("\\", "") for path in files)
+    quoted = [
+        words.strip("… ")
+        for trap, _ in rows(page(FOLDER / f"{name}.md").sections["Traps"])
+        for words in re.findall(r'(?:^|, )"(.+)"(?! \(read\))', trap)
+    ]
+    assert quoted
+    assert [words for words in quoted if words not in said] == []
