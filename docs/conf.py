@@ -20,6 +20,7 @@ include_patterns = [
     "dpop_agent/PROTOCOL.md",
     "softhsm/README.md",
     "clients/node/README.md",
+    "tests/exchanges/README.md",
     "tests/kit/README.md",
 ]
 myst_heading_anchors = 4

@@ -89,7 +89,8 @@ def documents() -> list[str]:
     """All that the repository has for readers."""
     found = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
     found += [ROOT / "clients/node/README.md", ROOT / "dpop_agent/PROTOCOL.md"]
-    found += [ROOT / "softhsm/README.md", ROOT / "tests/kit/README.md"]
+    found += [ROOT / "softhsm/README.md"]
+    found += [ROOT / "tests" / part / "README.md" for part in ("exchanges", "kit")]
     return sorted(str(path.relative_to(ROOT)) for path in found)
 
 

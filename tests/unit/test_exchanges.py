@@ -53,5 +53,5 @@ def test_each_output_has_a_request_and_its_response() -> None:
 
 
 def test_no_output_tells_of_the_machine_that_made_it() -> None:
-    for path in FOLDER.glob("*/*.*"):
+    for path in FOLDER.glob("[!_]*/*.*"):
         assert not re.search(r"/(?:home|root|tmp|work|Users)\b", path.read_text()), path
