@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from dpop_agent.client.refusal import Answer
     from dpop_agent.htu import Target
 
-PROGRAM = "curl"
-
 OURS = 3
 """The last exit status that means something of our own; curl's are passed on from the next on."""
 
@@ -48,7 +46,7 @@ _SHOWN = 200
 
 def add_curl(parser: arguments.Parser) -> None:
     """`dpop-agent curl`."""
-    parser.passes_on_to = PROGRAM
+    parser.passes_on_to = "curl"
     parser.usage = (
         "%(prog)s METHOD URL [--key NAME[@N] | --jkt JKT] [--access-token-file FILE] [-- OPTIONS]"
     )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
-from dpop_agent.cli import arguments, output
+from dpop_agent.cli import arguments, output, reading
 from dpop_agent.errors import ConfigurationError, DPoPAgentError, InvalidProof
 
 TYPE_CHECKING = False
@@ -17,9 +15,6 @@ if TYPE_CHECKING:
 
 MAX_INPUT = 1024 * 1024
 """Bytes of what is read: the output of curl -v with a long body."""
-
-MAX_TYPED_LINE = 4095
-"""Bytes of a line that a terminal takes (termios(3), canonical mode)."""
 
 NOTHING, SOMETHING, UNREADABLE = 0, 1, 2
 """Exit statuses."""
@@ -51,16 +46,16 @@ def add_explain(parser: arguments.Parser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print findings, and errors, as one JSON object"
     )
-    parser.set_defaults(run=_explain)
+    parser.set_defaults(run=_explain, usage=parser.error)
 
 
 def _explain(args: Namespace) -> int:
     from dpop_agent.client.explaining.messages import Unreadable
 
     if (args.request is None) != (args.response is None):
-        raise SystemExit(_usage("--request and --response go together"))
+        args.usage("give --request and --response together")
     if [args.request, args.response, args.metadata].count("-") > 1:
-        raise SystemExit(_usage("standard input can be one of them alone"))
+        args.usage("standard input can be one of them alone; give files for the others")
     try:
         found = _explanation(args)
     except (Unreadable, ConfigurationError) as e:
@@ -74,11 +69,6 @@ def _explain(args: Namespace) -> int:
 
         print("\n".join(found.lines(output.width() or COLUMNS)))
     return SOMETHING if found else NOTHING
-
-
-def _usage(what: str) -> int:
-    print(f"dpop-agent explain: {what}; see: dpop-agent explain --help", file=sys.stderr)
-    return UNREADABLE
 
 
 def _explanation(args: Namespace) -> Explanation:
@@ -168,45 +158,10 @@ def _metadata(file: str) -> dict[str, Any]:
         return json_object(text.encode())
     except ValueError as e:
         raise ConfigurationError(
-            f"{_name(file)} has to be the server's metadata, one JSON object: {e}",
+            f"{reading.name(file)} has to be the server's metadata, one JSON object: {e}",
             hint="get them from its .well-known/oauth-authorization-server",
         ) from e
 
 
-def _refuse_cut_lines(typed: bytes) -> None:
-    """A terminal drops what is beyond, and a proof would look malformed."""
-    for number, line in enumerate(typed.split(b"\n"), 1):
-        if len(line) >= MAX_TYPED_LINE:
-            raise ConfigurationError(
-                f"line {number}: the terminal took no more than {MAX_TYPED_LINE} characters of it",
-                hint="save it in a file: dpop-agent explain < FILE",
-            )
-
-
-def _name(file: str) -> str:
-    return "standard input" if file == "-" else file
-
-
 def _text(file: str, wanted: str) -> str:
-    """What a file has, or standard input; who sits there is told what to paste."""
-    try:
-        if file == "-":
-            if sys.stdin.isatty():
-                print(f"paste {wanted} and end it with Enter and Ctrl-D", file=sys.stderr)
-            data = sys.stdin.buffer.read(MAX_INPUT + 1)
-            if sys.stdin.isatty():
-                _refuse_cut_lines(data)
-        else:
-            with open(file, "rb") as stream:
-                data = stream.read(MAX_INPUT + 1)
-    except OSError as e:
-        raise ConfigurationError(
-            f"{_name(file)} can't be read: {e.strerror}", hint="give another file"
-        ) from e
-    except ValueError as e:
-        raise ConfigurationError("the file's name has a zero byte", hint="give another file") from e
-    if len(data) > MAX_INPUT:
-        raise ConfigurationError(
-            f"{_name(file)} has more than {MAX_INPUT} bytes", hint="leave out the end of the body"
-        )
-    return data.decode("utf-8", "replace")
+    return reading.text(file, wanted, most=MAX_INPUT, shorter="leave out the end of a long body")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from dpop_agent.cli import arguments
 from dpop_agent.errors import ConfigurationError, JktRequired, KeyPending
 
@@ -164,38 +162,15 @@ class Touches:
 
 def access_token(file: str) -> str:
     """What the file has, and nothing but that."""
-    what = "standard input" if file == "-" else file
-    text = _text(what, file, "an access token").strip()
+    from dpop_agent.cli import reading
+
+    text = reading.text(file, "an access token", most=MAX_INPUT).strip()
     if not text or not text.isascii() or not text.isprintable() or " " in text:
         raise ConfigurationError(
-            f"{what} has to hold an access token and nothing else",
+            f"{reading.name(file)} has to hold an access token and nothing else",
             hint="leave out all else, such as JSON or Bearer",
         )
     return text
-
-
-def _text(what: str, file: str, wanted: str) -> str:
-    """What the file has, `-` being standard input; who sits there is told what is wanted."""
-    try:
-        if file == "-":
-            if sys.stdin.isatty():
-                told = f"reading {wanted} from standard input; end it with Enter and Ctrl-D"
-                print(told, file=sys.stderr, flush=True)
-            data = sys.stdin.buffer.read(MAX_INPUT + 1)
-        else:
-            with open(file, "rb") as stream:
-                data = stream.read(MAX_INPUT + 1)
-    except OSError as e:
-        raise ConfigurationError(
-            f"{what} can't be read: {e.strerror}", hint="give another file"
-        ) from e
-    except ValueError as e:
-        raise ConfigurationError("the file's name has a zero byte", hint="give another file") from e
-    if len(data) > MAX_INPUT:
-        raise ConfigurationError(
-            f"{what} has more than {MAX_INPUT} bytes", hint="give another file"
-        )
-    return data.decode("utf-8", "replace")
 
 
 def add_verify(parser: arguments.Parser) -> None:
@@ -237,9 +212,10 @@ def _seconds(text: str) -> int:
 
 
 def _verify(args: Namespace) -> int:
+    from dpop_agent.cli import reading
     from dpop_agent.verify import MAX_AGE_S, verify
 
-    text = _text("standard input", "-", "a proof").strip()
+    text = reading.text("-", "a proof", most=MAX_INPUT).strip()
     name, colon, value = text.partition(":")
     if colon and name.strip().lower() == "dpop":
         text = value.strip()

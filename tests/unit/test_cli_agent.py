@@ -332,6 +332,17 @@ def test_who_sits_at_standard_input_is_told_that_it_is_read(
         assert capsys.readouterr().err == (told if is_terminal else "")
 
 
+def test_an_access_token_that_the_terminal_cut_is_not_signed_for(
+    agent: Agent, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stdin = io.TextIOWrapper(io.BytesIO(b"a" * 4095 + b"\n"))
+    monkeypatch.setattr(stdin, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert main(["proof", "GET", "https://a.example/", "--access-token-file", "-"]) == 1
+    assert "the terminal took no more than 4095 characters" in capsys.readouterr().err
+    assert agent.seen == []
+
+
 def test_a_touch_is_never_asked_for_on_standard_output(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

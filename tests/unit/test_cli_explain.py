@@ -132,7 +132,7 @@ def test_a_line_that_the_terminal_cut_is_not_taken_for_a_malformed_proof(
     cut = BROKEN.replace("> DPoP: ", f"> DPoP: {'a' * 5000}")
     given(monkeypatch, "\n".join(line[:4095] for line in cut.split("\n")), tty=True)
     assert main(["explain"]) == 2
-    assert "dpop-agent explain < FILE" in capsys.readouterr().err
+    assert "give that with < FILE" in capsys.readouterr().err
 
 
 def test_a_signature_by_another_key_is_found(
