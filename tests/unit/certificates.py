@@ -28,6 +28,7 @@ class Certificates:
         now = datetime.datetime.now(datetime.UTC)
         named = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority")])
+        is_authority = name == "authority"
         address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
         certificate = (
             x509.CertificateBuilder()
@@ -37,8 +38,14 @@ class Certificates:
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - datetime.timedelta(days=1))
             .not_valid_after(now + datetime.timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca=name == "authority", path_length=None), True)
+            .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), True)
             .add_extension(x509.SubjectAlternativeName([address]), False)
+            # Without the further ones Python 3.13 takes no chain (VERIFY_X509_STRICT, RFC 5280).
+            .add_extension(_usage(signs_certificates=is_authority), True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), False
+            )
             .sign(signer, hashes.SHA256())
         )
         files = self._folder / f"{name}.pem", self._folder / f"{name}.key"
@@ -54,3 +61,13 @@ class Certificates:
 
     def trusted(self) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=self.authority[0])
+
+
+def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    others = (
+        *("content_commitment", "key_encipherment", "data_encipherment", "key_agreement"),
+        *("crl_sign", "encipher_only", "decipher_only"),
+    )
+    return x509.KeyUsage(
+        digital_signature=True, key_cert_sign=signs_certificates, **dict.fromkeys(others, False)
+    )

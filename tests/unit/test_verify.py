@@ -147,7 +147,6 @@ HEAD, BODY, SIGNATURE = GOOD.split(".")
         forged(claims=json.dumps(claims_of()).encode()[:-1] + b',"x":{"a":1,"a":1}}'),
         forged(json.dumps(header_of()).encode()[:-1] + b',"alg":"ES256"}'),
         forged(claims=json.dumps(claims_of()).encode()[:-1] + b',"x":NaN}'),
-        forged(claims=b'{"x":' + b"[" * 5000 + b"]" * 5000 + b"}"),
         forged(claims=b'{"iat":' + b"9" * 5000 + b"}"),
         forged(header_of(crit=["exp"])),
         forged(header_of(crit=["b64"], b64=False)),
@@ -155,6 +154,11 @@ HEAD, BODY, SIGNATURE = GOOD.split(".")
 )
 def test_check_2_refuses_what_is_not_one_well_formed_jwt(proof: str) -> None:
     assert failure(proof).check == 2
+
+
+def test_claims_that_are_nested_too_deep_are_refused() -> None:
+    """From Python 3.13 on so deep a text can be read, and the claims aren't among it."""
+    assert failure(forged(claims=b'{"x":' + b"[" * 5000 + b"]" * 5000 + b"}")).check in (2, 3)
 
 
 @pytest.mark.parametrize(
