@@ -333,7 +333,7 @@ class _Table:
     def _time(self, text: str) -> str:
         local = _local(text)
         if self._room is None or local is None:
-            return output.plain(text) if local is None else f"{local:%m-%d %H:%M:%S}"
+            return _moment(text)
         day = f"{local:%Y-%m-%d}"
         if day != self._day:
             self._day = day
@@ -372,6 +372,12 @@ def _local(text: str) -> datetime | None:
         return None
 
 
+def _moment(text: str) -> str:
+    """A time of the audit's, without its year."""
+    local = _local(text)
+    return output.plain(text) if local is None else f"{local:%m-%d %H:%M:%S}"
+
+
 def _who(entry: Entry) -> str:
     if entry.get("socket") is None:
         return "the agent"
@@ -397,10 +403,7 @@ def _what(entry: Entry) -> str:
         refusals = entry.get("refusals")
         kinds = refusals.items() if isinstance(refusals, dict) else ()
         told = ", ".join(f"{kind} {number}" for kind, number in kinds)
-        since = str(entry.get("since"))
-        local = _local(since)
-        told_since = since if local is None else f"{local:%m-%d %H:%M:%S}"
-        return f"{count} more refused since {told_since}: {told}"
+        return f"{count} more refused since {_moment(str(entry.get('since')))}: {told}"
     if outcome == "lost":
         return f"{count} lines couldn't be written"
     asked = _asked(entry)

@@ -11,9 +11,8 @@ from dpop_agent import durations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from typing import Any
+    from typing import Any, TextIO
 
-    from dpop_agent.client import Touch
     from dpop_agent.errors import DPoPAgentError
 
 _GAP = "  "
@@ -58,7 +57,13 @@ def shows_colours() -> bool:
         return True
     if asked("FORCE_COLOR") == "0" or asked("CLICOLOR") == "0":
         return False
-    return sys.stdout.isatty() and asked("TERM", "dumb") != "dumb"
+    return takes_escapes(sys.stdout)
+
+
+def takes_escapes(stream: TextIO | None) -> bool:
+    """Whether a stream is a terminal that has colours, and that can be written over."""
+    at_a_terminal = stream is not None and stream.isatty()  # it is None where it was closed
+    return at_a_terminal and os.environ.get("TERM", "dumb") != "dumb"
 
 
 def paint(text: str, colour: str) -> str:
@@ -174,22 +179,6 @@ def report(error: DPoPAgentError, *, as_json: bool) -> None:
     else:
         line = plain(f"dpop-agent: {error}")
     print(line, file=sys.stderr)
-
-
-_said: set[str] = set()
-
-
-def say_touch(touch: Touch) -> None:
-    """Ask for a touch, on standard error: standard output may be a proof and nothing else.
-
-    A consent is announced when it begins to wait and when its turn comes, and said once.
-    """
-    if touch.consent:
-        if touch.key in _said:
-            return
-        _said.add(touch.key)
-    if sys.stderr is not None:  # closed, print would take standard output
-        print(plain(touch), file=sys.stderr, flush=True)
 
 
 def print_json(value: Mapping[str, Any]) -> None:

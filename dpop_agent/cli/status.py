@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from dpop_agent import paths
 from dpop_agent.cli import arguments, calls, output
@@ -99,7 +100,7 @@ def _watch(args: Namespace, agent: AgentClient) -> int:
 
     if args.json:
         watching.lines_of_json(agent, args.watch)
-    elif not watching.is_possible():
+    elif not output.takes_escapes(sys.stdout):
         args.usage("--watch wants a terminal that it can write over; elsewhere add --json")
     else:
         watching.watch(agent, args.watch, lines)

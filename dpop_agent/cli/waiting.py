@@ -43,7 +43,7 @@ class Waiting:
         if Waiting._line is not None:
             self._outer = Waiting._line.says
             Waiting._line.say(self._what)
-        elif is_possible():
+        elif output.takes_escapes(sys.stderr):
             Waiting._line = self._own = _Line(self._what)
         return self
 
@@ -60,16 +60,26 @@ class Waiting:
         line = Waiting._line
         if line is not None:
             line.erase()
-        output.say_touch(touch)
+        say_touch(touch)
         if line is not None:
             # A pinentry that asks for consent may have this very terminal.
             line.say("" if touch.consent else "waiting for the touch")
 
 
-def is_possible() -> bool:
-    """Whether a terminal is there that reads standard error, and can erase a line."""
-    stream = sys.stderr
-    return stream is not None and stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+_said: set[str] = set()
+
+
+def say_touch(touch: Touch) -> None:
+    """Ask for a touch, on standard error: standard output may be a proof and nothing else.
+
+    A consent is announced when it begins to wait and when its turn comes, and said once.
+    """
+    if touch.consent:
+        if touch.key in _said:
+            return
+        _said.add(touch.key)
+    if sys.stderr is not None:  # closed, print would take standard output
+        print(output.plain(touch), file=sys.stderr, flush=True)
 
 
 class _Line:

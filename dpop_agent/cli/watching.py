@@ -33,11 +33,6 @@ _HOME, _BLANK, _BLANK_REST = "\x1b[H", "\x1b[K", "\n\x1b[J"
 """For writing over the screen line by line: to see an empty one in between would be a flicker."""
 
 
-def is_possible() -> bool:
-    """Whether a terminal is there that can be written over."""
-    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
-
-
 def lines_of_json(agent: AgentClient, seconds: float) -> None:
     """Print a line of JSON at first and for each change, until somebody interrupts it.
 

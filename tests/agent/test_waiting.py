@@ -131,7 +131,7 @@ def test_an_interrupted_wait_leaves_nothing(faulty_token: Faulty, make_agent: Ma
 def test_a_wait_in_another_is_said_in_its_place_and_a_consent_has_the_terminal_for_itself(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dpop_agent.cli.waiting.is_possible", lambda: True)
+    monkeypatch.setattr("dpop_agent.cli.output.takes_escapes", lambda _: True)
     with Waiting("all") as waiting:
         line = Waiting._line
         assert line is not None

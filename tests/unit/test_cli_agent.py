@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import pytest
 
 from dpop_agent import errors, protocol
-from dpop_agent.cli import output
+from dpop_agent.cli import output, waiting
 from dpop_agent.cli.main import main
 from dpop_agent.client import Touch
 from tests import vectors
@@ -347,20 +347,20 @@ def test_a_touch_is_never_asked_for_on_standard_output(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     touch = Touch(key="shop", jkt=JKT, store="yubi\x1bkey")
-    output.say_touch(touch)
+    waiting.say_touch(touch)
     asked = "touch the card of the store yubi?key to sign with shop\n"
     assert capsys.readouterr() == ("", asked)
     monkeypatch.setattr(sys, "stderr", None)  # as it is where it was closed
-    output.say_touch(touch)
+    waiting.say_touch(touch)
     assert capsys.readouterr().out == ""
 
 
 def test_that_a_person_is_asked_is_said_once(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output, "_said", set())
+    monkeypatch.setattr(waiting, "_said", set())
     for _ in ("it waits", "it is asked"):
-        output.say_touch(Touch(key="shop", jkt=JKT, store="yubikey", consent=True))
+        waiting.say_touch(Touch(key="shop", jkt=JKT, store="yubikey", consent=True))
     assert capsys.readouterr().err == "you are being asked whether shop may sign\n"
 
 
