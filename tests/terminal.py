@@ -128,3 +128,8 @@ def at_a_terminal(agent: Agent, *words: str, prompt: str, typed: str) -> tuple[i
 def unlock(agent: Agent, pin: str) -> tuple[int, str]:
     """`dpop-agent unlock` where somebody types a PIN; its status, and all that it showed."""
     return at_a_terminal(agent, "unlock", prompt="PIN of the store", typed=pin)
+
+
+def left(shown: str) -> str:
+    """What still stands on a terminal that was sent this: lines that were erased don't."""
+    return "\n".join(line.split("\r\x1b[K")[-1].rstrip("\r") for line in shown.split("\n"))

@@ -9,23 +9,19 @@ from pathlib import Path
 
 import pytest
 
+from dpop_agent.cli import output, waiting
 from dpop_agent.cli.waiting import Waiting
 from dpop_agent.client import Touch
 from tests.agent.places import until_state
 from tests.faulty import Faulty
 from tests.processes import Agent
-from tests.terminal import Terminal
+from tests.terminal import Terminal, left
 from tests.unit.fake_agent import JKT, TOUCH, FakeAgent
 
 MakeAgent = Callable[..., Agent]
 XTERM = {"TERM": "xterm"}
 SLOW = 2500
 """Milliseconds: more than one second is counted."""
-
-
-def left(shown: str) -> str:
-    """What still stands there: lines that were erased don't."""
-    return "\n".join(line.split("\r\x1b[K")[-1].rstrip("\r") for line in shown.split("\n"))
 
 
 def at_a_terminal(agent: Agent, *words: str, **env: str) -> Terminal:
@@ -75,11 +71,15 @@ def test_in_a_pipe_and_on_a_terminal_that_cant_erase_nothing_is_said(
     assert len(faulty_token.calls("C_GenerateKeyPair")) == 2
 
 
-def test_what_is_quick_says_nothing(agent: Agent) -> None:
+def test_of_what_is_over_before_it_takes_long_nothing_is_said(
+    agent: Agent, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "takes_escapes", lambda _: True)
+    monkeypatch.setattr(waiting, "AFTER_S", 3600)
+    with Waiting("making a key"):
+        assert Waiting._line is not None
+    assert capsys.readouterr().err == ""
     agent.create_key()
-    with at_a_terminal(agent, "key", "set", "default", "--drain", "1d", NO_COLOR="1") as terminal:
-        _, shown = terminal.end()
-    assert "\x1b" not in shown
     with at_a_terminal(agent, "proof", "GET", "https://api.example.com/") as terminal:
         _, shown = terminal.end()
     assert re.fullmatch(r"[A-Za-z0-9_.-]+\r\n", shown)
@@ -131,8 +131,8 @@ def test_an_interrupted_wait_leaves_nothing(faulty_token: Faulty, make_agent: Ma
 def test_a_wait_in_another_is_said_in_its_place_and_a_consent_has_the_terminal_for_itself(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dpop_agent.cli.output.takes_escapes", lambda _: True)
-    with Waiting("all") as waiting:
+    monkeypatch.setattr(output, "takes_escapes", lambda _: True)
+    with Waiting("all") as whole:
         line = Waiting._line
         assert line is not None
         assert line.says[0] == "all"
@@ -140,7 +140,7 @@ def test_a_wait_in_another_is_said_in_its_place_and_a_consent_has_the_terminal_f
             assert Waiting._line is line
             assert line.says[0] == "a part"
         assert line.says[0] == "all"
-        waiting.touch(Touch(key="shop", jkt=JKT, store="work", consent=True))
+        whole.touch(Touch(key="shop", jkt=JKT, store="work", consent=True))
         assert line.says[0] == ""
     assert Waiting._line is None
     assert capsys.readouterr().err == "you are being asked whether shop may sign\n"
