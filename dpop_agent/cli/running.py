@@ -68,6 +68,8 @@ class Beneath:
                     os.kill(pid, number)
             elif (ended := os.waitpid(pid, os.WNOHANG))[0]:
                 signal.setitimer(signal.ITIMER_REAL, 0)
+                if signal.SIGALRM in signal.sigpending():  # it came meanwhile, and would end this
+                    signal.sigwait({signal.SIGALRM})
                 code = os.waitstatus_to_exitcode(ended[1])
                 return code if code >= 0 else SIGNALLED - code
 

@@ -163,10 +163,6 @@ def test_it_fits_eighty_columns_and_begins_with_the_answer(row: Row) -> None:
 # How output may have been pasted
 
 
-def as_it_is(text: str) -> str:
-    return text
-
-
 def from_windows(text: str) -> str:
     return text.replace("\n", "\r\n")
 
