@@ -108,6 +108,7 @@ class _OneLine(argparse.HelpFormatter):
 class _Described(Parser):
     def __init__(self, **settings: Any) -> None:
         super().__init__(formatter_class=_OneLine, **settings)
+        self.color = False  # which Python 3.14 has at a terminal
 
     def format_usage(self) -> str:
         return " ".join(super().format_usage().split()).removeprefix("usage: ")
