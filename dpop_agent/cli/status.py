@@ -12,6 +12,7 @@ from dpop_agent.errors import InvalidParams
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Iterable
     from typing import Any
 
     from dpop_agent.client import AgentClient
@@ -129,57 +130,65 @@ def _reload(args: Namespace) -> int:
 def lines(status: dict[str, Any], path: str) -> list[str]:
     """What there is to know of the agent."""
     get = status.get
+    shown = _about(status, path)
+    if sockets := get("sockets"):
+        names = f"  filtered {_first(sockets, get('sockets_count'))} (see: dpop-agent socket list)"
+        shown += output.facts([names], _VALUE)
+    if leases := get("leases"):
+        names = f"  leases   {_first([*map(_lease, leases)], get('leases_count'))}"
+        shown += output.facts([names], _VALUE)
+    if status.get("forking_pid", 0) is None:
+        shown += output.sentence("the process that starts signers has ended: restart the agent")
+    if stores := get("stores"):
+        shown += ["", *_store_lines(stores), *_to_do(status)]
+        shown += [line for store in stores for line in _unknown(store)]
+    if origins := get("origins"):
+        shown += ["", *output.table(("NONCE", "CLOCK", "ORIGIN"), [*map(_origin, origins)])]
+        shown += _notices(text for origin in origins for text in clock_trouble(origin))
+    return shown
+
+
+def _about(status: dict[str, Any], path: str) -> list[str]:
+    get = status.get
     head = (
         f"dpop-agent {get('agent')}, pid {get('pid')}, started {output.since(get('started'))}, "
         f"{output.many(get('proofs'), 'proof')}"
     )
-    if "ledger" in status:
-        about = [
-            f"{head}, {output.many(get('connections'), 'connection')}",
-            f"  socket   {path}",
-            f"  admin    {paths.admin_socket(path)}",
-            f"  config   {get('config') or '-'}",
-            f"  ledger   {get('ledger')}",
+    if "ledger" not in status:
+        lines = [head, f"  socket   {path}, which gives some keys' proofs alone"]
+        return output.facts(lines, _VALUE)
+    lines = [
+        f"{head}, {output.many(get('connections'), 'connection')}",
+        f"  socket   {path}",
+        f"  admin    {paths.admin_socket(path)}",
+        f"  config   {get('config') or '-'}",
+        f"  ledger   {get('ledger')}",
+    ]
+    return output.facts(lines, _VALUE) + _audit(get("audit"))
+
+
+def _first(names: list[str], count: int | None) -> str:
+    """The names that the agent tells, and how many there are beside."""
+    more = (count or 0) - len(names)
+    return ", ".join(names) + (f" and {more} more" if more > 0 else "")
+
+
+def _to_do(status: dict[str, Any]) -> list[str]:
+    due = status.get("rotations_due") or []
+    destroyed = status.get("destroyed") or []
+    return _notices(
+        [
+            *(f"rotation due: {name}; dpop-agent key rotate {name}" for name in due),
+            *(
+                f"destroyed, its name taken still: {name}; dpop-agent key show {name}"
+                for name in destroyed
+            ),
         ]
-        shown = output.facts(about, _VALUE) + _audit(get("audit"))
-    else:
-        about = [head, f"  socket   {path}, which gives some keys' proofs alone"]
-        shown = output.facts(about, _VALUE)
-    if sockets := get("sockets"):
-        more = (get("sockets_count") or 0) - len(sockets)
-        also = f" and {more} more" if more > 0 else ""
-        names = f"  filtered {', '.join(sockets)}{also} (see: dpop-agent socket list)"
-        shown += output.facts([names], _VALUE)
-    if leases := get("leases"):
-        more = (get("leases_count") or 0) - len(leases)
-        also = f" and {more} more" if more > 0 else ""
-        names = ", ".join(map(_lease, leases))
-        shown += output.facts([f"  leases   {names}{also}"], _VALUE)
-    if status.get("forking_pid", 0) is None:
-        shown += output.sentence("the process that starts signers has ended: restart the agent")
-    stores = get("stores") or []
-    if stores:
-        shown += ["", *_store_lines(stores)]
-        told = [
-            f"rotation due: {name}; dpop-agent key rotate {name}"
-            for name in get("rotations_due") or []
-        ]
-        told += [
-            f"destroyed, its name taken still: {name}; dpop-agent key show {name}"
-            for name in get("destroyed") or []
-        ]
-        shown += [line for text in told for line in output.sentence(text, colour=output.NOTICE)]
-        shown += [line for store in stores for line in _unknown(store)]
-    origins = get("origins") or []
-    if origins:
-        shown += ["", *output.table(("NONCE", "CLOCK", "ORIGIN"), [*map(_origin, origins)])]
-        shown += [
-            line
-            for origin in origins
-            for text in clock_trouble(origin)
-            for line in output.sentence(text, colour=output.NOTICE)
-        ]
-    return shown
+    )
+
+
+def _notices(texts: Iterable[str]) -> list[str]:
+    return [line for text in texts for line in output.sentence(text, colour=output.NOTICE)]
 
 
 def _lease(lease: dict[str, Any]) -> str:
