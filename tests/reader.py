@@ -40,7 +40,8 @@ def follow(shell: Shell, todo: Iterable[Block], asked: dict[str, str]) -> None:
 
 
 def is_shown(expected: str, shown: str) -> bool:
-    """Whether these lines are there, whole and in their order."""
-    lines = [re.escape(line.rstrip()).replace("…", ".*") for line in expected.strip().split("\n")]
+    """Whether these lines are there, whole and in their order; a terminal may have folded them."""
+    lines = [re.escape(line.rstrip()) for line in expected.strip().split("\n")]
+    lines = [line.replace("…", ".*").replace(r"\ ", r"(?: |\n {2,4})") for line in lines]
     pattern = r" *$[\s\S]*?".join(rf"^{line}" for line in lines) + " *$"
     return bool(re.search(pattern, shown.replace("\r", ""), re.M)) or not expected.strip()

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -745,7 +746,11 @@ def test_what_ends_the_command_ends_curl(
             over.wait(30)
         return Reply(200, parts())
 
-    with FakeServer(handle) as server, started(shared_agent, "GET", server.origin) as process:
+    hears_it = partial(signal.signal, number, signal.SIG_DFL)  # nohup would have it ignored
+    with (
+        FakeServer(handle) as server,
+        started(shared_agent, "GET", server.origin, preexec_fn=hears_it) as process,
+    ):
         try:
             assert asked.wait(30)
             if answered:

@@ -179,7 +179,7 @@ def _signs_on_after_a_restart(beside: Beside) -> None:
             (told,) = wire.result("reload")["stores"]
             assert (told["state"], told["signer_pid"]) == ("ready", signer)
             wire.result("proof", **TARGET, key="own")
-    assert "ended" not in agent.log.read_text()
+    assert "signer of store" not in agent.log.read_text()
 
 
 @pytest.mark.parametrize("code", NEVER.values(), ids=NEVER)
