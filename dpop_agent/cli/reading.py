@@ -41,7 +41,9 @@ def text(file: str, wanted: str, *, most: int, shorter: str = "give another file
         raise ConfigurationError("the file's name has a zero byte", hint="give another file") from e
     if len(data) > most:
         raise ConfigurationError(f"{name(file)} has more than {most} bytes", hint=shorter)
-    return data.decode("utf-8", "replace")
+    # PowerShell writes into files what a byte order mark begins.
+    is_utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+    return data.decode("utf-16" if is_utf16 else "utf-8", "replace")
 
 
 def _standard_input(wanted: str, size: int) -> bytes:

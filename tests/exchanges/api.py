@@ -51,6 +51,12 @@ def exchanges(origin: str, issuer: Issuer, keys: Keys, curl: Curl) -> Iterator[E
 
     yield Exchange("without-proof", "no_proof", "the access token alone", get(None))
     yield Exchange(
+        "without-token",
+        "access_token_missing",
+        "the proof alone",
+        curl("GET", uri, [("DPoP", signed())]),
+    )
+    yield Exchange(
         "as-bearer",
         "scheme_bearer",
         "a bound access token as if it were a Bearer one",

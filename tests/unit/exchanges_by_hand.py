@@ -312,6 +312,22 @@ BROKEN: list[Row] = [
     ),
     Row("proof_signature", "Spring", lambda: spring(unsigned(rs()))),
     Row(
+        "access_token_missing",
+        "oidc-provider",
+        lambda: oidc_provider_me(
+            "invalid_request",
+            "no access token provided",
+            rs(),
+            token=None,
+            status="400 Bad Request",
+        ),
+    ),
+    Row(
+        "access_token_missing",
+        "Quarkus",
+        lambda: resource(rs(), token=None, got=(("WWW-Authenticate", "DPoP"),)),
+    ),
+    Row(
         "access_token_not_bound",
         "Auth0",
         lambda: auth0(

@@ -17,7 +17,7 @@ from dpop_agent.client.explaining.messages import (
     split,
     without_query,
 )
-from dpop_agent.client.explaining.redaction import Redaction, is_redacted
+from dpop_agent.client.explaining.redaction import Redaction, is_redacted, is_unfilled
 from dpop_agent.client.refusal import challenges
 from dpop_agent.jose import PUBLIC_MEMBERS, access_token_hash, is_sha256, thumbprint
 
@@ -88,10 +88,11 @@ class Case:
         self.earlier = list(exchanges[:-1])
         self.sources = sources
         self.proofs = proofs_of(self.exchange)
-        self.is_redacted = any(is_redacted(each) for each in self.proofs)
+        self.is_redacted = self.is_unsigned = False
         self.proof: Jws | None = None
-        if len(self.proofs) == 1 and not self.is_redacted:
-            self.proof = jws(self.proofs[0])
+        if len(self.proofs) == 1:
+            self.proof, self.is_unsigned = proof_of(self.proofs[0])
+            self.is_redacted = self.proof is None
         self.jkt = jkt_of(self.proof)
         self.scheme, self.access_token = credentials(self.exchange)
         self.token = jws(self.access_token) if self.access_token else Jws({}, {}, "none")
@@ -117,6 +118,20 @@ class Case:
     @property
     def has_proof(self) -> bool:
         return bool(self.proofs)
+
+    @property
+    def is_unseen(self) -> bool:
+        """Whether there is one proof, and what it says can't be read."""
+        return len(self.proofs) == 1 and (self.proof is None or bool(self.proof.wrong))
+
+    @property
+    def is_left_out(self) -> bool:
+        """Whether there is an access token, which what was given doesn't show."""
+        value = next(iter(self.exchange.sent("Authorization")), "")
+        return self.access_token is None and (
+            (self.scheme in ("dpop", "bearer") and not is_unfilled(value.rpartition(" ")[2]))
+            or is_redacted(value)
+        )
 
     @property
     def url(self) -> str:
@@ -294,6 +309,17 @@ def proofs_of(exchange: Exchange) -> list[str]:
     ]
 
 
+def proof_of(value: str) -> tuple[Jws | None, bool]:
+    """A proof taken apart, and whether its signature alone is left out; None if more of it is."""
+    if not is_redacted(value):
+        return jws(value), False
+    signed, _, signature = value.rpartition(".")
+    if is_redacted(signed) or not is_redacted(signature):
+        return None, False
+    found = jws(f"{signed}.-")
+    return (None, False) if found.wrong else (found, True)
+
+
 def jkt_of(proof: Jws | None) -> str | None:
     """The thumbprint of a proof's key; None where its header has no public key."""
     jwk = None if proof is None else proof.header.get("jwk")
@@ -311,7 +337,7 @@ def credentials(exchange: Exchange) -> tuple[str, str | None]:
     scheme, _, rest = value.strip().partition(" ")
     token = rest.strip()
     if scheme.lower() in ("dpop", "bearer") and token and " " not in token:
-        return scheme.lower(), None if is_redacted(token) else token
+        return scheme.lower(), None if is_redacted(token) or is_unfilled(token) else token
     return scheme.lower(), None
 
 

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from shlex import quote
 from typing import NamedTuple
 
-from dpop_agent.client.explaining.case import SIGNS, Case, date_of, number, proofs_of
-from dpop_agent.client.explaining.messages import PRIVATE_MEMBERS, jws, split
-from dpop_agent.client.explaining.redaction import beginning
+from dpop_agent.client.explaining.case import SIGNS, Case, date_of, jkt_of, number, proofs_of
+from dpop_agent.client.explaining.messages import PRIVATE_MEMBERS, is_jwt, jws, split
+from dpop_agent.client.explaining.redaction import beginning, is_unfilled
 from dpop_agent.client.explaining.said import case_nonce_is_foreign, grant_cause
 from dpop_agent.client.explaining.urls import difference
 from dpop_agent.jose import PUBLIC_MEMBERS
@@ -43,6 +43,13 @@ class Opinion(NamedTuple):
 
 def _opinion(weight: int, summary: str, mend: str, *evidence: tuple[str, str | None]) -> Opinion:
     return Opinion(weight, summary, tuple((of, is_) for of, is_ in evidence if is_), mend)
+
+
+def _by_its_word(case: Case, said: str, of: str, mend: str) -> Opinion | None:
+    """For what the server alone can say, since the proof can't be read in what was given."""
+    if not case.is_unseen:
+        return None
+    return _opinion(0, f"{said}, as the server says.", mend, (of, "can't be seen"))
 
 
 def _anew(case: Case) -> str:
@@ -106,15 +113,26 @@ def several_proofs(case: Case) -> Opinion | None:
     )
 
 
+_IN_FORM = "Make it as RFC 9449 section 4.2 has it; the agent does."
+
+
 def proof_malformed(case: Case) -> Opinion | None:
     proof = case.proof
     if proof is None:
-        return None
+        said = "Something is wrong with the proof's form"
+        return _by_its_word(case, said, "the proof", _IN_FORM)
+    if is_unfilled(case.proofs[0]):
+        return _opinion(
+            94,
+            "The proof is a variable that has no value.",
+            "See why the program has no proof to put there, or one that isn't ready yet.",
+            ("DPoP header", case.redaction.text(case.proofs[0], 60)),
+        )
     wrong = proof.wrong or _wrong_form(proof.header, proof.claims)
     leaked = isinstance(proof.header.get("jwk"), dict) and bool(
         PRIVATE_MEMBERS & proof.header["jwk"].keys()
     )
-    mend = "Make it as RFC 9449 section 4.2 has it; the agent does."
+    mend = _IN_FORM
     if leaked:
         mend = (
             "Never use this key again: whoever saw the request has it. Make another, and put its "
@@ -175,7 +193,9 @@ def _wrong_form(header: object, claims: object) -> str:
 def proof_signature(case: Case) -> Opinion | None:
     if not case.has_proof:
         return None
-    is_signed = case.sources.is_signed(case.proofs[0]) if case.proof else None
+    is_signed = None
+    if case.proof is not None and not case.is_unsigned:
+        is_signed = case.sources.is_signed(case.proofs[0])
     told = {True: "by the key in the header", False: "not by the key in the header", None: None}
     return _opinion(
         91 if is_signed is False else 0,
@@ -195,7 +215,12 @@ def _alg(case: Case) -> str | None:
 def alg_not_accepted(case: Case) -> Opinion | None:
     alg = _alg(case)
     if alg is None:
-        return None
+        return _by_its_word(
+            case,
+            "The server doesn't take the proof's algorithm",
+            "proof's alg",
+            f"Use a key with {_wanted(case.algs)}, which all servers take.",
+        )
     algs = case.algs
     weight = 92 if algs is not None and alg not in algs else 0
     if alg == "none" or alg.startswith("HS"):
@@ -227,12 +252,14 @@ def _wanted(algs: list[str] | None) -> str:
 
 def htm_mismatch(case: Case) -> Opinion | None:
     htm = case.claim("htm")
+    mend = f"Make a proof for each request, with its method as it is sent: {_anew(case)}"
     if not isinstance(htm, str):
-        return None
+        said = "The proof is for another method than the request's"
+        return _by_its_word(case, said, "htm in the proof", mend)
     return _opinion(
         88 if htm != case.exchange.method else 0,
         "The proof is for another method than the request's.",
-        f"Make a proof for each request, with its method as it is sent: {_anew(case)}",
+        mend,
         ("htm in the proof", case.redaction.text(htm, 40)),
         ("method sent", case.redaction.text(case.exchange.method, 40)),
     )
@@ -241,7 +268,13 @@ def htm_mismatch(case: Case) -> Opinion | None:
 def htu_mismatch(case: Case) -> Opinion | None:
     htu = case.claim("htu")
     if not isinstance(htu, str):
-        return None
+        return _by_its_word(
+            case,
+            "The proof is for another URL than the request's",
+            "htu in the proof",
+            "Make the proof for the URL that the client requests; if it was, a proxy before the "
+            f"server has another: {_anew(case)}",
+        )
     found = difference(htu, case.url)
     shown = (
         ("htu in the proof", case.redaction.url(htu)),
@@ -272,21 +305,33 @@ def htu_mismatch(case: Case) -> Opinion | None:
 def _unseen_htu(case: Case, shown: tuple[tuple[str, str], ...]) -> Opinion:
     """The client did it right: the server sees another URL."""
     names = server_names(case)
-    is_escaped = "%" in split(case.url)[2]
     hint = "a proxy before the server may change scheme, host, port or path"
-    if names:
-        hint = f"the server calls itself {case.redaction.url(names[0])}"
-    elif is_escaped:
-        hint = "the path has escapes, which some servers decode before they compare"
-    return _opinion(
-        45 if names else 0,
-        "The server expects another htu than the URL of the request: it sees itself elsewhere.",
+    said = "The server expects another htu than the URL of the request: it sees itself elsewhere."
+    mend = (
         "Have the proxy pass on X-Forwarded-Proto, -Host, -Port and -Prefix (or Forwarded), and "
         "the server trust them; or request the server by the URL that it knows itself by, which "
-        "its metadata name.",
+        "its metadata name."
+    )
+    if names:
+        hint = f"the server calls itself {case.redaction.url(names[0])}"
+    if "%" in split(case.url)[2] and all(_is_same_host(name, case.url) for name in names):
+        hint = "the path has escapes, which some servers (Okta, Nimbus) decode before they compare"
+        said = "The server expects another htu than the URL of the request."
+        mend = (
+            "Ask for it by a path without escapes, such as its id; or make the proof for the path "
+            "as the server decodes it. If neither helps, it is a proxy that changes the URL."
+        )
+    return _opinion(
+        45 if names else 0,
+        said,
+        mend,
         *shown,
         ("what differs", f"nothing that can be seen here: {hint}"),
     )
+
+
+def _is_same_host(name: str, url: str) -> bool:
+    return split(name)[1].lower() == split(url)[1].lower()
 
 
 def server_names(case: Case) -> list[str]:
@@ -309,11 +354,17 @@ def server_names(case: Case) -> list[str]:
     ]
 
 
+_IN_TIME = (
+    "Make the proof right before it is sent, and a new one for each attempt; if it was, set the "
+    "clock of the machine that signs (dpop-agent doctor looks at it)."
+)
+
+
 def iat_old(case: Case) -> Opinion | None:
     age, weight = case.age_s, 0
     iat = number(case.claim("iat"))
     if iat is None:
-        return None
+        return _by_its_word(case, "The proof is too old", "iat in the proof", _IN_TIME)
     if age is not None and age > OLD_S:
         weight = 75
     elif age is not None and age > OLD_FOR_SOME_S:
@@ -324,8 +375,7 @@ def iat_old(case: Case) -> Opinion | None:
     return _opinion(
         weight,
         "The proof is too old for the server.",
-        "Make the proof right before it is sent, and a new one for each attempt; if it was, set "
-        "the clock of the machine that signs (dpop-agent doctor looks at it).",
+        _IN_TIME,
         ("iat in the proof", since or _age(case)),
         ("made by the agent", _recorded(case)),
     )
@@ -347,8 +397,10 @@ def _recorded(case: Case) -> str | None:
 
 def iat_ahead(case: Case) -> Opinion | None:
     age, weight = case.age_s, 0
+    mend = "Set the clock of the machine that signs; dpop-agent doctor looks at it."
     if case.claim("iat") is None:
-        return None
+        said = "The proof is dated ahead of the server's clock"
+        return _by_its_word(case, said, "iat in the proof", mend)
     if age is not None and -age > AHEAD_S:
         weight = 76
     elif age is not None and -age > AHEAD_FOR_SOME_S:
@@ -356,15 +408,17 @@ def iat_ahead(case: Case) -> Opinion | None:
     return _opinion(
         weight,
         "The proof is dated ahead of the server's clock.",
-        "Set the clock of the machine that signs; dpop-agent doctor looks at it.",
+        mend,
         ("iat in the proof", _age(case)),
     )
 
 
 def jti_seen(case: Case) -> Opinion | None:
     jti = case.claim("jti")
+    mend = "Make a new proof, with a new jti, for each request: for retries and redirects too."
     if not isinstance(jti, str):
-        return None
+        said = "The server has seen this proof before"
+        return _by_its_word(case, said, "jti in the proof", mend)
     before = [
         each
         for each in case.earlier
@@ -375,7 +429,7 @@ def jti_seen(case: Case) -> Opinion | None:
     return _opinion(
         weight,
         "The server has seen this proof before.",
-        "Make a new proof, with a new jti, for each request: for retries and redirects too.",
+        mend,
         ("jti in the proof", beginning(jti)),
         ("sent before", f"{len(before)} times in this output" if before else None),
         ("made by the agent", _recorded(case)),
@@ -391,10 +445,12 @@ def nonce_missing(case: Case) -> Opinion | None:
     offered = case.offered_nonce
     return _opinion(
         65 if "use_dpop_nonce" in case.errors else 0,
-        "The server wants its nonce in the proof, and there is none.",
+        "The server wants its nonce in the proof, and there is none."
+        if not case.is_unseen
+        else "The server wants its nonce in the proof: there is none in it, or an old one.",
         "Send the request once more, with a new proof that has the DPoP-Nonce of this response; "
         "the agent's clients do that by themselves.",
-        ("nonce in the proof", "none"),
+        ("nonce in the proof", "can't be seen" if case.is_unseen else "none"),
         ("DPoP-Nonce", _given(offered)),
     )
 
@@ -538,19 +594,56 @@ def access_token_of_another_key(case: Case) -> Opinion | None:
             "Get a new access token with this key: the one that this one is bound to isn't known "
             "to the agent here."
         )
+    is_unknown = case.is_opaque or case.is_left_out
     return _opinion(
-        83 if shown else 25 if bound is None and case.is_opaque else 0,
+        83 if shown else 25 if bound is None and is_unknown else 0,
         "The access token is bound to another key than the proof's."
         if shown
         else "The access token may be bound to another key than the proof's.",
         mend,
-        ("access token's key", case.name(bound) if bound else "can't be seen: it is opaque"),
+        ("access token's key", case.name(bound) if bound else _unseen_key(case)),
         ("proof's key", case.name(jkt) if jkt or signer else None),
     )
 
 
+def _unseen_key(case: Case) -> str:
+    return f"can't be seen: it is {'left out' if case.is_left_out else 'opaque'}"
+
+
+def access_token_missing(case: Case) -> Opinion | None:
+    """A proof alone, or an Authorization header that has no access token in it."""
+    if case.is_token_request or case.access_token or case.exchange.status not in (400, 401):
+        return None
+    value = next(iter(case.exchange.sent("Authorization")), "").strip()
+    token = value.rpartition(" ")[2]
+    mend = "Send Authorization: DPoP and the access token, beside the proof."
+    if is_unfilled(token):
+        return _opinion(
+            93,
+            "The access token is a variable that has no value.",
+            mend,
+            ("Authorization", case.redaction.text(value, 60)),
+        )
+    if is_jwt(token) and case.scheme not in ("dpop", "bearer"):
+        return _opinion(
+            90,
+            "The Authorization header has an access token, and not the scheme DPoP before it.",
+            mend,
+            ("Authorization", "a JWT, without DPoP before it"),
+        )
+    if value or not case.has_proof:
+        return None
+    return _opinion(
+        82 if case.exchange.status == 401 or case.challenges else 0,
+        "The request has a proof, and no access token.",
+        mend,
+        ("Authorization", "none"),
+        ("DPoP header", "one"),
+    )
+
+
 def access_token_invalid(case: Case) -> Opinion | None:
-    if not case.access_token:
+    if not case.access_token and not case.is_left_out:
         return None
     expired = _expired(case)
     return _opinion(
@@ -559,7 +652,7 @@ def access_token_invalid(case: Case) -> Opinion | None:
         if expired
         else "The access token isn't valid (any more): expired, revoked, or another server's.",
         "Get a new access token; renew it with the key that the grant was made with.",
-        ("access token", expired or ("opaque" if case.is_opaque else _said_of_token(case))),
+        ("access token", expired or _said_of_token(case)),
     )
 
 
@@ -578,6 +671,8 @@ def _expired(case: Case) -> str | None:
 
 def _said_of_token(case: Case) -> str:
     """Issuer and audience of a JWT access token: another API's is as invalid as an old one."""
+    if case.is_opaque or case.is_left_out:
+        return "opaque" if case.is_opaque else "left out in what was given"
     claims = case.token.claims
     shown = [f"{name} {claims[name]}" for name in ("iss", "aud") if name in claims]
     return case.redaction.text(f"a JWT, {', '.join(shown)}" if shown else "a JWT", 120)
@@ -587,18 +682,25 @@ def ath_missing(case: Case) -> Opinion | None:
     if not case.has_proof or case.claim("ath") is not None or case.is_token_request:
         return None
     return _opinion(
-        86 if case.scheme == "dpop" and case.proof and not case.proof.wrong else 0,
+        86 if case.scheme == "dpop" and not case.is_unseen and case.proof else 0,
         "The proof has no ath, though an access token goes along.",
         f"Put the access token's hash into the proof: {_anew(case)}",
-        ("ath in the proof", "none"),
+        ("ath in the proof", "can't be seen" if case.is_unseen else "none"),
         ("access token's", case.ath),
     )
 
 
 def ath_mismatch(case: Case) -> Opinion | None:
     ath = case.claim("ath")
-    if ath is None or case.is_token_request:
+    if case.is_token_request:
         return None
+    if ath is None:
+        return _by_its_word(
+            case,
+            "The proof is for another access token than the one presented",
+            "ath in the proof",
+            f"Make the proof for the access token that is sent: {_anew(case)}",
+        )
     shown = case.ath is not None and ath != case.ath
     return _opinion(
         85 if shown else 0,
@@ -614,7 +716,7 @@ def ath_mismatch(case: Case) -> Opinion | None:
 
 
 def ath_unexpected(case: Case) -> Opinion | None:
-    if case.claim("ath") is None or case.access_token:
+    if case.claim("ath") is None or case.access_token or case.is_left_out:
         return None
     return _opinion(
         60 if case.is_token_request else 0,
@@ -656,12 +758,15 @@ def _grant(case: Case, cause: str) -> Opinion | None:
     if case.grant not in ("", of_this) or (case.is_pushed and not is_code):
         return None
     wanted = case.form.get("dpop_jkt") or _asked_for(case)
+    granted = None if is_code else _granted(case)
     weight = 0
     if "invalid_grant" in case.errors:
         weight = 50 if grant_cause(case) == cause else 30
     elif case.grant == of_this or case.is_pushed:
         weight = 32  # what is left where the error is one for everything
     if is_code and wanted is not None and case.jkt is not None and wanted != case.jkt:
+        weight = 89
+    if granted is not None and case.jkt is not None and granted != case.jkt and weight:
         weight = 89
     told = None
     if not case.grant and not case.is_pushed:
@@ -680,9 +785,19 @@ def _grant(case: Case, cause: str) -> Opinion | None:
         "bound to it, RFC 9449 section 5). Don't try others: some servers end the session.",
         ("proof's key", case.name(case.jkt) if case.jkt else None),
         ("dpop_jkt", case.name(wanted) if is_code and wanted else None),
+        ("grant's key", case.name(granted) if granted else None),
         ("other keys here", case.redaction.text(", ".join(others[:4])) or None),
         ("request's body", told),
     )
+
+
+def _granted(case: Case) -> str | None:
+    """The key of the proof with which a refresh token was got, in what was given."""
+    for each in reversed(case.earlier):
+        got = each.answer.get("refresh_token")
+        if got and case.form.get("refresh_token", got) == got and len(proofs_of(each)) == 1:
+            return jkt_of(jws(proofs_of(each)[0]))
+    return None
 
 
 def _asked_for(case: Case) -> str | None:
@@ -696,7 +811,8 @@ def assertion_key(case: Case) -> Opinion | None:
     kid = assertion.header.get("kid")
     is_same = kid is not None and kid == case.jkt
     weight = 0
-    if "invalid_client" in case.errors and case.scheme != "basic":
+    has_none = case.form.keys() >= {"grant_type"} and "client_assertion" not in case.form
+    if "invalid_client" in case.errors and case.scheme != "basic" and not has_none:
         weight = 55
     if is_same:
         weight = 85
@@ -774,6 +890,7 @@ JUDGES: dict[str, Callable[[Case], Opinion | None]] = {
         ath_missing,
         ath_mismatch,
         ath_unexpected,
+        access_token_missing,
         access_token_not_bound,
         access_token_of_another_key,
         access_token_invalid,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import dataclass, field
+from html import unescape
 
 from dpop_agent.client.explaining.messages import Exchange, Unreadable
 from dpop_agent.proof import TCHAR
@@ -21,8 +22,16 @@ MAX_COMMANDS = 64
 MAX_LINE = 64 * 1024
 """Characters of a line; a header has less, and a body that has more says nothing of DPoP."""
 
+FULL_LINES, NARROWEST, WIDEST = 3, 40, 300
+"""Lines of one length, the longest, from which on a terminal of these columns broke them."""
+
+MAX_BROKEN = 100
+"""Lines that a header between quotation marks goes on in, at most."""
+
 # curl's --trace-time and --trace-ids, which -vv means too.
 _STAMP = re.compile(r"\s*\d\d:\d\d:\d\d\.\d+ (?:\[[0-9x-]+\] )?(?=[*<>{}])")
+_ESCAPED = re.compile(r"^[ \t]*&[gl]t; ?\S", re.MULTILINE)
+_COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _QUOTED = re.compile(r"\s*> ?[<>] ")
 _REQUEST = re.compile(rf"([{TCHAR}]{{1,32}}) (\S+) (HTTP/[0-9.]+)\s*")
 _STATUS = re.compile(r"HTTP/[0-9.]+ ([1-5][0-9]{2})(?:\s.*)?")
@@ -82,6 +91,11 @@ class _Recorded:
             request_body=None if sent is None else sent.encode("utf-8", "replace"),
             response_body=got.encode("utf-8", "replace") if got else None,
         )
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a quotation mark of the last header isn't closed: a line break is in it."""
+        return bool(self.response_headers) and self.response_headers[-1][1].count('"') % 2 == 1
 
     @property
     def _url(self) -> str:
@@ -161,27 +175,45 @@ def _lines(text: str) -> list[tuple[int, str]]:
     With their numbers, as an editor counts: what a carriage return parts is one line there.
     """
     found: list[tuple[int, str]] = []
-    whole = text[:MAX_INPUT].removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
+    whole = _COLOUR.sub("", text[:MAX_INPUT].removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}"))
+    if _ESCAPED.search(whole):
+        whole = unescape(whole)
     lines = [
         (number, part[:MAX_LINE].expandtabs(1))
         for number, line in enumerate(whole.split("\n"), 1)
         for part in line.removesuffix("\r").split("\r")
     ]
+    lines = _unwrapped(lines)
     is_quoted = any(_QUOTED.match(line) for _, line in lines)  # as in a mail
     for number, line in lines:
         own = line.lstrip().removeprefix(">").removeprefix(" ") if is_quoted else line
-        own = _STAMP.sub("", own, count=1)
+        if stamp := _STAMP.match(own):
+            own = own[stamp.end() :]
         bare = _PROGRESS.sub("", own, count=1) if _PROGRESS.match(own) else own
         if bare != own and not bare.strip():
             continue
         trimmed = bare.strip()
-        for escaped, char in (("&gt;", ">"), ("&lt;", "<")):
-            if trimmed.startswith(escaped):
-                trimmed = char + trimmed.removeprefix(escaped)
         if _MARKED.fullmatch(trimmed):
             found.append((number, trimmed))
         else:
             found.append((number, bare.rstrip()))
+    return found
+
+
+def _unwrapped(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    """Lines as they were before a terminal broke them at its width, and somebody copied that."""
+    width = max((len(line) for _, line in lines), default=0)
+    full = sum(len(line) == width for _, line in lines)
+    if full < FULL_LINES or not NARROWEST <= width <= WIDEST:
+        return lines
+    found: list[tuple[int, str]] = []
+    is_broken = False
+    for number, line in lines:
+        if is_broken and len(found[-1][1]) < MAX_LINE and not _MARKED.match(line):
+            found[-1] = (found[-1][0], found[-1][1] + line)
+        else:
+            found.append((number, line))
+        is_broken = len(line) == width
     return found
 
 
@@ -218,12 +250,15 @@ class _Curl:
         self._schemes: dict[str, str] = {}
         self._host = ""
         self._whole_url = ""
+        self._broken = 0  # lines that the header being read goes on in
 
     def take(self, number: int, line: str) -> None:
         marked = _MARKED.fullmatch(line)
         if marked is None:
             self._unmarked(line)
-        elif marked[1] == "*":
+            return
+        self._broken = 0
+        if marked[1] == "*":
             self._in = ""
             self._told(line)
         elif marked[1] == ">":
@@ -297,14 +332,12 @@ class _Curl:
     def _unmarked(self, line: str) -> None:
         if _DATA.fullmatch(line.strip()):
             return
-        if self._in and self._found and _CONTINUED.fullmatch(line.strip()):
-            # A terminal's own line break, in the middle of a header.
-            last = self._found[-1]
-            headers = last.request_headers if self._in == ">" else last.response_headers
-            if headers and len(headers[-1][1]) < MAX_LINE:
-                name, value = headers.pop()
-                headers.append((name, value + line.strip()))
-                return
+        # A terminal's own line break, in the middle of a header.
+        is_broken = self._in and self._found and _CONTINUED.fullmatch(line.strip())
+        if is_broken and self._continue(line.strip()):
+            return
+        if self._is_in_quotes(line) and self._continue(f" {line.strip()}"):
+            return
         text, told = line, ""
         if after := _AFTER_BODY.search(line):
             text, told = line[: after.start()], line[after.start() :]
@@ -316,6 +349,21 @@ class _Curl:
             self._found[-1].body.append(text)
         if told:
             self._told(told)
+
+    def _is_in_quotes(self, line: str) -> bool:
+        """Whether a line goes on in the middle of what a challenge has between quotation marks."""
+        is_short = self._broken < MAX_BROKEN and self._in == "<" and bool(line.strip())
+        return is_short and bool(self._found) and self._found[-1].is_open
+
+    def _continue(self, rest: str) -> bool:
+        last = self._found[-1]
+        headers = last.request_headers if self._in == ">" else last.response_headers
+        if not headers or len(headers[-1][1]) >= MAX_LINE:
+            return False
+        name, value = headers.pop()
+        headers.append((name, value + rest))
+        self._broken += 1
+        return True
 
 
 def _of_messages(lines: list[str]) -> list[_Recorded]:

@@ -23,18 +23,34 @@ _HARMLESS_FIELDS = frozenset(
         *("token_type_hint", "code_challenge_method", "dpop_jkt", "response_mode", "client_id"),
         *("redirect_uri", "resource", "audience", "error", "error_description", "expires_in"),
         *("iss", "requested_token_type", "subject_token_type", "login_hint", "error_uri"),
+        *("message", "detail", "errorsummary", "errorcode", "title", "status", "path"),
     }
 )
 _REDACTED = re.compile(
     r"(?:[A-Za-z]+\s+)?[\[<({*]*\s*(?:redacted|hidden|removed|masked|secret|x{3,}|\*{3,}|\.{3,}|…+|-+"
-    r"|snip(?:ped)?|token|proof|jwt|access[ _-]?token)\s*[\])}>*]*\.*",
+    r"|snip(?:ped)?|token|proof|jwt|access[ _-]?token|omitted|elided|cut|sig(?:nature)?)"
+    r"\s*[\])}>*]*\.*",
     re.IGNORECASE,
+)
+# What no JWT and no access token has (RFC 9110's token68), and people put for what they leave out.
+_MARKS = re.compile(r"[<>\[\](){}*•█]|…|\.{3}")
+_UNFILLED = re.compile(
+    r"\$\w+|\$?\{\{?[^{}]*\}?\}|\$\([^()]*\)|%\w+%|\[object \w+\]|undefined|null|none|nil"
 )
 
 
 def is_redacted(value: str) -> bool:
-    """Whether somebody put something else in a secret's place, or cut it off."""
-    return _REDACTED.fullmatch(value.strip()) is not None or value.rstrip().endswith((CUT, "..."))
+    """Whether somebody put something else in a secret's place, or in a part's of it, or cut it."""
+    if is_unfilled(value):
+        return False
+    return _MARKS.search(value) is not None or any(
+        _REDACTED.fullmatch(part.strip()) for part in (value, *value.split("."))
+    )
+
+
+def is_unfilled(value: str) -> bool:
+    """Whether it is what a program sends where a variable had no value."""
+    return _UNFILLED.fullmatch(value.strip().lower()) is not None
 
 
 class Redaction:

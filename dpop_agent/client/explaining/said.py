@@ -11,6 +11,9 @@ import time
 
 from dpop_agent.client.explaining.case import Case, number
 
+FOREIGN = 1.5
+"""How much longer one of two nonces is that different servers gave."""
+
 _CLAIM = r"\b(?:jti|htm|htu|iat|jwk|typ)\b"
 
 _WORDS = [
@@ -29,6 +32,12 @@ _WORDS = [
             r"|expect\w+ authorization header with dpop|expected .?dpop.? scheme"
             r"|bearer scheme cannot|with (?:the )?bearer|bearer token not allowed"
             r"|must be provided via an authorization header",
+        ),
+        (
+            "access_token_missing",
+            r"(?:no|missing) (?:access token|authorization header)"
+            r"|(?:access token|authorization header) (?:is )?(?:missing|required|not provided)"
+            r"(?! \w+ scope)",
         ),
         (
             "access_token_not_bound",
@@ -188,7 +197,11 @@ def case_nonce_is_foreign(case: Case) -> bool:
     if givers:
         return here not in givers
     offered = case.offered_nonce
-    return isinstance(nonce, str) and offered is not None and len(offered) != len(nonce)
+    if not isinstance(nonce, str) or offered is None:
+        return False
+    # A server's nonces are of one form, more or less: an old one isn't of another.
+    shorter, longer = sorted((len(nonce), len(offered)))
+    return longer >= FOREIGN * shorter
 
 
 def iat_cause(case: Case) -> str:
@@ -220,7 +233,7 @@ def grant_cause(case: Case) -> str:
     """What a token request presents, as far as it can be seen."""
     if case.grant == "refresh_token":
         return "refresh_token_of_another_key"
-    if case.grant == "authorization_code" or case.is_pushed:
+    if case.grant == "authorization_code" or case.is_pushed or re.search(r"\bcode\b", case.words):
         return "code_of_another_key"
     length = next(iter(case.exchange.sent("Content-Length")), "")
     if length.isdecimal() and SHORTEST_CODE_REQUEST <= int(length) <= LONGEST_CODE_REQUEST:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from dpop_agent.client.explaining.case import Case, Sources
@@ -32,6 +33,9 @@ _LEFT = {
     "invalid_grant": {"jti_seen": 16},
 }
 _OF_THE_TOKEN = ("access_token_invalid", "access_token_of_another_key", "access_token_not_bound")
+
+_OF_ACCESS = re.compile(r"dpop|proof|jwt|access.?token|bearer|unauthori[sz]ed")
+"""What an API speaks of that refuses access, whatever status it has."""
 
 _ELSEWHERE = frozenset({404, 405, 406, 409, 410, 411, 412, 413, 414, 415, 422, 429})
 """Statuses of what comes after authentication."""
@@ -97,7 +101,11 @@ def _leaves_open(case: Case) -> bool:
     if case.exchange.status not in (400, 401, 403):
         return False
     if not case.errors:
-        return case.exchange.status == 401 or (case.exchange.status == 400 and case.has_proof)
+        # An API refuses with 400 and JSON what it checks after the proof.
+        is_apis = bool(case.answer) and not _OF_ACCESS.search(case.words)
+        return case.exchange.status == 401 or (
+            case.exchange.status == 400 and case.has_proof and not is_apis
+        )
     return not _UNSPECIFIC.isdisjoint(case.errors)
 
 
@@ -122,7 +130,9 @@ def _notes(case: Case, findings: list[Finding]) -> list[str]:
             "what the access token is bound to, and whether it is still good: it is opaque, and "
             "the authorization server alone can say (introspection, RFC 7662)."
         )
-    if case.scheme in ("dpop", "bearer") and not case.access_token:
+    if case.is_unsigned:
+        notes.append("whether the proof's signature is good: it is left out in what was given.")
+    if case.is_left_out:
         notes.append("the access token: it is left out in what was given.")
     if case.exchange.url.startswith("//") and "htu_mismatch" in causes:
         notes.append("whether it was http or https: curl's lines about the connection are missing.")
