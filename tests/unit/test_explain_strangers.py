@@ -85,3 +85,21 @@ def typed(
     status = main(["explain", *options])
     printed = capsys.readouterr()
     return status, printed.out + printed.err
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("milliseconds", "The proof's iat is in milliseconds."),
+        ("header-name", "a proof is in DPoP-Proof"),
+        ("padded", "in base64 with =, + or /"),
+        ("undefined", "DPoP header undefined"),
+        ("bearer-issued", "it came with token_type Bearer"),
+        ("okta-escape", "the path has escapes"),
+        ("op-refresh-two", "grant's key"),
+        ("kong-ath", '401: "Unauthorized"'),
+    ],
+)
+def test_what_shows_the_cause_is_said(name: str, words: str) -> None:
+    case = next(each for each in BROKEN if each.name == name)
+    assert words in " ".join(str(explain(case)).split())

@@ -28,6 +28,12 @@ OLD_FOR_SOME_S = 10
 AHEAD_FOR_SOME_S = 2
 """The same at the strictest; a Date has whole seconds, and a request takes some."""
 
+MILLISECONDS = 10**11
+"""From here on it is milliseconds since 1970 that a time counts: as seconds, that is year 5138."""
+
+MAX_NAME = 32
+"""Characters that are shown of a variable's name."""
+
 _UNIVERSAL = "ES256"
 """The one algorithm that every server takes."""
 
@@ -78,7 +84,8 @@ def no_proof(case: Case) -> Opinion | None:
             ("DPoP header", "one, in the request"),
         )
     weight = 0
-    if case.scheme == "dpop":
+    misplaced = next((n for n, v in case.exchange.request_headers if _is_proof(v)), None)
+    if case.scheme == "dpop" or misplaced:
         weight = 93
     elif is_token and {"invalid_grant", "invalid_request", "invalid_dpop_proof"} & {*case.errors}:
         weight = 70
@@ -86,13 +93,20 @@ def no_proof(case: Case) -> Opinion | None:
         weight = 60
     return _opinion(
         weight,
-        "The request has no proof."
+        "The proof is in another header than DPoP."
+        if misplaced
+        else "The request has no proof."
         if case.access_token or is_token or case.scheme
         else "The request has neither an access token nor a proof.",
         f"Send a DPoP header, with a new proof for each request: {_anew(case)}",
         ("DPoP header", "none"),
+        ("a proof is in", misplaced and case.redaction.text(misplaced, 40)),
         ("Authorization", _authorization(case)),
     )
+
+
+def _is_proof(value: str) -> bool:
+    return is_jwt(value) and jws(value).header.get("typ") == "dpop+jwt"
 
 
 def _authorization(case: Case) -> str | None:
@@ -126,7 +140,7 @@ def proof_malformed(case: Case) -> Opinion | None:
             94,
             "The proof is a variable that has no value.",
             "See why the program has no proof to put there, or one that isn't ready yet.",
-            ("DPoP header", case.redaction.text(case.proofs[0], 60)),
+            ("DPoP header", case.proofs[0][:MAX_NAME]),
         )
     wrong = proof.wrong or _wrong_form(proof.header, proof.claims)
     leaked = isinstance(proof.header.get("jwk"), dict) and bool(
@@ -401,6 +415,14 @@ def iat_ahead(case: Case) -> Opinion | None:
     if case.claim("iat") is None:
         said = "The proof is dated ahead of the server's clock"
         return _by_its_word(case, said, "iat in the proof", mend)
+    iat = number(case.claim("iat"))
+    if iat is not None and iat > MILLISECONDS:
+        return _opinion(
+            90,
+            "The proof's iat is in milliseconds.",
+            "Give iat in seconds since 1970 (RFC 7519 section 2): divide it by 1000.",
+            ("iat in the proof", f"{iat:.0f}"),
+        )
     if age is not None and -age > AHEAD_S:
         weight = 76
     elif age is not None and -age > AHEAD_FOR_SOME_S:
@@ -565,7 +587,14 @@ def access_token_not_bound(case: Case) -> Opinion | None:
         "Get an access token with a proof in the token request; the answer's token_type is DPoP "
         "then. If it was there, the client isn't allowed DPoP at the authorization server.",
         ("access token", "a JWT without cnf.jkt" if not case.is_opaque else "opaque"),
+        ("it came with", _token_type(case)),
     )
+
+
+def _token_type(case: Case) -> str | None:
+    if case.issued is None:
+        return None
+    return case.redaction.text(f"token_type {case.issued.answer.get('token_type')}", 40)
 
 
 def access_token_of_another_key(case: Case) -> Opinion | None:
@@ -622,7 +651,7 @@ def access_token_missing(case: Case) -> Opinion | None:
             93,
             "The access token is a variable that has no value.",
             mend,
-            ("Authorization", case.redaction.text(value, 60)),
+            ("Authorization", f"{case.scheme} {token[:MAX_NAME]}"),
         )
     if is_jwt(token) and case.scheme not in ("dpop", "bearer"):
         return _opinion(

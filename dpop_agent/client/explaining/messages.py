@@ -142,7 +142,10 @@ def jws(text: str) -> Jws:
         try:
             read.append(json_object(b64url_decode(part)))
         except ValueError:
-            wrong = wrong or f"has {what} that can't be read as base64url and JSON"
+            is_base64 = not {*"=+/"}.isdisjoint(part)
+            form = "base64 with =, + or /, and a JWT has base64url without them"
+            cant = f"has {what} that can't be read as base64url and JSON"
+            wrong = wrong or (f"has {what} in {form}" if is_base64 else cant)
             read.append({})
     if not wrong and not parts[2]:
         wrong = "has no signature"
