@@ -22,6 +22,13 @@ MAX_COMMANDS = 64
 MAX_LINE = 64 * 1024
 """Characters of a line; a header has less, and a body that has more says nothing of DPoP."""
 
+# What CI's logs, containers' logs and numbered listings begin each line with.
+_PREFIXES = (
+    re.compile(r"^\d{4}-\d\d-\d\d[T ][\d:.,]{1,20}(?:Z|[+-]\d\d:?\d\d)?(?: |$)"),
+    re.compile(r"^[\w.-]{1,60} {1,60}\|(?: |$)"),
+    re.compile(r"^ {0,8}\d{1,6}[:|]?(?: |$)"),
+)
+
 FULL_LINES, NARROWEST, WIDEST = 3, 40, 300
 """Lines of one length, the longest, from which on a terminal of these columns broke them."""
 
@@ -183,7 +190,7 @@ def _lines(text: str) -> list[tuple[int, str]]:
         for number, line in enumerate(whole.split("\n"), 1)
         for part in line.removesuffix("\r").split("\r")
     ]
-    lines = _unwrapped(lines)
+    lines = _unwrapped(_without_prefix(lines))
     is_quoted = any(_QUOTED.match(line) for _, line in lines)  # as in a mail
     for number, line in lines:
         own = line.lstrip().removeprefix(">").removeprefix(" ") if is_quoted else line
@@ -198,6 +205,15 @@ def _lines(text: str) -> list[tuple[int, str]]:
         else:
             found.append((number, bare.rstrip()))
     return found
+
+
+def _without_prefix(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    """Lines without what a log or a listing has before each of them."""
+    told = [line for _, line in lines if line.strip()]
+    for prefix in _PREFIXES:
+        if told and all(map(prefix.match, told)):
+            return [(number, prefix.sub("", line, count=1)) for number, line in lines]
+    return lines
 
 
 def _unwrapped(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:

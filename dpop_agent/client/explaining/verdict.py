@@ -37,8 +37,8 @@ _OF_THE_TOKEN = ("access_token_invalid", "access_token_of_another_key", "access_
 _OF_ACCESS = re.compile(r"dpop|proof|jwt|access.?token|bearer|unauthori[sz]ed")
 """What an API speaks of that refuses access, whatever status it has."""
 
-_ELSEWHERE = frozenset({404, 405, 406, 409, 410, 411, 412, 413, 414, 415, 422, 429})
-"""Statuses of what comes after authentication."""
+_ELSEWHERE = frozenset({404, 405, 406, 409, 410, 411, 412, 413, 414, 415, 422, 429, 502, 503, 504})
+"""Statuses of what comes after authentication, or of a gateway that reached no server."""
 
 
 def explained(exchanges: Sequence[Exchange], sources: Sources | None = None) -> Explanation:

@@ -81,6 +81,20 @@ def two_challenges(h: Hop) -> str:
     return curl_8(h).replace("< www-authenticate: ", '< www-authenticate: Bearer realm="api"\n< www-authenticate: ')
 
 
+def in_ci(h: Hop) -> str:
+    """As a log of CI has it."""
+    return "".join(f"2026-09-21T14:13:20.1234567Z {x}\n" for x in curl_1(h).splitlines())
+
+
+def in_a_container(h: Hop) -> str:
+    return "".join(f"app-1  | {x}\n" for x in curl_1(h).splitlines())
+
+
+def numbered(h: Hop) -> str:
+    """As a listing with its lines' numbers has it."""
+    return "".join(f"{i:4} {x}\n" for i, x in enumerate(curl_1(h).splitlines(), 1))
+
+
 def broken() -> list[Case]:
     bound, other, loose = at(), at("other"), at(None)
     token = f"{OP}/token"
@@ -137,6 +151,9 @@ def broken() -> list[Case]:
         ("api-key", "no_proof", coloured, api("DPoP proof required", None, code="invalid_token")),
         ("private-rsa", "alg_not_accepted", raw_absolute, api("Unsupported algorithm", mine(API, "GET", token=loose, alg="RS256"), www='DPoP error="invalid_dpop_proof", error_description="Unsupported algorithm", algs="ES256 ES384"')),
         ("silent-500", "server_error proof_malformed", curl_768, hop("POST", token, "500 Internal Server Error", form=CC, dpop=mine(token), json_={"error": "server_error", "error_description": "oops! something went wrong"})),
+        ("ci", "htu_mismatch", in_ci, api("Invalid htu", mine(API + "x", "GET", token=bound))),
+        ("container", "scheme_bearer", in_a_container, hop("GET", API, "401 Unauthorized", auth=f"Bearer {bound}", www="DPoP")),
+        ("numbered", "no_proof", numbered, api("DPoP header required", None)),
         ("vi", "jti_seen", curl_i, api("jti already used", fine)),
     ]
     return [Case(n, c, s, h if isinstance(h, list) else [h]) for n, c, s, h in rows]
@@ -150,6 +167,9 @@ def good() -> list[Case]:
         return hop("GET", API, status, auth=f"DPoP {bound}", dpop=fine, **more)  # type: ignore[arg-type]
 
     rows: list[tuple[str, Shown, Hop | list[Hop]]] = [
+        ("ci-ok", in_ci, api("200 OK", json_={"ok": True})),
+        ("numbered-ok", numbered, api("404 Not Found", json_={"ok": False})),
+        ("unavailable", curl_8, api("503 Service Unavailable", got=[("Retry-After", "10")])),
         ("graphql", curl_8, api("200 OK", json_={"errors": [{"message": "no such field"}]})),
         ("cloudflare", curl_1, api("403 Forbidden", json_="<!DOCTYPE html><title>Just a moment...</title>")),
         ("tunnel-ok", tunnelled, api("200 OK", json_={"ok": True})),
