@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpop_agent.cli.explain import _is_signed
-from dpop_agent.client.explaining.case import Case, Seen, Sources
+from dpop_agent.client.explaining.case import Case, Known, Seen, Sources
 from dpop_agent.client.explaining.findings import COLUMNS, Explanation
 from dpop_agent.client.explaining.judges import JUDGES
 from dpop_agent.client.explaining.messages import Unreadable, jws
@@ -147,6 +147,87 @@ def test_control_characters_of_a_server_do_not_reach_the_terminal() -> None:
     printed = str(explain(text))
     assert "\u001b" not in printed
     assert "\u202e" not in printed
+
+
+def refused_grant(
+    description: str, *, sent: str = "", url: str = "/token", body: str = "", **claims: Any
+) -> str:
+    """What is printed of a token request that a server refused with these words."""
+    request = f"POST {url} HTTP/1.1\nHost: as.example\nDPoP: {hand.rs(**claims)}\n{sent}\n{body}"
+    answer = json.dumps({"error": "invalid_grant", "error_description": description})
+    found = explained([messages(request, f"HTTP/1.1 400 No\n\n{answer}")], Sources(known=KNOWN))
+    return json.dumps(found.to_wire(), ensure_ascii=False) + str(found)
+
+
+@pytest.mark.parametrize(
+    ("secret", "request_"),
+    [
+        ("hunter2hunter2", {"sent": "Authorization: Basic Y2xpZW50Omh1bnRlcjJodW50ZXIy\n"}),
+        ("p@ssw0rds", {"body": "grant_type=password&password=p%40ssw0rds"}),
+        ("p%40ssw0rds", {"body": "grant_type=password&password=p%40ssw0rds"}),
+        ("the-first", {"body": "code=the-first&code=the-second"}),
+        ("the-first", {"url": "/token?code=the-first&code=the-second"}),
+        ("of-a-scope", {"url": "/token?scope=of-a-scope"}),
+        ("deep-down", {"body": '{"grant_type": "password", "user": [{"password": "deep-down"}]}'}),
+        ("an-api-key", {"sent": "X-Api-Key: an-api-key\n"}),
+        ("password-of-a-user", {"url": "https://user:password-of-a-user@as.example/token"}),
+        ("a\x01control", {"sent": "Cookie: sid=a\x01control\n"}),
+    ],
+)
+def test_what_a_server_repeats_of_a_secret_is_left_out_however_it_was_sent(
+    secret: str, request_: dict[str, str]
+) -> None:
+    shown = "".join(c if c.isprintable() else " " for c in secret)
+    printed = refused_grant(f"what about {secret} then", **request_)
+    assert shown not in printed
+    assert "what about [redacted] then" in printed
+
+
+def test_half_a_secret_at_the_end_of_a_long_text_is_left_out() -> None:
+    secret = "n0tJwt:" + "!z" * 60
+    for before in range(0, 200, 7):
+        said_ = "a" * before + f"{secret} " * 40
+        for words in (said_, said_.replace(" ", "")):
+            assert "!z!z!z!z" not in refused_grant(words, sent=f"Cookie: sid={secret}\n")
+
+
+def test_a_slash_makes_no_path_of_a_long_word_that_nobody_knows() -> None:
+    for word in ("abc/" + "Q" * 60, "/" + "Q" * 60, "/Qq+/" + "Qq/" * 20, "/a/b" * 10 + "=="):
+        assert word not in refused_grant(f"what about {word} then")
+    for path in ("/realms/a/protocol/openid-connect/token/introspect", "https://as.example/a/b/c"):
+        assert path in refused_grant(f"what about {path} then")
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"body": "grant_type=authorization_code&code=a-secret-code&dpop_jkt=%1b%5b2J"},
+        {"htu": "https://as.example/\x1b[2J/token"},
+        {"nonce": "\x1b[2J" * 9},
+        {"ath": "\x1b[2J"},
+    ],
+)
+def test_nothing_in_a_paste_steers_a_terminal(request_: dict[str, Any]) -> None:
+    assert "\x1b" not in refused_grant("no", **request_)
+
+
+def test_a_wrong_agents_names_do_not_steer_a_terminal() -> None:
+    text = hand.resource(hand.rs(), answer=hand.error("invalid_token", "no"))
+    for known in KNOWN:
+        wrong = Known("\x1b[2J", 1, "\x1b[3Jactive", known.jkt)
+        assert "\x1b" not in str(explain(text, known=[wrong]))
+        form = f"grant_type=authorization_code&code=a-secret-code&dpop_jkt={known.jkt}"
+        request = f"POST /token HTTP/1.1\nHost: as.example\nDPoP: {hand.rs()}\n\n{form}"
+        response = 'HTTP/1.1 400 No\n\n{"error": "invalid_grant"}'
+        found = explained([messages(request, response)], Sources(known=[wrong]))
+        assert "\x1b" not in str(found)
+
+
+def test_the_base_path_that_makes_two_urls_differ_has_no_secret() -> None:
+    printed = refused_grant(
+        "no", sent="Cookie: sid=a-secret-in-a-path\n", htu="https://x/a-secret-in-a-path/token"
+    )
+    assert "a-secret-in-a-path" not in printed
 
 
 @pytest.mark.parametrize("row", OF_BROKEN)

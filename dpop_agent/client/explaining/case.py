@@ -257,6 +257,8 @@ class Case:
         """A thumbprint, and which generation here has it."""
         if jkt is None:
             return "-"
+        if not is_sha256(jkt):
+            return self.redaction.text(jkt, 60)
         if self.sources.known is None:
             return jkt
         found = self.generation(jkt)

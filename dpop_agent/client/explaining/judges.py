@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from dpop_agent.client.explaining.case import SIGNS, Case, date_of, jkt_of, number, proofs_of
 from dpop_agent.client.explaining.messages import PRIVATE_MEMBERS, is_jwt, jws, split
-from dpop_agent.client.explaining.redaction import beginning, is_unfilled
+from dpop_agent.client.explaining.redaction import beginning, is_unfilled, one_line
 from dpop_agent.client.explaining.said import case_nonce_is_foreign, grant_cause
 from dpop_agent.client.explaining.urls import difference
 from dpop_agent.jose import PUBLIC_MEMBERS
@@ -48,7 +48,8 @@ class Opinion(NamedTuple):
 
 
 def _opinion(weight: int, summary: str, mend: str, *evidence: tuple[str, str | None]) -> Opinion:
-    return Opinion(weight, summary, tuple((of, is_) for of, is_ in evidence if is_), mend)
+    shown = tuple((of, one_line(is_)) for of, is_ in evidence if is_)
+    return Opinion(weight, one_line(summary), shown, one_line(mend))
 
 
 def _by_its_word(case: Case, said: str, of: str, mend: str) -> Opinion | None:
@@ -312,7 +313,7 @@ def htu_mismatch(case: Case) -> Opinion | None:
         else "The proof is for the URL before the redirect.",
         mend,
         *shown,
-        ("what differs", found.what),
+        ("what differs", case.redaction.text(found.what)),
     )
 
 
