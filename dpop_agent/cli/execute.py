@@ -57,6 +57,7 @@ def _with(socket: str, command: list[str]) -> int:
     path = calls.filtered_socket(socket)
     if paths.socket_at(path) is None:
         raise AgentUnavailable(f"no agent listens at {path}")
+    running.hear_of_pipes()
     try:
         os.execvpe(command[0], command, _environment(path))  # noqa: S606  (that is what it is for)
     except OSError as e:

@@ -21,6 +21,9 @@ _PASSED_ON = {
     *(signal.SIGUSR1, signal.SIGUSR2),
 }
 _AWAITED = _PASSED_ON | {signal.SIGCHLD, signal.SIGALRM}
+_IGNORED_HERE = (signal.SIGPIPE, signal.SIGXFSZ)
+"""What Python ignores, and no command expects to be."""
+
 _FROM_THE_TERMINAL = 0x80  # SI_KERNEL: the command's process group has it already
 
 
@@ -52,7 +55,7 @@ class Beneath:
                 command,
                 environment,
                 setsigmask=self._before,
-                setsigdef=[signal.SIGPIPE],  # which Python ignores
+                setsigdef=_IGNORED_HERE,
             )
         except OSError as e:
             return not_run(command[0], e)
@@ -74,9 +77,24 @@ class Beneath:
                 return code if code >= 0 else SIGNALLED - code
 
 
+def hear_of_ends() -> None:
+    """Be told how a child ended, though whoever started this process wants that of none of his own:
+    an ignored SIGCHLD is inherited, and then nobody learns it.
+    """
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def hear_of_pipes() -> None:
+    """Have what this process is about to become end as it would without it."""
+    for number in _IGNORED_HERE:
+        signal.signal(number, signal.SIG_DFL)
+
+
 @contextmanager
 def beneath() -> Iterator[Beneath]:
     """Keep signals, from before there is a command: none ends this process and leaves that."""
+    hear_of_ends()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
     try:
         yield Beneath({signal.Signals(number) for number in before})

@@ -138,7 +138,7 @@ class _Screen:
 
     def __enter__(self) -> Self:
         sys.stdout.flush()
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP):
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
             signal.signal(number, self._part)
         self._write(_ENTER)
         return self

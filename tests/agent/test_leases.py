@@ -126,6 +126,25 @@ def test_a_command_that_fails_under_a_lease_is_told_of_to_the_next_one(agent: Ag
     assert agent.run("lease", "shop", "--", "no-such-command").returncode == 127
 
 
+def test_an_ignored_sigchld_keeps_nobody_waiting_for_a_command_that_ended(agent: Agent) -> None:
+    agent.create_key()
+    ignoring = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); "
+    ignoring += "os.execv(sys.executable, [sys.executable, '-m', 'dpop_agent', *sys.argv[1:]])"
+    for words in (["lease", "shop"], ["exec", "--key", "default"]):
+        command = [sys.executable, "-c", ignoring, *words, "--", "sh", "-c", "exit 7"]
+        assert subprocess.run(command, env=agent.env, timeout=30, check=False).returncode == 7
+
+
+def test_a_command_ignores_no_signal_that_it_would_not_ignore_by_itself(agent: Agent) -> None:
+    agent.create_key()
+    agent.run("socket", "add", "coder", "--key", "default", check=True)
+    for words in (["lease", "shop"], ["exec", "--key", "default"], ["exec", "--socket", "coder"]):
+        shown = agent.run(*words, "--", "grep", "SigIgn", "/proc/self/status", check=True).stdout
+        ignored = int(shown.split()[1], 16)
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):
+            assert not ignored >> (number - 1) & 1, (words, number)
+
+
 def test_a_command_that_outlasts_its_lease_is_ended(make_agent: Callable[..., Agent]) -> None:
     agent = make_agent(preexec=hurried("leases.LEASE_S=6")).start()
     stubborn = "trap '' TERM; while :; do sleep 0.1; done"

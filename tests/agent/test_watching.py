@@ -66,7 +66,7 @@ def test_it_counts_the_proofs_since_it_began(agent: Agent) -> None:
         terminal.until(" 1 proof since ")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
 def test_a_signal_finds_the_terminal_as_it_was(agent: Agent, number: signal.Signals) -> None:
     with watching(agent) as terminal:
         terminal.until("softhsm")
