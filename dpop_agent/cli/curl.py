@@ -204,7 +204,7 @@ def _exchange(
             raise DPoPAgentError("curl ended without an answer", hint="try again") from e
         return _passed_on(e.status)
     try:
-        return _show(run, options, where, to)
+        return _show(run, options, where, to, access_token)
     finally:
         run.kill()
 
@@ -258,14 +258,17 @@ class _Sender:
         pass
 
 
-def _show(run: Run, options: Options, where: Target, to: str | None) -> int:
+def _show(
+    run: Run, options: Options, where: Target, to: str | None, access_token: str | None
+) -> int:
     """Give the answer to who asked for it; the exit status."""
     status = run.head.status
     assert status is not None
     if status in _REDIRECTS and (locations := run.head.values("Location")):
+        leads_to = _without_secrets(locations[0], access_token)
         raise DPoPAgentError(
-            f"{where.origin} answers {status}, a redirect to {_without_secrets(locations[0])}, "
-            "which isn't followed: the proof is for this URL alone",
+            f"{where.origin} answers {status}, a redirect to {leads_to}, which "
+            "isn't followed: the proof is for this URL alone",
             hint="run a command for that URL, if it may have what you send",
         )
     failed = options.fail and status >= 400
@@ -291,8 +294,10 @@ def _deliver(run: Run, options: Options, write: Callable[[bytes], object]) -> in
     return run.deliver(write)
 
 
-def _without_secrets(location: str) -> str:
+def _without_secrets(location: str, access_token: str | None) -> str:
     """Where a redirect points to, without what may be a secret in it."""
+    if access_token is not None:
+        location = location.replace(access_token, "…")
     rest, mark, _ = location.partition("#")[0].partition("?")
     scheme, separator, after = rest.partition("//")
     if separator:
@@ -337,6 +342,10 @@ def _write_to(file: BinaryIO, data: bytes) -> None:
 def _end_on_signals() -> Callable[[], None]:
     """Have what would end this process end curl too; how to undo that."""
     import signal
+
+    from dpop_agent.cli import running
+
+    running.hear_of_ends()
 
     def end(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)

@@ -44,8 +44,12 @@ _KEPT = frozenset(
 )
 """Variables that curl gets: others have it write what it sends, such as SSLKEYLOGFILE."""
 
+_BLANK = " \t\r"
 _STATUS = re.compile(rb"HTTP/[0-9.]+ ([0-9]{3})")
 _CUT = "…".encode()
+_SHORT = 8
+"""Characters of a secret from which on it is looked for where it may be part of a word."""
+
 _RUN = re.compile(rb"[A-Za-z0-9._~+/=-]{16,}")
 _HEADER = re.compile(rb"\b(authorization|dpop)(\]?[ \t]*:[ \t]*)(.*)", re.I | re.S)
 
@@ -111,15 +115,16 @@ class Head:
         """The value of each header line of that name."""
         wanted, found = name.lower(), list[str]()
         taken = False
-        for line in self.raw.decode("latin-1").splitlines()[1:]:
+        # A line feed ends a line (RFC 9112 section 2.2), and nothing else that Unicode has for one.
+        for line in self.raw.decode("latin-1").split("\n")[1:]:
             if line[:1] in (" ", "\t"):  # RFC 9112 section 5.2: it goes on
                 if taken:
-                    found[-1] += f" {line.strip()}"
+                    found[-1] += f" {line.strip(_BLANK)}"
                 continue
             before, colon, value = line.partition(":")
-            taken = bool(colon) and before.strip().lower() == wanted
+            taken = bool(colon) and before.strip(_BLANK).lower() == wanted
             if taken:
-                found.append(value.strip())
+                found.append(value.strip(_BLANK))
         return found
 
 
@@ -207,13 +212,15 @@ class Run:
     def wait_for_head(self) -> None:
         """Wait until the answer's status and headers are there.
 
+        What comes of a body is taken in meanwhile, as HEAD's headers, which curl gives as one too:
+        who can't write sees no -m.
+
         Raises:
             EndedError: curl ended before.
             DPoPAgentError: there is no end of them.
         """
         try:
-            while self.head.status is None and self._receive(body=False):
-                pass
+            self._take_head()
         except BaseException:
             self.kill()
             raise
@@ -221,6 +228,16 @@ class Run:
             status = self._wait()
             self.kill()
             raise EndedError(status, bytes(self.written))
+
+    def _take_head(self) -> None:
+        while self._receive():
+            if self.head.status is not None:
+                return
+            if len(self._held) > MAX_HEAD:
+                raise DPoPAgentError(
+                    "the answer has a body without headers before it",
+                    hint="ask the server's operator",
+                )
 
     def read(self) -> bytes | None:
         """A short body, which stays where it is; None where it is too long, or takes too long."""
@@ -249,14 +266,13 @@ class Run:
         self._process.wait()
         self._close()
 
-    def _receive(self, *, body: bool = True, left_s: float | None = None) -> bool:
+    def _receive(self, *, left_s: float | None = None) -> bool:
         """Take in what came, if need be after a while; False where nothing can come any more."""
-        poll = select.poll()
-        waiting = [d for d in self._open if body or d != self._body]
-        for descriptor in waiting:
-            poll.register(descriptor, select.POLLIN)
-        if not waiting:
+        if not self._open:
             return False
+        poll = select.poll()
+        for descriptor in self._open:
+            poll.register(descriptor, select.POLLIN)
         for descriptor, _ in poll.poll(None if left_s is None else left_s * 1000):
             data = os.read(descriptor, _CHUNK)
             if data:
@@ -291,15 +307,24 @@ def redacted(line: bytes, secrets: Sequence[bytes] = ()) -> bytes:
     """
     found = _HEADER.search(line)
     if found is None:
-        return _RUN.sub(
-            lambda run: b"[redacted]" if any(run[0] in each for each in secrets) else run[0], line
-        )
+        return _without(line, secrets)
     end = b"\r" if line.endswith(b"\r") else b""
     parts = found[3].strip().split(b".")
+    before = _without(line[: found.start(3)], secrets)
     if found[1].lower() == b"dpop" and len(parts) == 3:
-        return line[: found.start(3)] + b".".join((*parts[:2], _CUT)) + end
+        return before + b".".join((*parts[:2], _CUT)) + end
     scheme, blank, _ = found[3].partition(b" ")
-    return line[: found.start(3)] + (scheme + blank if blank else b"") + b"[redacted]" + end
+    return before + (scheme + blank if blank else b"") + b"[redacted]" + end
+
+
+def _without(text: bytes, secrets: Sequence[bytes]) -> bytes:
+    """A text without secrets, nor longer parts of them."""
+    for secret in secrets:
+        if len(secret) >= _SHORT:
+            text = text.replace(secret, b"[redacted]")
+    return _RUN.sub(
+        lambda run: b"[redacted]" if any(run[0] in each for each in secrets) else run[0], text
+    )
 
 
 def _environment() -> dict[str, str]:

@@ -466,6 +466,38 @@ def test_headers_without_an_end_are_an_error(replies: list[bytes], shared_agent:
     assert err
 
 
+def test_heads_long_headers_come_through_though_curl_gives_them_twice(shared_agent: Agent) -> None:
+    headers = b"".join(b"X-%d: %s\r\n" % (i, b"y" * 900) for i in range(200))
+    with raw_server(b"HTTP/1.1 200 OK\r\n" + headers + b"\r\n") as (origin, _):
+        status, out, err = said(shared_agent.run("curl", "HEAD", origin, "--", "-m", "30"))
+    assert (status, err) == (0, "")
+    assert out.encode().count(b"y" * 900) == 200
+
+
+def test_a_body_behind_a_101_that_nobody_asked_for_is_no_answer(shared_agent: Agent) -> None:
+    reply = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n" + b"z" * 300_000
+    for times in (1, 10):
+        with raw_server(reply, times=times) as (origin, _):
+            status, out, err = said(shared_agent.run("curl", "GET", origin, "--", "-m", "30"))
+        assert (status, out) == (1, "")
+        assert err
+
+
+def test_an_ignored_sigchld_hides_no_failure_of_curls(shared_agent: Agent) -> None:
+    reply = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nfive!"
+    ignoring = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); "
+    ignoring += "os.execv(sys.executable, [sys.executable, '-m', 'dpop_agent', *sys.argv[1:]])"
+    with raw_server(reply) as (origin, _):
+        done = subprocess.run(
+            [sys.executable, "-c", ignoring, "curl", "GET", origin],
+            env=shared_agent.env,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+    assert (done.returncode, done.stdout) == (18, b"five!")
+
+
 def test_a_challenge_whose_body_has_no_end_is_answered_all_the_same(shared_agent: Agent) -> None:
     head = _CHALLENGED + b"DPoP-Nonce: n-1\r\nContent-Type: application/json\r\n\r\n"
     with raw_server(head, b"x" * 10_000, times=100_000) as (origin, came):
@@ -532,13 +564,14 @@ def test_a_redirect_is_an_error_that_says_where_it_pointed_without_its_secrets(
 ) -> None:
     with answers() as other:
         host = other.origin.removeprefix("http://")
-        location = f"http://canary-user:canary-pw@{host}/next?code=canary-code#canary-fragment"
+        secret = f"{ACCESS_TOKEN}?code=canary-code#canary-fragment"
+        location = f"http://canary-user:canary-pw@{host}/next/{secret}"
         with answers(b"canary-body", status, Location=location) as server:
             words = ["-i", "-o", str(tmp_path / "file")]
             presents = ["--access-token-file", access_token]
             done = shared_agent.run("curl", "GET", server.origin, *presents, "--", *words)
         assert (done.returncode, done.stdout) == (1, "")
-        assert f"a redirect to http://{host}/next?…" in done.stderr
+        assert f"a redirect to http://{host}/next/…?…" in done.stderr
         assert "canary" not in done.stderr
         assert not (tmp_path / "file").exists()
         assert other.seen == []

@@ -263,6 +263,13 @@ def test_an_answers_headers_are_read_in_whatever_pieces_they_come() -> None:
         assert found.values("Y") == []
 
 
+@pytest.mark.parametrize("end", ["\r", "\x0b", "\x0c", "\x1c", "\x1e", "\x85", "\xc3\x85"])
+def test_what_is_no_line_end_in_http_begins_no_header(end: str) -> None:
+    found = head(b"HTTP/1.1 200 OK\r\nX: a%sDPoP-Nonce: b\r\n\r\n" % end.encode("latin-1"))
+    assert found.values("DPoP-Nonce") == []
+    assert found.values("X") == [f"a{end}DPoP-Nonce: b"]
+
+
 def test_interim_answers_and_trailers_are_not_the_answer() -> None:
     early = b"HTTP/1.1 103 Early Hints\r\nDPoP-Nonce: early\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n"
     found = head(early, ANSWER[:20], ANSWER[20:] + b"DPoP-Nonce: late\r\n\r\n")
@@ -296,6 +303,8 @@ def test_headers_without_an_end_are_left() -> None:
         (b"> ry-access-token.Az09-._~+/==\r", b"> [redacted]\r"),
         (b"* canary-access-token.Az", b"* [redacted]"),
         (b"> cc-signature-cc-signature\r", b"> [redacted]\r"),
+        (b"< X: t=canary-access-token.Az09-._~+/==&u", b"< X: t=[redacted]&u"),
+        (b"< X: canary-access-token.Az09-._~+/== dpop: u", b"< X: [redacted] dpop: [redacted]"),
         (b"* Connected to api.example.com (192.0.2.1) port 443 (#0)",) * 2,
     ],
 )
