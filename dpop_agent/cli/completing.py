@@ -6,16 +6,18 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+from collections.abc import Mapping
 
 from argcomplete.completers import BaseCompleter
 from argcomplete.finders import ExclusiveCompletionFinder
 
-from dpop_agent.cli import arguments, leasing, live
+from dpop_agent.cli import arguments, leasing, live, output
 from dpop_agent.cli.generations import FITTING, LIVE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
     from typing import NoReturn
 
     from dpop_agent.cli.calls import Key
@@ -35,6 +37,9 @@ _STATES = {
     "show": (*LIVE, "suspended", "compromised", "destroyed"),
 }
 _SIGNING = ("active", "draining")
+
+_WORD = re.compile(r"[A-Za-z0-9._@+-]+")
+"""Words of ours: another's, from a wrong agent, would be put into a command line."""
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
@@ -57,6 +62,7 @@ class Lenient(arguments.Parser):
 
 def complete(parser: Lenient) -> NoReturn:
     """Print the words that fit, or nothing, and end."""
+    os.environ.pop("_ARGCOMPLETE_STDOUT_FILENAME", None)  # no file is written
     places = _Places()
     _Finder()(
         parser,
@@ -104,6 +110,18 @@ class _Places(BaseCompleter):
         parsed_args: argparse.Namespace,
     ) -> Offered:
         """Words; those that don't begin with `prefix` are left out."""
+        found = self._found(prefix, action, parser, parsed_args)
+        if not isinstance(found, Mapping):
+            return [word for word in found if _WORD.fullmatch(word)]
+        return {word: output.plain(is_) for word, is_ in found.items() if _WORD.fullmatch(word)}
+
+    def _found(
+        self,
+        prefix: str,
+        action: argparse.Action,
+        parser: argparse.ArgumentParser,
+        parsed_args: argparse.Namespace,
+    ) -> Offered:
         verb = parser.prog.removeprefix("dpop-agent ")
         kind = action.type
         if action.nargs == argparse.REMAINDER:

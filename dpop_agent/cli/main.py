@@ -58,7 +58,9 @@ _GROUPS = ("service", "key", "socket", "ledger", "config")
 
 def program() -> NoReturn:
     """`dpop-agent`, without what its interpreter does beside: a sixth of the time of `proof`."""
-    if "_ARGCOMPLETE" in os.environ:  # a shell asks how a word may go on
+    # A shell asks how a word may go on. With words of its own it is a command all the same, which a
+    # program runs that is asked so itself.
+    if len(sys.argv) == 1 and "_ARGCOMPLETE" in os.environ:
         from dpop_agent.cli.completing import Lenient, complete
 
         complete(whole(Lenient, os.environ.get("COMP_LINE", "").split()))

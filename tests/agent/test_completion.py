@@ -6,19 +6,22 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
+from dpop_agent.agent import lock
 from tests.agent.places import until
 from tests.emulators import file_of, need
 from tests.newcomer import BUILD, Newcomer, newcomer, wheels
 from tests.processes import ROOT, end
 from tests.shells import LOADED, SHELLS, TypedShell
+from tests.unit.fake_agent import FakeAgent
 
 PIN, SO_PIN = "73195", "86420"
 
@@ -334,6 +337,57 @@ def test_a_name_that_no_store_can_have_isnt_offered(setting: Setting) -> None:
         assert shell.completed("dpop-agent config unset stores.") == (
             "dpop-agent config unset stores.good.type "
         )
+
+
+WORDS = (
+    *("$(touch made)", "a;touch made", "`touch made`", "a b", "a\nb", "a\x1b[2J", "*", "~", "'"),
+    "good",
+)
+
+
+def asked(line: str, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """The program, asked how a line goes on as bash asks it."""
+    program = "import sys; sys.argv[0] = 'dpop-agent'; from dpop_agent.cli import main; "
+    told = {"COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE": "1"}
+    told |= {"_ARGCOMPLETE_SHELL": "fish", "_ARGCOMPLETE_IFS": "\n", "_ARGCOMPLETE_DFS": "\t"}
+    told["_ARGCOMPLETE_SUPPRESS_SPACE"] = "1"
+    shell = ["sh", "-c", 'exec "$@" 8>&1', "sh"]
+    return subprocess.run(
+        [*shell, sys.executable, "-c", f"{program}main.program()", *words],
+        env={**os.environ, **told, **env},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_words_of_a_wrong_agent_that_are_no_names_arent_offered(tmp_path: Path) -> None:
+    generation = {"generation": 1, "state": "active", "jkt": "j" * 43}
+    key = {"store": "s\x1b[2J\n$(touch made)", "generations": [generation]}
+
+    def listed(_: Any) -> dict[str, Any]:
+        return {"keys": [{"key": word, **key} for word in WORDS]}
+
+    with FakeAgent(tmp_path / "run") as wrong:
+        wrong.script = [listed] * 2
+        held = lock.take(f"{wrong.path}.lock", holder=lock.holder_of(wrong.path))
+        try:
+            env = {"DPOP_AGENT_SOCK": wrong.path}
+            rotated = asked("dpop-agent key rotate ", **env)
+            suspended = asked("dpop-agent key suspend good@", **env)
+        finally:
+            os.close(held)
+    assert rotated.stdout == "good\tin s?[2J?$(touch made)"
+    assert suspended.stdout == "good@1\tactive"
+
+
+def test_what_a_shell_asks_by_changes_no_command_and_writes_no_file(tmp_path: Path) -> None:
+    told = asked("dpop-agent ke", _ARGCOMPLETE_STDOUT_FILENAME=str(tmp_path / "made"))
+    assert told.stdout.partition("\t")[0] == "key"
+    assert not (tmp_path / "made").exists()
+    assert asked("another program's ", "--version").stdout.startswith("dpop-agent ")
 
 
 def test_the_documents_and_help_say_how_each_shell_loads_its_completions(setting: Setting) -> None:
