@@ -196,7 +196,12 @@ class Lease:
         """
         lease, fence, previous = (result.get(member) for member in ("lease", "fence", "previous"))
         lasts_ms = result.get("lasts_ms")
-        if not isinstance(lease, str) or type(fence) is not int or type(lasts_ms) is not int:
+        if (
+            not isinstance(lease, str)
+            or type(fence) is not int
+            or type(lasts_ms) is not int
+            or not 0 < lasts_ms <= MAX_TIMEOUT_MS
+        ):
             raise ProtocolError("the agent's answer has no lease in it")
         self.id = lease
         self.name = name

@@ -391,6 +391,12 @@ def test_what_an_agent_leaves_out_is_taken_at_its_worst() -> None:
         Lease("a", {"lease": "l"}, 0.0)
 
 
+@pytest.mark.parametrize("lasts_ms", [0, -1, 60_001, 10**15, 10**400])
+def test_a_lease_that_lasts_as_none_does_is_none(lasts_ms: int) -> None:
+    with pytest.raises(ProtocolError):
+        Lease("a", {"lease": "l", "fence": 1, "lasts_ms": lasts_ms}, 0.0)
+
+
 def test_an_agent_that_goes_is_told_of(agent: AgentInProcess, tmp_path: Path) -> None:
     with FakeAgent(tmp_path / "run") as fake:
         fake.script = [HANG_UP]
