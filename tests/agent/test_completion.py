@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from dpop_agent.agent import lock
+from dpop_agent.cli import completing
 from tests.agent.places import until
 from tests.emulators import file_of, need
 from tests.newcomer import BUILD, Newcomer, newcomer, wheels
@@ -388,6 +389,36 @@ def test_what_a_shell_asks_by_changes_no_command_and_writes_no_file(tmp_path: Pa
     assert told.stdout.partition("\t")[0] == "key"
     assert not (tmp_path / "made").exists()
     assert asked("another program's ", "--version").stdout.startswith("dpop-agent ")
+
+
+def test_a_commands_name_is_put_into_the_line_as_one_word_whatever_it_is(tmp_path: Path) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("zz;touch made", "zz$(touch made)", "zz*", "zz-good"):
+        (programs / name).write_text("#!/bin/sh\n")
+        (programs / name).chmod(0o755)
+    (tmp_path / "zz-here").touch()
+    stub = tmp_path / "dpop-agent"
+    stub.write_text(f"#!/bin/sh\nexit {completing.COMMAND}\n")
+    stub.chmod(0o755)
+    script = f"""
+        . {ROOT}/dpop_agent/cli/shell/dpop-agent.bash
+        COMP_WORDS=(dpop-agent lease shop -- zz) COMP_CWORD=4
+        _dpop_agent {stub} zz -- 2>/dev/null
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(
+        ["bash", "--norc", "-c", script],
+        env={"PATH": f"{programs}:{os.environ['PATH']}"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    words = {r"zz\;touch\ made", r"zz\$\(touch\ made\)", r"zz\*", "zz-good"}
+    assert set(done.stdout.splitlines()) == words
+    assert not (tmp_path / "made").exists()
 
 
 def test_the_documents_and_help_say_how_each_shell_loads_its_completions(setting: Setting) -> None:

@@ -21,7 +21,10 @@ _dpop_agent() {
                 [[ ${COMP_WORDS[i]} != -- ]] || break
             done
             if ((++i == COMP_CWORD)); then
-                COMPREPLY=($(compgen -c -- "$2"))
+                while read -r word; do
+                    printf -v word %q "$word" # a file's name may be anything
+                    COMPREPLY+=("$word")
+                done < <(compgen -c -- "$2")
                 compopt -o default
             elif declare -F _command_offset >/dev/null; then # bash-completion is loaded
                 unset IFS
