@@ -73,7 +73,7 @@ def add_curl(parser: arguments.Parser) -> None:
 def _curl(args: Namespace) -> int:
     try:
         options = Options(args.passed_on)
-        where, words = _request(args, options)
+        where, url, words = _request(args, options)
         to = _file(options, where)
     except RefusedError as e:
         args.usage(str(e))
@@ -84,7 +84,7 @@ def _curl(args: Namespace) -> int:
         access_token = proofs.access_token(args.access_token_file)
     restore = _end_on_signals()
     try:
-        return _exchange(args, options, where, words, access_token, to)
+        return _exchange(args, options, where, url, words, access_token, to)
     finally:
         restore()
 
@@ -96,8 +96,8 @@ def _require(files: list[str]) -> None:
             raise ConfigurationError(f"{file} can't be read", hint="give another file")
 
 
-def _request(args: Namespace, options: Options) -> tuple[Target, list[str]]:
-    """Where the request goes, and the words by which curl makes it.
+def _request(args: Namespace, options: Options) -> tuple[Target, str, list[str]]:
+    """Where the request goes, its URL, and the words by which curl makes it.
 
     Raises:
         RefusedError: what was given doesn't go together.
@@ -140,7 +140,7 @@ def _request(args: Namespace, options: Options) -> tuple[Target, list[str]]:
     # Between here and a server that speaks http nobody may read it.
     proxy = ["--noproxy", "*"] if where.origin.startswith("http://") else []
     # curl is given what the proof says: its own reading of a URL is nobody's concern.
-    return where, [*method, *proxy, *options.words, "--url", where.htu + mark + query]
+    return where, where.htu + mark + query, [*method, *proxy, *options.words]
 
 
 def _file(options: Options, where: Target) -> str | None:
@@ -161,6 +161,7 @@ def _exchange(
     args: Namespace,
     options: Options,
     where: Target,
+    url: str,
     words: list[str],
     access_token: str | None,
     to: str | None,
@@ -185,7 +186,7 @@ def _exchange(
     )
     try:
         with proofs.Touches() as touches, AgentClient(on_touch=touches.say) as agent:
-            run, _ = blocking(exchange(steps, agent, _Sender(words, options, touches)))
+            run, _ = blocking(exchange(steps, agent, _Sender(url, words, options, touches)))
     except JktRequired as e:
         raise proofs.with_choices(e, key) from e
     except NonceRequired:
@@ -212,7 +213,10 @@ def _exchange(
 class _Sender:
     """What `exchange` has curl do."""
 
-    def __init__(self, words: list[str], options: Options, touches: proofs.Touches) -> None:
+    def __init__(
+        self, url: str, words: list[str], options: Options, touches: proofs.Touches
+    ) -> None:
+        self._url = url
         self._words = words
         self._options = options
         self._touches = touches
@@ -223,6 +227,7 @@ class _Sender:
         self._touches.end()
         try:
             run = Run(
+                self._url,
                 self._words,
                 str(proof),
                 access_token,

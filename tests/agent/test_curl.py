@@ -726,6 +726,37 @@ def read_from(process: subprocess.Popen[bytes]) -> bytes:
     return os.read(process.stdout.fileno(), 65536)
 
 
+def test_a_curl_that_is_cut_off_from_us_sends_nothing_without_a_proof(
+    shared_agent: Agent, access_token: str, tmp_path: Path
+) -> None:
+    """As where a signal ends us when curl runs and has its configuration not yet, or half."""
+    stub = tmp_path / "bin" / "curl"
+    stub.parent.mkdir()
+    stub.write_text(f"""#!/bin/sh
+        printf '%s\\n' "$@" > {tmp_path}/words
+        while [ "$1" != --config ]; do shift; done
+        cat "$2" > {tmp_path}/told
+    """)
+    stub.chmod(0o755)
+    path = f"{stub.parent}:{os.environ['PATH']}"
+    query = "?a=\\"
+    with answers() as server:
+        words = ["POST", f"{server.origin}/{query}", "--access-token-file", access_token]
+        _run([*words, "--", "-d", "a=b"], {**shared_agent.env, "PATH": path})
+        given = (tmp_path / "words").read_text().splitlines()
+        assert not any(server.origin in word for word in given)
+        told = (tmp_path / "told").read_text().splitlines(keepends=True)
+        assert [line.split()[0] for line in told] == ["header", "header", "url"]
+        for config, seen in ((told[:0], 0), (told[:1], 0), (told[:2], 0), (told, 1)):
+            (tmp_path / "config").write_text("".join(config))
+            descriptor = given[given.index("--config") + 1]
+            curl_ = [str(tmp_path / "config") if word == descriptor else word for word in given]
+            curl_ = ["/dev/null" if word.startswith("/dev/fd/") else word for word in curl_]
+            subprocess.run(["curl", *curl_], capture_output=True, check=False, timeout=60)
+            assert len(server.seen) == seen
+        assert server.seen[0].path == f"/{query}"
+
+
 @pytest.mark.parametrize("status", [200, 401])
 def test_a_stream_comes_through_as_it_arrives(status: int, shared_agent: Agent) -> None:
     seen_by_reader = threading.Semaphore(0)
@@ -847,7 +878,7 @@ def test_a_body_that_takes_its_time_is_waited_for_no_longer_than_that_and_nothin
         yield b"}"
 
     with FakeServer(lambda _: Reply(401, parts())) as server:
-        run = curl_run.Run(["--url", server.origin], "a.b.c", None, silent=True, shown=None)
+        run = curl_run.Run(server.origin, [], "a.b.c", None, silent=True, shown=None)
         try:
             run.wait_for_head()
             assert run.head.status == 401
