@@ -63,6 +63,14 @@ def test_what_cannot_be_read_ends_with_2_and_one_line(
         assert err.startswith("dpop-agent: ")
 
 
+@pytest.mark.parametrize("body", ["", '{"error":"invalid_token"}'])
+def test_who_pipes_a_body_alone_is_told_how_a_pipe_gets_the_rest(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture, body: str
+) -> None:
+    assert run(monkeypatch, body) == 2
+    assert "2>&1" in capsys.readouterr().err
+
+
 def test_json_has_the_same_for_programs(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     assert run(monkeypatch, BROKEN, "--json") == 1
     found = json.loads(capsys.readouterr().out)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dpop_agent.cli.curl_run import redacted
 from dpop_agent.cli.explain import _is_signed
 from dpop_agent.client.explaining.case import Case, Known, Seen, Sources
 from dpop_agent.client.explaining.findings import COLUMNS, Explanation
@@ -312,19 +313,35 @@ def test_however_it_was_pasted_the_answer_is_the_same(
 
 def test_a_header_that_curl_or_somebody_left_out_is_said_to_be_left_out() -> None:
     text = hand.oidc_provider_me("invalid_token", "invalid token provided", hand.rs())
-    for redacted in (
+    for left in (
         "DPoP [redacted]",
         "DPoP <hidden>",
         "DPoP ***",
         "[REDACTED]",
         "DPoP eyJ0eXAi...",
     ):
-        found = explain(re.sub(r"> Authorization: .*", f"> Authorization: {redacted}", text))
+        found = explain(re.sub(r"> Authorization: .*", f"> Authorization: {left}", text))
         assert found.findings[0].cause != "access_token_not_bound"
-        assert "left out" in str(found) or redacted == "[REDACTED]"
+        assert "left out" in str(found) or left == "[REDACTED]"
     found = explain(re.sub(r"> DPoP: .*", "> DPoP: [redacted]", text))
     assert "proof_malformed" not in {finding.cause for finding in found.findings}
     assert "left out" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "cause"),
+    [({"htm": "POST"}, "htm_mismatch"), ({"htu": f"{hand.ME}/x"}, "htu_mismatch")],
+)
+def test_what_our_curl_shows_without_signatures_is_explained_as_the_whole_is(
+    wrong: dict[str, str], cause: str
+) -> None:
+    text = hand.oidc_provider_me("invalid_dpop_proof", "", hand.rs(**wrong))
+    shown = b"\n".join(redacted(line) for line in text.encode().splitlines()).decode()
+    assert hand.BOUND not in shown
+    assert ".…" in shown
+    assert first(shown) == first(text) == cause
+    assert "whether the proof's signature is right: it is left out" in str(explain(shown))
+    assert "whether the proof's signature" not in str(explain(text))
 
 
 def test_raw_messages_are_read_as_curl_output_is() -> None:

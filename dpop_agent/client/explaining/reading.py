@@ -142,7 +142,10 @@ def exchanges(text: str) -> list[Exchange]:
 
 def _exchanges(lines: list[str]) -> list[Exchange]:
     if not any(line.strip() for line in lines):
-        raise Unreadable("there is nothing in it")
+        raise Unreadable(
+            "there is nothing to read; curl -v writes to standard error: "
+            "curl -v … 2>&1 | dpop-agent explain"
+        )
     sent = _take_commands(lines)
     marked = any((m := _MARKED.fullmatch(line)) and m[1] == ">" and m[2] for line in lines)
     recorded = _of_curl(lines) if marked else _of_messages(lines)
@@ -243,8 +246,8 @@ def _no_request(lines: list[str]) -> Unreadable:
             "have the request"
         )
     return Unreadable(
-        "this is neither the output of curl -v nor a raw request (GET /me HTTP/1.1) with its "
-        "response",
+        "this is neither the output of curl -v, which reaches a pipe with 2>&1, nor a raw request "
+        "(GET /me HTTP/1.1) with its response",
         first,
     )
 
