@@ -70,9 +70,10 @@ def _findings() -> Iterator[Finding]:
     # What a filtered socket or another version says isn't enough, or isn't known, here.
     of_agent = status if running.is_understood(status) else None
     config, found = setup.configuration(config_file)
-    yield from found
-    if of_agent is not None:
-        yield from running.configured(of_agent, config, config_file)
+    other = [] if of_agent is None else running.configured(of_agent, config, config_file)
+    if not other or os.path.exists(config_file):
+        yield from found
+    yield from other
     yield from setup.state_folder(state)
     yield from _ledger(state)
     yield from setup.socket_folder(socket)

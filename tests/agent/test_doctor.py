@@ -309,6 +309,10 @@ def _other_config(patient: Patient) -> None:
     patient.env["DPOP_AGENT_CONFIG"] = str(other)
 
 
+def _no_config_here(patient: Patient) -> None:
+    patient.env["DPOP_AGENT_CONFIG"] = str(patient.token.folder / "nobody-wrote-it.toml")
+
+
 def _another_store(patient: Patient) -> None:
     add_store(_config(patient), "second", new_token(patient.token.folder / "second", "second"))
 
@@ -456,6 +460,9 @@ CASES: dict[str, Case] = {
     ),
     "an agent that reads another configuration": Case(
         _other_config, "the agent reads another one", warns=True
+    ),
+    "an agent that reads a configuration, and none where it is looked for": Case(
+        _no_config_here, "there is none at", warns=True
     ),
     "a configuration that changed since it was read": Case(
         _another_store, "the agent hasn't read it since it changed: second", warns=True

@@ -126,10 +126,13 @@ def sockets(path: str) -> list[Finding]:
 def configured(status: Status, found: Config | None, path: str) -> list[Finding]:
     """Whether the agent has read the configuration that is here."""
     check = "configuration"
-    if not os.path.exists(path) or not os.path.exists(status["config"]):
+    if not os.path.exists(status["config"]):
         return []
-    if not os.path.samefile(path, status["config"]):
+    is_here = os.path.exists(path)
+    if not is_here or not os.path.samefile(path, status["config"]):
         what = f"the agent reads another one, {status['config']}"
+        if not is_here:
+            what = f"there is none at {path}; {what}"
         mend = f"export DPOP_AGENT_CONFIG={quote(os.path.abspath(status['config']))}"
         return [Finding(check, WARNING, what, mend)]
     if found is None:
