@@ -149,7 +149,7 @@ def _parts(proof: str) -> tuple[dict[str, Any], dict[str, Any], bytes, bytes]:
     if len(proof) > MAX_PROOF:
         raise InvalidProof(2, f"it has {len(proof)} characters, at most {MAX_PROOF} are accepted")
     if not proof:
-        raise InvalidProof(2, "there is none: it is empty")
+        raise InvalidProof(2, "there is no proof, only an empty text")
     parts = proof.split(".")
     if len(parts) != 3:
         found = "1 part" if len(parts) == 1 else f"{len(parts)} parts"

@@ -214,6 +214,8 @@ def sha256(text: str) -> str:
 
 def htm(text: str) -> str:
     """An HTTP method."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError("an HTTP method, such as GET, comes before the URL")
     if not is_htm(text):
         raise argparse.ArgumentTypeError(
             f"it has to be an HTTP method, such as GET, of {MAX_HTM} characters at most"

@@ -64,9 +64,7 @@ def _lease(args: Namespace) -> int:
             agent.lease(args.name, wait=args.wait) as held,
         ):
             if held.previous == "abandoned":
-                _say(
-                    "whoever had it before didn't end in order: what that was to store may be lost"
-                )
+                _say("whoever had it before didn't end in order: what it was to store may be lost")
             _run(args.passed_on, held)
     except _Failed as e:
         return e.status

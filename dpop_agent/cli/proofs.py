@@ -163,9 +163,10 @@ class Touches:
 def access_token(file: str) -> str:
     """What the file has, and nothing but that."""
     from dpop_agent.cli import reading
+    from dpop_agent.jose import is_access_token
 
     text = reading.text(file, "an access token", most=MAX_INPUT).strip()
-    if not text or not text.isascii() or not text.isprintable() or " " in text:
+    if not is_access_token(text):
         raise ConfigurationError(
             f"{reading.name(file)} has to hold an access token and nothing else",
             hint="leave out all else, such as JSON or Bearer",

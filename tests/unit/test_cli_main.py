@@ -214,6 +214,10 @@ def test_no_agent_there_ends_with_3(
             ["proof", "GET", "https://a.example", "--access-token-file", "{tmp}/empty"],
             "nothing else",
         ),
+        (
+            ["proof", "GET", "https://a.example", "--access-token-file", "{tmp}/json"],
+            "leave out all else, such as JSON",
+        ),
         (["proof", "GET", "https://a.example", "--access-token-file", "{tmp}/long"], "more than"),
         (["proof", "GET", "https://a.example", "--access-token-file", "a\0b"], "zero byte"),
         (["config", "show"], "dpop-agent init"),
@@ -232,6 +236,7 @@ def test_what_is_refused_ends_with_1_and_one_line(
 ) -> None:
     monkeypatch.setenv("DPOP_AGENT_CONFIG", str(tmp_path / "none.toml"))
     (tmp_path / "two").write_text(f"Bearer {SECRET}\n")
+    (tmp_path / "json").write_text(f'{{"access_token":"{SECRET}"}}')
     (tmp_path / "empty").write_text("\n")
     (tmp_path / "long").write_text("a" * 100_000)
     words = [word.replace("{tmp}", str(tmp_path)) for word in words]
@@ -242,6 +247,14 @@ def test_what_is_refused_ends_with_1_and_one_line(
     assert err.count("\n") == 1
     assert said in err
     assert SECRET not in err
+
+
+@pytest.mark.parametrize("verb", ["proof", "curl"])
+def test_who_leaves_out_the_method_is_told_that_it_comes_before_the_url(
+    capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    assert cli.main([verb, "https://a.example"]) == 2
+    assert "an HTTP method, such as GET, comes before the URL" in capsys.readouterr().err
 
 
 def test_a_defect_is_told_in_one_line_without_the_values_in_it(
