@@ -333,7 +333,7 @@ def test_a_header_that_curl_or_somebody_left_out_is_said_to_be_left_out() -> Non
     [({"htm": "POST"}, "htm_mismatch"), ({"htu": f"{hand.ME}/x"}, "htu_mismatch")],
 )
 def test_what_our_curl_shows_without_signatures_is_explained_as_the_whole_is(
-    wrong: dict[str, str], cause: str
+    wrong: dict[str, Any], cause: str
 ) -> None:
     text = hand.oidc_provider_me("invalid_dpop_proof", "", hand.rs(**wrong))
     shown = b"\n".join(redacted(line) for line in text.encode().splitlines()).decode()
