@@ -52,7 +52,11 @@ no agent is there
 interrupted
 .P
 .B dpop\\-agent exec
-ends with its command's.
+and
+.B dpop\\-agent lease
+end with their command's,
+.B dpop\\-agent curl
+with curl's from 4 on.
 """,
     "environment": """\
 .TP

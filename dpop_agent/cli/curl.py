@@ -55,7 +55,7 @@ def add_curl(parser: arguments.Parser) -> None:
         for name, letter in {**VALUES, **FLAGS}.items()
     )
     parser.description = (
-        "Send a request by curl, with a proof. A server that asks for a nonce has it, by a second "
+        "Send a request by curl, with a proof. A server that asks for a nonce gets it, by a second "
         "request; no redirect is followed. "
         f"OPTIONS are curl's, and these alone are passed on: {names}. -v shows all but the access "
         "token and the proof's signature. "

@@ -26,6 +26,7 @@ from tests.processes import ROOT, Agent
 from tests.unit.fake_server import FakeServer, Reply, Seen
 
 DOCUMENTS = ("README.md", *(name for name in documents() if name.startswith("docs/")))
+DPOP_AGENT = f'dpop-agent() {{ "{sys.executable}" -m dpop_agent "$@"; }}'
 START = (ROOT / "docs" / "getting-started.md").read_text("utf-8")
 PIN, SO_PIN = "73195", "86420"
 
@@ -282,10 +283,9 @@ def test_the_requests_of_the_documents_by_curl_have_a_proof_and_the_access_token
     need("curl")
     agent.create_key("default")
     (tmp_path / "at.txt").write_text("at-1\n")
-    command = f'dpop-agent() {{ "{sys.executable}" -m dpop_agent "$@"; }}'
     with FakeServer(answer) as server:
         for line, _ in (typed for block in blocks for typed in commands(block)):
-            script = f"{command}\n{line.replace('https://api.example.com', server.origin)}"
+            script = f"{DPOP_AGENT}\n{line.replace('https://api.example.com', server.origin)}"
             done = subprocess.run(
                 ["bash", "-ec", script],
                 cwd=tmp_path,
@@ -301,6 +301,35 @@ def test_the_requests_of_the_documents_by_curl_have_a_proof_and_the_access_token
         ]
         assert [len(seen.proofs) for seen in server.seen] == [1, 1, 1]
         assert {seen.headers["Authorization"] for seen in server.seen} == {"DPoP at-1"}
+
+
+@pytest.mark.runs("docs/shell.md", "What a server refuses")
+def test_what_a_server_refuses_is_explained_by_the_document_s_one_line(
+    agent: Agent, tmp_path: Path, blocks: list[Block]
+) -> None:
+    need("curl")
+    agent.create_key("default")
+    (tmp_path / "at.txt").write_text("at-1\n")
+    ((line, _),) = (typed for block in blocks for typed in commands(block))
+    challenge = 'DPoP error="invalid_dpop_proof", error_description="DPoP proof htu mismatch"'
+    with FakeServer(lambda _: Reply(401, b"", WWW_Authenticate=challenge)) as server:
+        done = subprocess.run(
+            [
+                "bash",
+                "-c",
+                f"{DPOP_AGENT}\n{line.replace('https://api.example.com', server.origin)}",
+            ],
+            cwd=tmp_path,
+            env=agent.env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert len(server.seen) == 1
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "The server expects another htu than the URL of the request" in done.stdout
+    assert "left out or cut off" not in done.stdout
+    assert "at-1" not in done.stdout
 
 
 @pytest.mark.runs("docs/http-clients.md")
