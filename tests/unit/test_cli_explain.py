@@ -71,6 +71,21 @@ def test_who_pipes_a_body_alone_is_told_how_a_pipe_gets_the_rest(
     assert "2>&1" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("dpop-agent: there is no key shop; make one\n", "there is no key shop; make one"),
+        ("usage: dpop-agent curl …\ndpop-agent curl: error: -L isn't passed on\n", "-L isn't"),
+        ("* Trying 127.0.0.1:9...\ncurl: (7) Failed to connect\n", "curl ended with status 7"),
+    ],
+)
+def test_where_nothing_was_sent_it_says_so_and_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture, text: str, said: str
+) -> None:
+    assert run(monkeypatch, text) == 2
+    assert f"dpop-agent: no request was sent: {said}" in capsys.readouterr().err
+
+
 def test_json_has_the_same_for_programs(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     assert run(monkeypatch, BROKEN, "--json") == 1
     found = json.loads(capsys.readouterr().out)

@@ -42,6 +42,7 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _QUOTED = re.compile(r"\s*> ?[<>] ")
 _REQUEST = re.compile(rf"([{TCHAR}]{{1,32}}) (\S+) (HTTP/[0-9.]+)\s*")
 _STATUS = re.compile(r"HTTP/[0-9.]+ ([1-5][0-9]{2})(?:\s.*)?")
+_FAILED = re.compile(r"\s*(?:dpop-agent(?: curl: error)?: (.+)|curl: \(([0-9]{1,3})\) .*)")
 _HEADER = re.compile(rf":?([{TCHAR}]+)\s*:[ \t]*(.*)")
 _MARKED = re.compile(r"([<>*])(?: (.*)|)")
 _DATA = re.compile(r"[{}] \[\d+ bytes data\]")
@@ -240,6 +241,9 @@ def _no_request(lines: list[str]) -> Unreadable:
     first = next((number for number, line in enumerate(lines, 1) if line.strip()), None)
     if first is None:
         return Unreadable("there is a command alone, and nothing that it wrote")
+    for failed in filter(None, map(_FAILED.fullmatch, lines)):
+        said = failed[1] or f"curl ended with status {failed[2]}"
+        return Unreadable(f"no request was sent: {said}")
     if any(_STATUS.fullmatch(line.strip().removeprefix("<").strip()) for line in lines):
         return Unreadable(
             "there is a response, and no request before it; run curl with -v, whose lines with > "
