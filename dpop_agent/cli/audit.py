@@ -348,8 +348,12 @@ class _Table:
         for cell, size in zip(before, self._sizes, strict=True):
             line += cell + " " * (size - output.columns(cell)) + "  "
         if self._room is not None and output.columns(line + what) > self._room:
-            line, what = output.cut(line.rstrip(), self._room) + "\n", f"  {what}"
-            what = output.cut(what, self._room)
+            begin, indent = line.rstrip(), "  "
+            if output.columns(begin) > self._room:  # which generation it was matters most
+                key = output.cut(before[-1], self._room // 2)
+                begin, indent = line[: line.rindex(before[-1])].rstrip(), f"  {key}  "
+            line = f"{output.cut(begin, self._room)}\n{indent}"
+            what = output.cut(what, max(1, self._room - output.columns(indent)))
         end = output.paint(what, colour) if colour else _painted(what)
         print(output.paint(line, colour) + end, flush=True)
 

@@ -170,6 +170,16 @@ def test_a_line_fits_the_terminal(
     assert long.endswith("…")
 
 
+def test_a_terminal_too_narrow_for_the_columns_shows_which_generation_it_was(
+    folder: Folder, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "width", lambda: 40)
+    folder.write("agent.jsonl", entry(), entry(1, key="k" * 60))
+    lines = printed(capsys)
+    assert lines[3:5] == ["15:00:00  agent   curl 77", "  default@1  GET https://api.example.com"]
+    assert max(map(len, lines)) <= 40
+
+
 def test_all_sockets_come_in_the_order_of_time_the_older_files_with_them(
     folder: Folder, capsys: Capture
 ) -> None:
