@@ -303,7 +303,7 @@ def test_the_requests_of_the_documents_by_curl_have_a_proof_and_the_access_token
         assert {seen.headers["Authorization"] for seen in server.seen} == {"DPoP at-1"}
 
 
-@pytest.mark.runs("docs/shell.md", "What a server refuses")
+@pytest.mark.runs("docs/shell.md", "When a server refuses a request")
 def test_what_a_server_refuses_is_explained_by_the_document_s_one_line(
     agent: Agent, tmp_path: Path, blocks: list[Block]
 ) -> None:

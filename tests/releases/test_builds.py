@@ -148,7 +148,8 @@ def test_the_readme_stands_on_pypi(built: Built) -> None:
     assert {"SECURITY.md", "docs/index.md", "dpop_agent/PROTOCOL.md"} <= files
     assert {file for file in files if file not in built.kept} == set()
     assert all(link.startswith(repository["Repository"]) for link in repository.values())
-    assert not [link for link in links if "github.com/dpop-agent" in link and here not in link]
+    of_others = [link for link in links if "github.com/dpop-agent" in link and here not in link]
+    assert of_others == [repository["Repository"]], "to clone it; all else is of this version"
 
 
 @pytest.fixture(scope="module")
