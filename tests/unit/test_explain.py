@@ -340,7 +340,7 @@ def test_what_our_curl_shows_without_signatures_is_explained_as_the_whole_is(
     assert hand.BOUND not in shown
     assert ".…" in shown
     assert first(shown) == first(text) == cause
-    assert "whether the proof's signature is right: it is left out" in str(explain(shown))
+    assert "whether the proof's signature is good: it is left out" in str(explain(shown))
     assert "whether the proof's signature" not in str(explain(text))
 
 

@@ -125,8 +125,6 @@ def _notes(case: Case, findings: list[Finding]) -> list[str]:
             "what the proof says: it is left out or cut off in what was given. Nothing secret of "
             "it is printed here."
         )
-    elif case.is_unsigned:
-        notes.append("whether the proof's signature is right: it is left out in what was given.")
     if case.is_opaque and causes & {*_OF_THE_TOKEN, "scheme_bearer"} and case.bound_to is None:
         notes.append(
             "what the access token is bound to, and whether it is still good: it is opaque, and "
