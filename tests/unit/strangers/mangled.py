@@ -83,12 +83,12 @@ def mangled() -> list[Mangled]:
         '  code: "OAUTH_RESPONSE_BODY_ERROR"\n'
     )
     tls = text[: text.index("* SSL connection")]
-    nothing = "neither the output of curl|nothing in it|no request|a command alone|can't be read|response"
+    nothing = "neither the output of curl|nothing to read|no request|a command alone|can't be read|response"
     kc = keycloak("DPoP HTTP URL mismatch", proof("POST", f"{KC}/token"))
     redacted = "left out or cut off"
     return [
-        Mangled("empty", "", "nothing in it"),
-        Mangled("blank", "\n  \n\t\n", "nothing in it"),
+        Mangled("empty", "", "nothing to read"),
+        Mangled("blank", "\n  \n\t\n", "nothing to read"),
         Mangled("binary", bytes(range(256)) * 8, nothing),
         Mangled("zeroes", b"\0" * 4096, nothing),
         Mangled("html", "<!doctype html><html><body><h1>401</h1></body></html>", nothing),
