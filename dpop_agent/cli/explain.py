@@ -85,12 +85,17 @@ def _explanation(args: Namespace) -> Explanation:
 
 
 def _sources(metadata: dict[str, Any] | None) -> Sources:
+    import time
     from functools import lru_cache
 
     from dpop_agent.client.explaining.case import Sources
 
     return Sources(
-        known=_known(), metadata=metadata, seen=lru_cache(_seen), is_signed=lru_cache(_is_signed)
+        known=_known(),
+        metadata=metadata,
+        seen=lru_cache(_seen),
+        is_signed=lru_cache(_is_signed),
+        latest=time.time(),
     )
 
 

@@ -16,7 +16,7 @@ from dpop_agent.cli.curl_run import redacted
 from dpop_agent.cli.explain import _is_signed
 from dpop_agent.client.explaining.case import Case, Known, Seen, Sources
 from dpop_agent.client.explaining.findings import COLUMNS, Explanation
-from dpop_agent.client.explaining.judges import JUDGES
+from dpop_agent.client.explaining.judges.table import JUDGES
 from dpop_agent.client.explaining.messages import Unreadable, jws
 from dpop_agent.client.explaining.reading import exchanges, messages
 from dpop_agent.client.explaining.said import named

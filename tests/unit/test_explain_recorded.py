@@ -11,7 +11,7 @@ import pytest
 from dpop_agent.cli.explain import _is_signed
 from dpop_agent.client.explaining.case import Known, Sources
 from dpop_agent.client.explaining.findings import Explanation
-from dpop_agent.client.explaining.judges import JUDGES
+from dpop_agent.client.explaining.judges.table import JUDGES
 from dpop_agent.client.explaining.reading import exchanges
 from dpop_agent.client.explaining.verdict import explained
 from tests.exchanges.exchange import FOLDER, listed

@@ -395,13 +395,28 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "explaining.findings": set(),
         "explaining.said": {"explaining.case"},
         "explaining.urls": {"explaining.messages"},
-        "explaining.judges": {
-            *("explaining.case", "explaining.messages", "explaining.redaction", "explaining.said"),
-            "explaining.urls",
+        "explaining.judges.opinions": {
+            *("explaining.case", "explaining.messages", "explaining.redaction"),
+        },
+        **{
+            f"explaining.judges.{part}": {
+                *("explaining.case", "explaining.messages", "explaining.redaction"),
+                *("explaining.said", "explaining.urls", "explaining.judges.opinions"),
+            }
+            for part in ("proof", "request", "nonce", "access_token", "token_endpoint")
+        },
+        "explaining.judges.server": {
+            *("explaining.case", "explaining.judges.opinions", "explaining.judges.proof"),
+        },
+        "explaining.judges.table": {
+            *("explaining.case", "explaining.judges.opinions", "explaining.judges.proof"),
+            *("explaining.judges.request", "explaining.judges.nonce", "explaining.judges.server"),
+            *("explaining.judges.access_token", "explaining.judges.token_endpoint"),
         },
         "explaining.verdict": {
-            *("explaining.case", "explaining.findings", "explaining.judges", "explaining.messages"),
-            "explaining.said",
+            *("explaining.case", "explaining.findings", "explaining.judges.opinions"),
+            "explaining.judges.table",
+            *("explaining.messages", "explaining.said"),
         },
         "explaining.asking": {
             *("explaining.case", "explaining.findings", "explaining.responses"),

@@ -36,8 +36,9 @@ def explain(
         DPoPAgentError: the agent doesn't answer.
     """
     known = None if agent is None else generations(agent.keys(include_destroyed=True))
+    now = time.time()
     return explained(
-        of_response(response), Sources(known=known, metadata=metadata, now=time.time())
+        of_response(response), Sources(known=known, metadata=metadata, now=now, latest=now)
     )
 
 

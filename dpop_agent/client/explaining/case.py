@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from math import inf
 from typing import Any
 
 from dpop_agent.client.explaining.messages import (
@@ -71,6 +72,7 @@ class Sources:
         is_signed: whether a proof's signature was made by the key in its header; None where
             nobody can say.
         now: seconds since 1970 where the exchange has only just been; else None.
+        latest: seconds since 1970 after which it can't have been.
     """
 
     known: Sequence[Known] | None = None
@@ -78,6 +80,7 @@ class Sources:
     seen: Callable[[str], Seen | None] = lambda _: None
     is_signed: Callable[[str], bool | None] = lambda _: None
     now: float | None = None
+    latest: float = inf
 
 
 class Case:

@@ -7,7 +7,6 @@ libraries, Okta and authlib; what is particular comes before what is general.
 from __future__ import annotations
 
 import re
-import time
 
 from dpop_agent.client.explaining.case import Case, number
 
@@ -185,10 +184,10 @@ def nonce_cause(case: Case) -> str:
     nonce = case.claim("nonce")
     if nonce is None:
         return "nonce_missing"
-    return "nonce_of_another_server" if case_nonce_is_foreign(case) else "nonce_stale"
+    return "nonce_of_another_server" if nonce_is_foreign(case) else "nonce_stale"
 
 
-def case_nonce_is_foreign(case: Case) -> bool:
+def nonce_is_foreign(case: Case) -> bool:
     """Whether the proof's nonce came from another server."""
     nonce, here = case.claim("nonce"), case.exchange.origin.partition("//")[2]
     givers = {
@@ -210,7 +209,7 @@ def iat_cause(case: Case) -> str:
     if age is not None:
         return "iat_ahead" if age < 0 else "iat_old"
     # A proof that is ahead of the present was ahead of whatever was before it.
-    is_ahead = iat is not None and iat > time.time()
+    is_ahead = iat is not None and iat > case.sources.latest
     return (
         "iat_ahead"
         if is_ahead or "future" in case.words or "in the past" in case.words

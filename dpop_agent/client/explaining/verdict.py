@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from dpop_agent.client.explaining.case import Case, Sources
 from dpop_agent.client.explaining.findings import Explanation, Finding
-from dpop_agent.client.explaining.judges import JUDGES, SHOWN, Opinion
+from dpop_agent.client.explaining.judges.opinions import SHOWN, Opinion
+from dpop_agent.client.explaining.judges.table import JUDGES
 from dpop_agent.client.explaining.messages import Exchange
 from dpop_agent.client.explaining.said import is_of_something_else, named
 
