@@ -98,7 +98,7 @@ class Case:
             self.is_redacted = self.proof is None
         self.jkt = jkt_of(self.proof)
         self.scheme, self.access_token = credentials(self.exchange)
-        self.token = jws(self.access_token) if self.access_token else Jws({}, {}, "none")
+        self.access_claims = jws(self.access_token).claims if self.access_token else {}
         self.is_opaque = bool(self.access_token) and not is_jwt(self.access_token or "")
         self.form = self.exchange.form
         self.answer = self.exchange.answer
@@ -190,7 +190,7 @@ class Case:
     @property
     def bound_to(self) -> str | None:
         """The thumbprint that the access token is bound to, as far as it can be seen."""
-        cnf = self.token.claims.get("cnf")
+        cnf = self.access_claims.get("cnf")
         jkt = cnf.get("jkt") if isinstance(cnf, Mapping) else None
         if isinstance(jkt, str) and is_sha256(jkt):
             return jkt
@@ -340,9 +340,9 @@ def credentials(exchange: Exchange) -> tuple[str, str | None]:
     """The scheme of a request's Authorization header, and the access token in it, if any."""
     value = next(iter(exchange.sent("Authorization")), "")
     scheme, _, rest = value.strip().partition(" ")
-    token = rest.strip()
-    if scheme.lower() in ("dpop", "bearer") and token and " " not in token:
-        return scheme.lower(), None if is_redacted(token) or is_unfilled(token) else token
+    given = rest.strip()
+    if scheme.lower() in ("dpop", "bearer") and given and " " not in given:
+        return scheme.lower(), None if is_redacted(given) or is_unfilled(given) else given
     return scheme.lower(), None
 
 

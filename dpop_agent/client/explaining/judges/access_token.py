@@ -106,16 +106,16 @@ def access_token_missing(case: Case) -> Opinion | None:
     if case.is_token_request or case.access_token or case.exchange.status not in (400, 401):
         return None
     value = next(iter(case.exchange.sent("Authorization")), "").strip()
-    token = value.rpartition(" ")[2]
+    given = value.rpartition(" ")[2]
     mend = "Send Authorization: DPoP and the access token, beside the proof."
-    if is_unfilled(token):
+    if is_unfilled(given):
         return opinion(
             93,
             "The access token is a variable that has no value.",
             mend,
-            ("Authorization", f"{case.scheme} {token[:MAX_NAME]}"),
+            ("Authorization", f"{case.scheme} {given[:MAX_NAME]}"),
         )
-    if is_jwt(token) and case.scheme not in ("dpop", "bearer"):
+    if is_jwt(given) and case.scheme not in ("dpop", "bearer"):
         return opinion(
             90,
             "The Authorization header has an access token, and not the scheme DPoP before it.",
@@ -151,7 +151,7 @@ def _expired(case: Case) -> str | None:
     now, by = case.date, "the response's Date"
     if now is None:
         now, by = case.sources.now, "now"
-    exp, issued = number(case.token.claims.get("exp")), case.issued
+    exp, issued = number(case.access_claims.get("exp")), case.issued
     if exp is None and issued is not None:
         since, lasts = date_of(issued), number(issued.answer.get("expires_in"))
         exp = None if since is None or lasts is None else since + lasts
@@ -164,7 +164,7 @@ def _said_of_token(case: Case) -> str:
     """Issuer and audience of a JWT access token: another API's is as invalid as an old one."""
     if case.is_opaque or case.is_left_out:
         return "opaque" if case.is_opaque else "left out in what was given"
-    claims = case.token.claims
+    claims = case.access_claims
     shown = [f"{name} {claims[name]}" for name in ("iss", "aud") if name in claims]
     return case.redaction.text(f"a JWT, {', '.join(shown)}" if shown else "a JWT", 120)
 

@@ -47,12 +47,12 @@ def anew(case: Case) -> str:
     """How to make the proof with the agent."""
     jkt = case.bound_to or case.jkt
     which = f" --jkt {jkt}" if jkt and case.generation(jkt) else ""
-    token = " --access-token-file FILE" if case.scheme in ("dpop", "bearer") else ""
+    presented = " --access-token-file FILE" if case.scheme in ("dpop", "bearer") else ""
     url = case.redaction.url(case.url)
     if url.startswith("//"):
         url = f"https:{url}"
     method = case.redaction.text(case.exchange.method, 32)
-    return f"dpop-agent proof {quote(method)} {quote(url)}{which}{token}"
+    return f"dpop-agent proof {quote(method)} {quote(url)}{which}{presented}"
 
 
 def authorization(case: Case) -> str | None:

@@ -139,7 +139,7 @@ def iat_old(case: Case) -> Opinion | None:
         weight = 75
     elif age is not None and age > OLD_FOR_SOME_S:
         weight = 60
-    issued, since = number(case.token.claims.get("iat")), None
+    issued, since = number(case.access_claims.get("iat")), None
     if age is None and issued is not None and iat < issued - OLD_S:
         weight, since = 75, f"{issued - iat:.0f} s before the access token was issued"
     return opinion(
