@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -402,9 +403,9 @@ def test_a_commands_name_is_put_into_the_line_as_one_word_whatever_it_is(tmp_pat
     stub.write_text(f"#!/bin/sh\nexit {completing.COMMAND}\n")
     stub.chmod(0o755)
     script = f"""
-        . {ROOT}/dpop_agent/cli/shell/dpop-agent.bash
+        . {shlex.quote(str(ROOT / "dpop_agent/cli/shell/dpop-agent.bash"))}
         COMP_WORDS=(dpop-agent lease shop -- zz) COMP_CWORD=4
-        _dpop_agent {stub} zz -- 2>/dev/null
+        _dpop_agent {shlex.quote(str(stub))} zz -- 2>/dev/null
         printf '%s\\n' "${{COMPREPLY[@]}}"
     """
     done = subprocess.run(
