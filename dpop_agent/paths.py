@@ -106,6 +106,27 @@ def older_audit_file(path: str) -> str:
     return path + _OLDER
 
 
+def socket_lock(socket: str) -> str:
+    """The lock of who serves a socket of the agent's own."""
+    return socket + _LOCK
+
+
+def mounted_lock(socket: str) -> str:
+    """The same of the socket in `mount`: beside its folder, which has nothing else."""
+    return os.path.dirname(socket) + _LOCK
+
+
+def filtered_lock(folder: str, name: str) -> str:
+    """The same of a filtered socket, in the folder of all: no socket's name begins with a dot."""
+    return os.path.join(folder, f".{name}{_LOCK}")
+
+
+def filtered_of_lock(file: str) -> str | None:
+    """The filtered socket whose lock a file of that name is; None for others."""
+    is_one = file.startswith(".") and file.endswith(_LOCK) and len(file) > len(f".{_LOCK}")
+    return file.removeprefix(".").removesuffix(_LOCK) if is_one else None
+
+
 def signer_lock(state_folder: str, store: str) -> str:
     """The lock of a store, which one signer of all agents with that state folder holds."""
     return os.path.join(state_folder, f"{_SIGNER}{store}{_LOCK}")

@@ -47,7 +47,7 @@ class Listener:
         """
         self.path, self.name = path, name
         self._given = given
-        self._lock_path = lock_path or path + ".lock"
+        self._lock_path = lock_path or paths.socket_lock(path)
         self._lock = -1
         self._bound: paths.File | None = None
 

@@ -299,7 +299,7 @@ class Agent:
         else:
             names[mounted] = paths.MOUNTED
         # The folder `mount` outlives the agent and has nothing else, so that it can be mounted.
-        locks = {mounted: f"{os.path.dirname(mounted)}.lock"}
+        locks = {mounted: paths.mounted_lock(mounted)}
         agents = Decoder(protocol.AGENT_METHODS)
         requests = {paths.ADMIN: Decoder(protocol.ADMIN_METHODS)}
         given = self._service.sockets(names)

@@ -10,7 +10,6 @@ import asyncio
 import json
 import logging
 import os
-import re
 import time
 from bisect import bisect_left
 from collections import defaultdict
@@ -55,7 +54,6 @@ MAX_NAMED = 32
 PAGE = MAX_LINE - 1024
 """Bytes of a page of sockets, the envelope left free; one has 52 KiB at the most."""
 
-_LOCK = re.compile(r"\.(.+)\.lock")
 
 _OPTIONS = {
     Rule.ORIGINS: ("--origin", "origins"),
@@ -451,8 +449,7 @@ class Sockets:
         log.info("serving the socket %s at %s", name, served.listener.path)
 
     def _lock_of(self, name: str) -> str:
-        # Beside the folders: no socket's name begins with a dot.
-        return os.path.join(self._folder, f".{name}.lock")
+        return paths.filtered_lock(self._folder, name)
 
     def _remove_folder(self, name: str) -> None:
         """Remove what is left of a socket, and nothing that isn't ours."""
@@ -470,8 +467,7 @@ class Sockets:
         except OSError:
             return
         for entry in entries:
-            lock = _LOCK.fullmatch(entry)
-            name = lock[1] if lock else entry
+            name = paths.filtered_of_lock(entry) or entry
             if name in self._records.sockets or not is_socket_name(name):
                 continue
             path = paths.filtered_socket(self._agent_socket, name)

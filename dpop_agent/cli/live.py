@@ -7,16 +7,14 @@ socket. Where systemd listens there, to connect would start the agent.
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from contextlib import contextmanager
 
 from dpop_agent import paths
+from dpop_agent.alarm import limited
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from types import FrameType
+    from collections.abc import Callable, Iterable
     from typing import Any, TypeVar
 
     from dpop_agent.cli.calls import Key
@@ -115,7 +113,7 @@ def _asked(socket: str, question: Callable[[AgentClient], T], *, instead: T) -> 
     from dpop_agent.client.sync import AgentClient
 
     try:
-        with _bounded(), AgentClient(socket, timeout=BOUND_S) as agent:
+        with limited(BOUND_S, _TooLate), AgentClient(socket, timeout=BOUND_S) as agent:
             return question(agent)
     except Exception:  # noqa: BLE001, RUF100  (whatever it is, a word is being typed)
         return instead
@@ -132,22 +130,5 @@ def is_served(socket: str) -> bool:
         return True  # no systemd listens there
     from dpop_agent.agent.lock import is_held
 
-    folder = os.path.dirname(socket)
-    above, name = os.path.split(folder)
-    return any(
-        map(is_held, (f"{socket}.lock", f"{folder}.lock", os.path.join(above, f".{name}.lock")))
-    )
-
-
-@contextmanager
-def _bounded() -> Iterator[None]:
-    def end(_number: int, _frame: FrameType | None) -> None:
-        raise _TooLate
-
-    before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, BOUND_S)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    filtered = paths.filtered_lock(*os.path.split(os.path.dirname(socket)))
+    return any(map(is_held, (paths.socket_lock(socket), paths.mounted_lock(socket), filtered)))

@@ -22,6 +22,7 @@ from dpop_agent.client.refusal import (
     CLOCK_BEHIND_S,
     Refusal,
     clock_offset_s,
+    dated,
     is_event_stream,
     is_json,
 )
@@ -408,20 +409,9 @@ def _wrong_clock(authority: str, offset_s: int) -> ProofRefused:
 
 
 def _server_time(answer: Answer) -> float | None:
-    """The answer's Date (RFC 9110 section 6.6.1), in seconds since 1970."""
-    from datetime import UTC
-    from email.utils import parsedate_to_datetime
-
-    values = answer.headers("Date")
-    if len(values) != 1:
-        return None
-    try:
-        when = parsedate_to_datetime(values[0])
-        if when.tzinfo is None:  # "-0000", which RFC 5322 allows
-            when = when.replace(tzinfo=UTC)
-        return when.timestamp() if 1970 < when.year < 9999 else None
-    except (ValueError, OverflowError):
-        return None
+    """The answer's Date, in seconds since 1970, where it can be one."""
+    when = dated(answer.headers("Date"))
+    return None if when is None or not 1970 < when.year < 9999 else when.timestamp()
 
 
 def _refusal(answer: Answer) -> Generator[Read, bytes | None, Refusal | None]:

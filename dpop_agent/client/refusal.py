@@ -13,6 +13,7 @@ from dpop_agent.proof import TCHAR
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from datetime import datetime
 
     from dpop_agent.client.answers import Proof
 
@@ -125,6 +126,21 @@ def decoded(body: bytes, content_encoding: Sequence[str]) -> bytes | None:
         if not decoder.eof:
             return None
     return body if len(body) <= MAX_CHALLENGE_BODY else None
+
+
+def dated(values: Sequence[str]) -> datetime | None:
+    """What the values of a response's Date say (RFC 9110 section 6.6.1); None for all but one."""
+    from datetime import UTC
+    from email.utils import parsedate_to_datetime
+
+    if len(values) != 1:
+        return None
+    try:
+        when = parsedate_to_datetime(values[0])
+    except (ValueError, OverflowError, TypeError):
+        return None
+    # "-0000", which RFC 5322 allows, has none.
+    return when.replace(tzinfo=when.tzinfo or UTC)
 
 
 def clock_offset_s(date: float | None, proof: Proof) -> int | None:

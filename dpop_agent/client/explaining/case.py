@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from math import inf
 from typing import Any
 
@@ -19,7 +17,7 @@ from dpop_agent.client.explaining.messages import (
     without_query,
 )
 from dpop_agent.client.explaining.redaction import Redaction, is_redacted, is_unfilled
-from dpop_agent.client.refusal import challenges
+from dpop_agent.client.refusal import challenges, dated
 from dpop_agent.jose import PUBLIC_MEMBERS, access_token_hash, is_sha256, thumbprint
 
 SIGNS = ("active", "draining")
@@ -236,6 +234,12 @@ class Case:
         return values[0] if len(values) == 1 else None
 
     @property
+    def givers(self) -> list[str]:
+        """The origins of those earlier responses that gave the proof's nonce."""
+        nonce = self.claim("nonce")
+        return [each.origin for each in self.earlier if nonce in each.got("DPoP-Nonce")]
+
+    @property
     def algs(self) -> list[str] | None:
         """The algorithms that the server takes, as far as it says."""
         for scheme, params in self.challenges:
@@ -347,12 +351,6 @@ def credentials(exchange: Exchange) -> tuple[str, str | None]:
 
 
 def date_of(exchange: Exchange) -> float | None:
-    """A response's Date (RFC 9110 section 6.6.1), in seconds since 1970."""
-    values = exchange.got("Date")
-    if len(values) != 1:
-        return None
-    try:
-        when = parsedate_to_datetime(values[0])
-        return when.replace(tzinfo=when.tzinfo or UTC).timestamp()
-    except (ValueError, OverflowError, TypeError):
-        return None
+    """A response's Date, in seconds since 1970."""
+    when = dated(exchange.got("Date"))
+    return None if when is None else when.timestamp()

@@ -190,9 +190,7 @@ def nonce_cause(case: Case) -> str:
 def nonce_is_foreign(case: Case) -> bool:
     """Whether the proof's nonce came from another server."""
     nonce, here = case.claim("nonce"), case.exchange.origin.partition("//")[2]
-    givers = {
-        each.origin.partition("//")[2] for each in case.earlier if nonce in each.got("DPoP-Nonce")
-    }
+    givers = {origin.partition("//")[2] for origin in case.givers}
     if givers:
         return here not in givers
     offered = case.offered_nonce

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from importlib.util import find_spec
-from typing import Any, NoReturn
+from typing import Any
 
+from dpop_agent.alarm import limited
 from dpop_agent.config import BACKENDS
 from dpop_agent.errors import DPoPAgentError, Locked, SignerFailed, StoreAbsent
 
@@ -79,7 +79,8 @@ class Keychain:
         more; the process can stay.
         """
         try:
-            with _limited(CALL_TIMEOUT_S):
+            # What can't be interrupted, the agent ends.
+            with limited(CALL_TIMEOUT_S, _Stuck):
                 yield self._usable()
         except DPoPAgentError:
             raise
@@ -147,19 +148,3 @@ def _unlocked_collection() -> str:
         ) from e
     except (SecretServiceNotAvailableException, OSError) as e:
         raise StoreAbsent("the keychain's daemon isn't there", hint=_ABSENT_HINT) from e
-
-
-@contextmanager
-def _limited(seconds: float) -> Iterator[None]:
-    """Interrupt what waits for a daemon; what can't be interrupted, the agent ends."""
-
-    def stuck(*_: object) -> NoReturn:
-        raise _Stuck
-
-    before: Callable[..., Any] | int | None = signal.signal(signal.SIGALRM, stuck)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)

@@ -63,7 +63,7 @@ def nonce_of_another_server(case: Case) -> Opinion | None:
     nonce = case.claim("nonce")
     if not isinstance(nonce, str):
         return None
-    givers = [each.origin for each in case.earlier if nonce in each.got("DPoP-Nonce")]
+    givers = case.givers
     is_foreign = nonce_is_foreign(case)
     offered = case.offered_nonce
     sizes = None
