@@ -182,7 +182,8 @@ def test_what_changes_keys_and_stores_leaves_a_line_on_the_owners_socket(agent: 
 def test_what_the_agent_does_by_itself_leaves_a_line_too(
     make_agent: MakeAgent, token: Token
 ) -> None:
-    agent = make_agent(with_setting(token.config, 'lock_after = "3s"')).start()
+    # Locked before it is due, the key wouldn't be rotated.
+    agent = make_agent(with_setting(token.config, 'lock_after = "10s"')).start()
     agent.create_key("default", rotate_every_s=2, drain_s=0)
     rotated = asked(agent, "key.rotate", "admin")[0]
     retired = asked(agent, "key.retire", "admin")[0]
