@@ -78,11 +78,10 @@ def asked_of(ref: str, jkt: str, alg: str) -> bytes:
     return f"{ref} {jkt} {alg}\n".encode("ascii")
 
 
-def parse_asked(content: bytes) -> tuple[str, str, str, bytes]:
-    """ref, jkt, alg and the signing input."""
-    key, _, signing_input = content.partition(b"\n")
-    ref, jkt, alg = key.decode("ascii").split(" ")
-    return ref, jkt, alg, signing_input
+def parse_asked(asked: bytes) -> tuple[str, str, str]:
+    """ref, jkt and alg, of what stands before the newline."""
+    ref, jkt, alg = asked.decode("ascii").split(" ")
+    return ref, jkt, alg
 
 
 Signed = tuple[int, bytes]

@@ -33,6 +33,7 @@ from dpop_agent.signer.store import (
     Attests,
     ListsKeys,
     PinStore,
+    PreparesSignatures,
     SharedStore,
     Slot,
     SlotStore,
@@ -143,39 +144,51 @@ def _require_shareable(store: Store, settings: dict[str, Any]) -> None:
 
 class _Signer:
     def __init__(self, line: socket.socket | None) -> None:
+        self.broken = False
         self._line = line
         self._store: Store | None = None
         self._is_open = False
+        self._authority: Authority | None = None
         self._pin: UserPin | None = None
         self._lock_descriptor = -1
         self._released = False
         self._opening_lock: int | None = None
+        self._prepared: dict[bytes, Callable[[bytes], bytes]] = {}  # by the key that is asked for
 
     def answer(self, request: dict[str, Any] | Signed) -> bytes:
+        """The frame that answers one; `broken` says afterwards whether it is the last."""
         try:
             if isinstance(request, tuple):
                 number, content = request
-                return sign_frame(number, self._sign(content))
-            return frame(id=request["id"], ok=self._do(request))
+                asked, _, signing_input = content.partition(b"\n")
+                prepared = self._prepared.get(asked)
+                if prepared is None:
+                    return sign_frame(number, self._sign(asked, signing_input))
+                return sign_frame(number, prepared(signing_input))
+            self._prepared.clear()
+            done = self._do(request)
+            self._look_whether_broken()
+            return frame(id=request["id"], ok=done)
         except Exception as e:
+            self._prepared.clear()
+            self._look_whether_broken()
             number = request[0] if isinstance(request, tuple) else request["id"]
             if isinstance(e, DPoPAgentError):
                 return frame(id=number, error=e.to_wire(), broken=self.broken)
             if self._store is not None:
                 self._store.broken = True
+            self.broken = True
             error = SignerFailed(f"unexpected {type(e).__name__} in the signer{_place(e)}")
             return frame(id=number, error=error.to_wire(), broken=True)
 
-    @property
-    def broken(self) -> bool:
-        return self._store is None or self._store.broken
+    def _look_whether_broken(self) -> None:
+        self.broken = self._store is None or self._store.broken
 
     def _do(self, request: dict[str, Any]) -> dict[str, Any]:
         op = request["op"]
         if op == "authorize":
-            store = self._opened()
-            authority = store.authority if isinstance(store, SlotStore) else None
-            return {"path": authority and authority.listen(request["folder"])}
+            self._opened()
+            return {"path": self._authority and self._authority.listen(request["folder"])}
         if op == "listen":
             return self._listen(self._made(request), request["folder"])
         if op == "open":
@@ -213,10 +226,16 @@ class _Signer:
         }
         return operations[op]()
 
-    def _sign(self, content: bytes) -> bytes:
+    def _sign(self, asked: bytes, signing_input: bytes) -> bytes:
         store = self._opened()
         self._take_again(store)
-        return store.sign(*parse_asked(content))
+        key = parse_asked(asked)
+        signature = store.sign(*key, signing_input)
+        if isinstance(store, PreparesSignatures):
+            prepared = store.prepared(*key)
+            if prepared is not None:
+                self._prepared[asked] = prepared
+        return signature
 
     def _take_again(self, store: Store) -> None:
         """Have a store that was released."""
@@ -260,8 +279,9 @@ class _Signer:
     @property
     def authority(self) -> Authority | None:
         """Where a management key may come in, or go out of date, between two frames."""
-        authority = self._store.authority if isinstance(self._store, SlotStore) else None
-        return None if authority is None or authority.left_s() is None else authority
+        if self._authority is None or self._authority.left_s() is None:
+            return None
+        return self._authority
 
     def listen_no_more(self) -> None:
         """Leave no socket behind, and no management key."""
@@ -314,6 +334,8 @@ class _Signer:
                 self._opening_lock = _lock_file(f"{request['lock']}.opening")
             if isinstance(store, SharedStore):
                 store.accepted = accepted
+            if isinstance(store, SlotStore):
+                self._authority = store.authority
             self._store = store
         return self._store
 
@@ -370,15 +392,12 @@ def _answer_frames(channel: socket.socket, signer: _Signer) -> None:
             authority.serve(readable)
             if channel in readable:
                 break
-        try:
-            data = channel.recv(65536, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            data, sent = channel.recv(65536), 0
+        data = channel.recv(65536)
         if not data:
             return
         requests = list(frames.feed(data))
-        # Half of what the agent has here at once: it has something to do with the answers to
-        # those while the others are signed. What was sent last counts where more was there then.
+        # Half of what the agent has here at once: it has something to do with the answers to those
+        # while the others are signed. What was sent last counts: it has sent these meanwhile.
         size = max(1, (sent + len(requests)) // 2)
         for begin in range(0, len(requests), size):
             answers = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -172,6 +173,18 @@ class ListsKeys(ABC):
 
         Raises:
             SignerFailed: the place was opened anew since the first.
+        """
+
+
+class PreparesSignatures(ABC):
+    """A store that can sign again and again with nothing left to look up or to decide."""
+
+    @abstractmethod
+    def prepared(self, ref: str, jkt: str, alg: str) -> Callable[[bytes], bytes] | None:
+        """What `sign` does for a key that signed before: the same signatures and the same errors.
+
+        It holds until any other method is called, or it raises. None where each signature takes
+        more.
         """
 
 

@@ -81,7 +81,7 @@ class DictStore:
 
     async def ask(self, op: str | bytes, **members: Any) -> dict[str, Any]:
         if isinstance(op, bytes):
-            ref, jkt, *_ = parse_asked(op)
+            ref, jkt, _ = parse_asked(op.partition(b"\n")[0])
             op, members = "sign", members | {"ref": ref, "jkt": jkt}
         self._fate.step()
         await asyncio.sleep(0)

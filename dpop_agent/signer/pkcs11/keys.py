@@ -116,6 +116,27 @@ class Key:
             self._check(way, alg, data, signature, whole=whole)
         return bytes(signature)
 
+    def prepared(self, alg: Algorithm) -> Callable[[bytes], bytes] | None:
+        """What `sign` does where it decides nothing: for a key that was checked once, and that is
+        enough, and that wants no PIN. None for any other.
+        """
+        if self._checks_each or not self._verified or self.asks_pin:
+            return None
+        _, digest, sign, size = self._way_for(alg)
+
+        def signature(data: bytes) -> bytes:
+            began = time.monotonic()
+            try:
+                made = sign(digest(data))
+            except UserNotLoggedIn:
+                _require_at_once(began)
+                raise
+            if len(made) != size:
+                raise _wrong_size(made)
+            return made
+
+        return signature
+
     def self_test(self, alg: Algorithm) -> bool:
         """Make a signature that is no proof, and check it; False where that takes a person, or a
         login.
@@ -142,7 +163,7 @@ class Key:
             SignerFailed, WrongSignature
         """
         if len(signature) != way.size:
-            raise SignerFailed(f"the PKCS#11 token's signature has {len(signature)} bytes")
+            raise _wrong_size(signature)
         if whole:
             try:
                 check_signature(alg.name, self.info.jwk, data, signature)
@@ -185,12 +206,9 @@ class Key:
         began = time.monotonic()
         try:
             return sign(data)
-        except UserNotLoggedIn as e:
-            if time.monotonic() - began <= TOUCH_S:
-                raise
-            raise Timeout(
-                "nobody touched the card in time", hint="try again, and touch it", retry="no"
-            ) from e
+        except UserNotLoggedIn:
+            _require_at_once(began)
+            raise
 
     def _with_pin(self, data: bytes, **how: Any) -> Any:
         self._token.require_tries()
@@ -205,6 +223,20 @@ class Key:
             self._private.session.reaffirm_credentials(pin)
         # No mark stands while it waits for a touch: the agent may end meanwhile.
         return signing.signature(data)
+
+
+def _require_at_once(began: float) -> None:
+    """Let pass a refusal for which nobody waited.
+
+    Raises:
+        Timeout
+    """
+    if time.monotonic() - began > TOUCH_S:
+        raise Timeout("nobody touched the card in time", hint="try again, and touch it", retry="no")
+
+
+def _wrong_size(signature: bytes) -> SignerFailed:
+    return SignerFailed(f"the PKCS#11 token's signature has {len(signature)} bytes")
 
 
 def _digest(alg: Algorithm, mechanism: Mechanism) -> Callable[[bytes], bytes]:

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from pkcs11 import Attribute, ObjectClass
 from pkcs11.exceptions import PKCS11Error
@@ -41,6 +41,7 @@ from dpop_agent.signer.store import (
     Listed,
     ListsKeys,
     PinStore,
+    PreparesSignatures,
     SharedStore,
     TellsHalfMade,
     self_test_input,
@@ -152,18 +153,29 @@ class TokenStore(PinStore, ListsKeys):
             )
         try:
             return key.sign(alg, data)
-        except PKCS11Error as e:
-            if error_name(e) not in keys.REFUSED:
-                raise
-            self._renew()  # C_Sign may have left it under way (PKCS#11 3.0 section 5.13)
-            raise KeyRefused(
-                f"the PKCS#11 token doesn't sign for {alg.name} with the key {key.info.ref} "
-                f"({error_name(e)})",
-                hint="see with its vendor's tool what that key may be used for",
-            ) from e
-        except WrongSignature:
+        except (PKCS11Error, WrongSignature) as e:
+            self._not_signed(e, key, alg)
+
+    def _not_signed(
+        self, error: PKCS11Error | WrongSignature, key: Key, alg: Algorithm
+    ) -> NoReturn:
+        """Clear up what a signature left that failed, and say why it did.
+
+        Raises:
+            KeyRefused: this key can't sign.
+            PKCS11Error, WrongSignature: the same, for all else.
+        """
+        if isinstance(error, WrongSignature):
             self.broken = not self._renew()
-            raise
+            raise error
+        if error_name(error) not in keys.REFUSED:
+            raise error
+        self._renew()  # C_Sign may have left it under way (PKCS#11 3.0 section 5.13)
+        raise KeyRefused(
+            f"the PKCS#11 token doesn't sign for {alg.name} with the key {key.info.ref} "
+            f"({error_name(error)})",
+            hint="see with its vendor's tool what that key may be used for",
+        ) from error
 
     def _renew(self) -> bool:
         """See the token as it is now, and hold nothing from before, where nobody has to type."""
@@ -371,7 +383,7 @@ class _Guard:
             self._store.failed(self._doing, error)
 
 
-class Pkcs11Store(TokenStore, SharedStore, TellsHalfMade):
+class Pkcs11Store(TokenStore, SharedStore, PreparesSignatures, TellsHalfMade):
     """A PKCS#11 token whose keys have the ids that they are given.
 
     Args:
@@ -391,6 +403,24 @@ class Pkcs11Store(TokenStore, SharedStore, TellsHalfMade):
     @accepted.setter
     def accepted(self, accepted: Accepted) -> None:
         self._token.accepted = accepted
+
+    def prepared(self, ref: str, jkt: str, alg: str) -> Callable[[bytes], bytes] | None:
+        key, algorithm = self._keys.get(ref), ALGORITHMS[alg]
+        signed = None if key is None or key.info.jkt != jkt else key.prepared(algorithm)
+        if key is None or signed is None:
+            return None
+
+        def signature(signing_input: bytes) -> bytes:
+            try:
+                return signed(signing_input)
+            except PKCS11Error as e:
+                with self._guard("signing"):
+                    self._not_signed(e, key, algorithm)
+            except DPoPAgentError as e:
+                self.failed("signing", e)
+                raise
+
+        return signature
 
     def look_anew_next_time(self) -> None:
         self._keys.clear()
