@@ -32,6 +32,7 @@ class TokenLoop:
         token: with at least one private key.
         module: to be used in place of the token's own.
         env: variables for the module.
+        apart: whether one process asks, another passes that on, and a third signs.
     """
 
     def __init__(
@@ -41,9 +42,11 @@ class TokenLoop:
         *,
         module: str | None = None,
         env: Mapping[str, str] | None = None,
+        apart: bool = False,
     ) -> None:
+        words = [program, module or token.module, token.label, token.pin_file]
         self._process = subprocess.Popen(
-            [program, module or token.module, token.label, token.pin_file],
+            [*words, *(("apart",) if apart else ())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **token.env, **(env or {})},

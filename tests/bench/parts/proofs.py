@@ -46,6 +46,10 @@ ROUNDS = 40
 
 TOKEN, PYTHON_PKCS11 = "PKCS#11 token alone, C loop", "PKCS#11 token alone, python-pkcs11"
 TOKEN_PAUSED = f"{TOKEN}, 2 ms apart"
+APART = "three processes in C around the PKCS#11 token"
+"""A client, something that passes on what it asks and hears, and what signs for it: what an agent
+with a signer of its own costs that has nothing to do."""
+APART_PAUSED = f"{APART}, 2 ms apart"
 ONE, PAUSED, LONG_PAUSED, PIPELINED = "1 connection", "2 ms apart", "20 ms apart", "pipelined"
 CONNECTIONS = (4, 16, 64)
 SSH_AGENT, P11_KIT = "ssh-agent", "p11-kit remoting, C loop"
@@ -144,9 +148,12 @@ def _of_token(stack: ExitStack, setting: Setting, token: Token) -> list[Step]:
         return [python]
     program = built("token_loop.c", setting.folder)
     loop = stack.enter_context(closing(TokenLoop(program, token)))
+    apart = stack.enter_context(closing(TokenLoop(program, token, apart=True)))
     steps = [
         Step(TOKEN, partial(loop.sign, 800)),
         Step(TOKEN_PAUSED, partial(loop.sign, 60, pause=0.002)),
+        Step(APART, partial(apart.sign, 400)),
+        Step(APART_PAUSED, partial(apart.sign, 60, pause=0.002)),
         python,
     ]
     if not setting.lacks("p11-kit", "p11-kit", "p11-kit-modules"):
@@ -172,6 +179,9 @@ def _derive(setting: Setting) -> None:
     derive, this = setting.figures.derive, setting.this.name
     one, sixteen = f"{this}, {ONE}", f"{this}, {many(16)}"
     derive(bars.SEQUENTIAL, truediv, Column(one, P50), Column(TOKEN, P50))
+    derive(f"{APART} ÷ {TOKEN}", truediv, Column(APART, P50), Column(TOKEN, P50))
+    for name, apart in ((one, APART), (f"{this}, {PAUSED}", APART_PAUSED)):
+        derive(f"{name} ÷ {apart}", truediv, Column(name, P50), Column(apart, P50))
     derive(bars.CONCURRENT, truediv, Column(sixteen, RATE), Column(TOKEN, RATE))
     derive(
         bars.CPU_BEYOND,
