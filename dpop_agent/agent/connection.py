@@ -77,11 +77,13 @@ class Connection(asyncio.BufferedProtocol):
         self.client = self._peer = peer
         self.is_filtered = is_filtered
         self.under_way = 0
+        self._is_verbose = log.isEnabledFor(logging.DEBUG)
         self._received = b""
         self._begin = 0
         self._end = -1
         self._no_more = False
         self._unread = False
+        self._is_paused = False
         self._lost = False
         self._events: frozenset[str] = frozenset()
         self._late: asyncio.TimerHandle | None = None
@@ -101,7 +103,7 @@ class Connection(asyncio.BufferedProtocol):
         """The client doesn't read its answers: take no more requests until it does."""
         self._unread = True
         self._stop_clock()
-        self._transport.pause_reading()
+        self._pause()
 
     def resume_writing(self) -> None:
         """The client reads again."""
@@ -115,14 +117,15 @@ class Connection(asyncio.BufferedProtocol):
         return _read_into[: protocol.MAX_LINE - len(self._received)]
 
     def buffer_updated(self, nbytes: int) -> None:
+        data = bytes(_read_into[:nbytes])
         had = len(self._received)
-        self._received += bytes(_read_into[:nbytes])
+        self._received = self._received + data if had else data
         self._end = self._received.find(b"\n", had)
         if self._end >= 0:
             if self._late is not None:
                 self._stop_clock()
             self._intake.offer(self)
-        if self._end >= 0 or self._received:  # else it was taken in
+        if self._received:  # else it was taken in
             self._read_on()
 
     @property
@@ -130,27 +133,34 @@ class Connection(asyncio.BufferedProtocol):
         """Whether one waits that could be taken in."""
         return self._end >= 0 and not (self._unread or self._transport.is_closing())
 
-    def take_in(self) -> None:
-        """Take in the next line."""
+    def take_in(self, now: float) -> bool:
+        """Take in the next line, at that moment by time.monotonic; whether there is another."""
         line = self._received[self._begin : self._end]
         self._begin = self._end + 1
         self._end = self._received.find(b"\n", self._begin)
         if self._end < 0:
             self._received, self._begin = self._received[self._begin :], 0
-        self._line(line)
-        self._read_on()
+        self._line(line, now)
+        if self._is_paused or self._received:
+            self._read_on()
+        return self._end >= 0
+
+    def _pause(self) -> None:
+        self._is_paused = True
+        self._transport.pause_reading()
 
     def _read_on(self) -> None:
         """Read on, or not; a line that has begun has its time only while it could be read."""
         if self._transport.is_closing():
             self._stop_clock()
         elif self._end >= 0:
-            self._transport.pause_reading()
+            self._pause()
         elif len(self._received) >= protocol.MAX_LINE:
             self._fail(_too_long())
         elif self._is_late and self._received:
             self._fail(_too_slow())
         elif not self._unread:
+            self._is_paused = False
             self._transport.resume_reading()
             if self._received and self._late is None:
                 self._late = asyncio.get_running_loop().call_later(LINE_TIMEOUT_S, self._look)
@@ -175,7 +185,7 @@ class Connection(asyncio.BufferedProtocol):
         descriptor: int = self._transport.get_extra_info("socket").fileno()
         return descriptor
 
-    def _line(self, line: bytes) -> None:
+    def _line(self, line: bytes, began: float) -> None:
         if len(line) >= protocol.MAX_LINE:
             self._fail(_too_long())
             return
@@ -184,8 +194,7 @@ class Connection(asyncio.BufferedProtocol):
         except ProtocolError as e:
             self._write(protocol.encode_error(e.request_id, self._refused(e, e.method)))
             return
-        began = time.monotonic()
-        if log.isEnabledFor(logging.DEBUG):
+        if self._is_verbose:
             log.debug("%s, asked by %s", request.method, self.client)
         self.under_way += 1
         if self.under_way == 1:

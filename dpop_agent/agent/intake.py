@@ -1,8 +1,9 @@
 """Whose line is taken in next. Knows no socket.
 
 A turn of the event loop reads and writes what can be, hears signers and looks at deadlines. Lines
-have a budget in each, so that none of that ever waits for them for long, whoever sends how many.
-Clients take turns with their lines, as their requests do with a signer (`queue`).
+have a budget in each, so that none of that ever waits for them for long, whoever sends how many; it
+grows again while other things are done. Clients take turns with their lines, as their requests do
+with a signer (`queue`).
 
 How many requests a client may have under way follows from how many clients have any. Lines beyond
 that wait, and a client whose lines wait isn't read from: its own socket makes it wait.
@@ -41,8 +42,8 @@ class Client(Protocol):
     def has_line(self) -> bool:
         """Whether one waits that could be taken in."""
 
-    def take_in(self) -> None:
-        """Take in the next line."""
+    def take_in(self, now: float) -> bool:
+        """Take in the next line, at that moment; whether there is another."""
 
 
 class Intake:
@@ -55,16 +56,20 @@ class Intake:
         self._clock = clock  # finer than the loop's, which may stand still for a turn
         self._waiting: FairQueue[Client] = FairQueue()
         self._spent_s = 0.0
+        self._spent_at = clock()
         self._turn: asyncio.Handle | None = None
         self._busy = 0
         self._settled: asyncio.Future[None] | None = None
 
     def offer(self, client: Client) -> None:
         """It has sent lines. If nobody is before it, one is taken in at once."""
+        now = self._clock()
+        if self._spent_s:  # what has been done since gives lines as much time again
+            self._spent_s = max(0.0, self._spent_s - (now - self._spent_at))
         if self._waiting.size or self._spent_s >= TURN_S:
             self._wait(client, fresh=not client.under_way)
         elif self._may_take_in(client):
-            self._take_in(client)
+            self._take_in(client, now)
 
     def go_on(self, client: Client) -> None:
         """It may have a line that can be taken in now; that isn't done before this returns."""
@@ -94,10 +99,10 @@ class Intake:
             await self._settled
 
     def _may_take_in(self, client: Client) -> bool:
-        if not client.has_line:
-            return False
         under_way = client.under_way
-        return not under_way or under_way < min(MAX_REQUESTS, MAX_UNDER_WAY // self._busy)
+        return client.has_line and (
+            not under_way or under_way < min(MAX_REQUESTS, MAX_UNDER_WAY // self._busy)
+        )
 
     def _wait(self, client: Client, *, fresh: bool) -> None:
         if client.flow not in self._waiting:
@@ -111,13 +116,13 @@ class Intake:
             while self._waiting.size and self._spent_s < TURN_S:
                 client = self._waiting.pop()
                 if self._may_take_in(client):
-                    self._take_in(client)
+                    self._take_in(client, self._clock())
         finally:
             self._turn = self._loop.call_soon(self._take_turn) if self._waiting.size else None
 
-    def _take_in(self, client: Client) -> None:
-        began = self._clock()
-        client.take_in()
-        self._spent_s += self._clock() - began
-        if client.has_line:
+    def _take_in(self, client: Client, now: float) -> None:
+        has_more = client.take_in(now)
+        self._spent_at = self._clock()
+        self._spent_s += self._spent_at - now
+        if has_more:
             self.go_on(client)

@@ -52,7 +52,8 @@ class Sender:
     def has_line(self) -> bool:
         return self.lines > 0
 
-    def take_in(self) -> None:
+    def take_in(self, now: float) -> bool:
+        assert now == self._story.loop.now
         self.lines -= 1
         self._story.loop.now += self._takes
         self._story.taken.append(str(self.flow[-1]))
@@ -61,6 +62,7 @@ class Sender:
             self._story.intake.busy()
         if self._answered:
             self.answer()
+        return self.has_line
 
     def answer(self) -> None:
         self.under_way -= 1
