@@ -83,12 +83,15 @@ class Nonces:
         if len(self._servers) > self._max_origins:
             self._servers.popitem(last=False)
 
-    def nonce(self, origin: str, now: float) -> str | None:
-        """The nonce to use there, if there is one."""
+    def told(self, origin: str, now: float) -> tuple[str | None, float]:
+        """The nonce to use there, if there is one, and the seconds to take off `iat`, 0 to 300."""
         server = self._servers.get(origin)
-        if server is None or now - server.nonce_at > NONCE_LIFETIME_S:
-            return None
-        return server.nonce
+        if server is None:
+            return None, 0.0
+        nonce = server.nonce if now - server.nonce_at <= NONCE_LIFETIME_S else None
+        behind_s = -(server.clock_offset_s or 0.0)
+        fits = MIN_BACKDATING_S <= behind_s <= MAX_BACKDATING_S
+        return nonce, behind_s if fits else 0.0
 
     def is_doubtful(self, origin: str, now: float) -> bool:
         """Whether a request there may well be refused for its nonce, or for having none."""
@@ -98,14 +101,6 @@ class Nonces:
         if server.nonce is None:
             return server.wants_nonce
         return now - server.nonce_at > DOUBTFUL_S
-
-    def backdating_s(self, origin: str) -> float:
-        """Seconds to take off `iat` there, 0 to 300."""
-        server = self._servers.get(origin)
-        if server is None or server.clock_offset_s is None:
-            return 0.0
-        behind = -server.clock_offset_s
-        return behind if MIN_BACKDATING_S <= behind <= MAX_BACKDATING_S else 0.0
 
     def __len__(self) -> int:
         return len(self._servers)

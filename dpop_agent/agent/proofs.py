@@ -74,6 +74,8 @@ class Proofs:
     filtered one.
 
     Attributes:
+        records: the keys that it may use.
+        nonces: what servers said, for those that it serves.
         made: how many were given out.
     """
 
@@ -88,10 +90,10 @@ class Proofs:
         socket: Filter | None = None,
     ) -> None:
         """`rates` are the keys', whichever socket they are used on; `socket` the filtered one."""
-        self._records = records
+        self.records = records
         self._signers = signers
         self._inventory = inventory
-        self._nonces = nonces
+        self.nonces = nonces
         self._trials = Trials()
         self._consents = consents
         self._choices: dict[_Asked, Choice] = {}
@@ -111,17 +113,21 @@ class Proofs:
             self._observe(params["seen"])
         has_ath = "ath" in params
         asked = (params.get("key"), params.get("jkt"), has_ath, params["htu"], params["htm"])
-        choice = self._choice(asked)
+        choice = self._choices.get(asked) if self._keys is self.records.keys else None
+        if choice is None:
+            choice = self._choice(asked)
         if "shares_nonce" in params and self._is_doubtful(choice, call):
             origin = choice.where.origin
             self._trials.take(origin, call, partial(self._go_on, call, asked, origin))
+        elif choice.is_admitted_at_once:
+            self._signers[choice.key.store].submit(_OwnProof(self, call, choice))
         else:
             self._make(call, choice)
 
     def _make(self, call: Call, choice: Choice, **how: Any) -> None:
         """Have it signed, if the rules let it; `how` is for the proof."""
         if choice.is_admitted_at_once:
-            self._signers.named(choice.key.store).submit(_OwnProof(self, call, choice, **how))
+            self.signer(choice.key).submit(_OwnProof(self, call, choice, **how))
         else:
             self._admit(partial(_OwnProof, self, call, choice, **how), call, choice)
 
@@ -130,7 +136,7 @@ class Proofs:
         params = call.params
         if "nonce" in params or not params["shares_nonce"]:
             return False
-        return self._nonces.is_doubtful(choice.where.origin, call.began)
+        return self.nonces.is_doubtful(choice.where.origin, call.began)
 
     def _go_on(self, call: Call, asked: _Asked, origin: str, tries_nonce: bool) -> None:
         """Have it signed, after it may have waited until another tried the nonce."""
@@ -157,13 +163,13 @@ class Proofs:
     def sign_proof(self, call: Call) -> None:
         """`proof.sign`: built by a client, let pass only as the agent could have made it."""
         jkt, text = call.params["jkt"], call.params["signing_input"]
-        key, generation = self._records.keys.signer(None, jkt, presents_access_token=False)
+        key, generation = self.records.keys.signer(None, jkt, presents_access_token=False)
         _require_signing_allowed(key)
         where, claims = _require_proof(text, key, generation)
         htm, presents = claims["htm"], "ath" in claims
         require_allowed(key, where, htm, presents_access_token=presents, socket=self._socket)
         choice = Choice(
-            *(self._records.keys, Signatory(key, generation), where, htm),
+            *(self.records.keys, Signatory(key, generation), where, htm),
             presents_access_token=presents,
             built_by_client=True,
             socket_has_rate=self._own is not None,
@@ -192,7 +198,7 @@ class Proofs:
             return
 
         def answered(error: DPoPAgentError | None) -> None:
-            if error is None and self._records.keys.get(key.name) is not key:
+            if error is None and self.records.keys.get(key.name) is not key:
                 error = changed_meanwhile(key)
             if error is None:
                 try:
@@ -235,7 +241,7 @@ class Proofs:
             KeyUnknown: its socket gives nothing any more.
             RateExceeded: not by the rates of its key and its socket, for now.
         """
-        for allowance in self._require_rate(self._records.keys.named(choice.key.name)):
+        for allowance in self._require_rate(self.records.keys.named(choice.key.name)):
             allowance.take()
 
     def _choice(self, asked: _Asked) -> Choice:
@@ -244,7 +250,7 @@ class Proofs:
         Raises:
             KeyUnusable, JktRequired, HtuRefused, PolicyRefused
         """
-        keys = self._records.keys
+        keys = self.records.keys
         if self._keys is not keys:
             self._keys = keys
             self._choices.clear()
@@ -273,35 +279,15 @@ class Proofs:
         Raises:
             StoreUnknown
         """
-        return self._signers.named(key.store)
-
-    def own_signing_input(
-        self, params: Mapping[str, Any], choice: Choice, jti: str, now: float
-    ) -> tuple[str, str | None]:
-        """What is to be signed for `proof` at this moment, and the nonce in it."""
-        origin = choice.where.origin
-        nonce = params["nonce"] if "nonce" in params else self._nonces.nonce(origin, now)
-        made = signing_input(
-            choice.by.header,
-            htm=params["htm"],
-            htu=choice.where.htu,
-            iat=int(time.time() - self._nonces.backdating_s(origin)),
-            ath=params.get("ath"),
-            nonce=nonce,
-            jti=jti,
-        )
-        return made, nonce
+        return self._signers[key.store]
 
     def require_still_signing(self, choice: Choice) -> State:
-        """The generation's state now: its key may have changed since it was chosen.
+        """The generation's state now, once the keys aren't those any more that it was chosen of.
 
         Raises:
             KeyUnusable, HtuRefused, PolicyRefused, ConsentRefused
         """
-        keys = self._records.keys
-        if keys is choice.keys:
-            return choice.generation.state
-        key, current = keys.signer(
+        key, current = self.records.keys.signer(
             choice.key.name, choice.generation.jkt, presents_access_token=False
         )
         require_allowed(
@@ -330,15 +316,15 @@ class Proofs:
                 origin,
                 client,
             )
-        self._records.used(generation.jkt, origin)
+        self.records.used(generation.jkt, origin)
         self._inventory.missing.discard(generation.jkt)
 
     def drain_left_s(self, generation: Generation) -> int | None:
         """Seconds that it still signs if nobody uses it meanwhile; None unless it is draining."""
-        key, current = self._records.keys.by_jkt.get(generation.jkt, (None, generation))
+        key, current = self.records.keys.by_jkt.get(generation.jkt, (None, generation))
         if key is None or current.state is not State.DRAINING:
             return None
-        return drains.drain_left_s(key, current, self._records.seen)
+        return drains.drain_left_s(key, current, self.records.seen)
 
     def not_signed(self, error: DPoPAgentError, generation: Generation) -> None:
         """A signer says why there is no signature."""
@@ -355,7 +341,7 @@ class Proofs:
             if self._socket is not None and not self._is_for(where):
                 continue
             date = item.get("date")
-            self._nonces.observe(
+            self.nonces.observe(
                 where.origin,
                 nonce=item.get("nonce"),
                 clock_offset_s=None if date is None else _date(date) - time.time(),
@@ -367,7 +353,7 @@ class Proofs:
 
     def _is_for(self, where: Target) -> bool:
         """Whether any key here is for an origin."""
-        return any(key.rules.has_origin(where) for key in self._records.keys.values())
+        return any(key.rules.has_origin(where) for key in self.records.keys.values())
 
 
 class Signatory:
@@ -459,13 +445,31 @@ _Asked = tuple[str | None, str | None, bool, str, str]
 class _Signing(Job):
     """One request on its way to a signature and out again."""
 
-    __slots__ = ("_call", "_choice", "_is_uncounted", "_proofs")
+    __slots__ = (
+        "_call",
+        "_choice",
+        "_is_uncounted",
+        "_jti",
+        "_made_at",
+        "_may_be_made_anew",
+        "_proofs",
+        "_tries_nonce",
+    )
 
-    def __init__(self, proofs: Proofs, call: Call, choice: Choice) -> None:
+    def __init__(
+        self,
+        proofs: Proofs,
+        call: Call,
+        choice: Choice,
+        *,
+        tries_nonce: bool = False,
+        waited_s: float = 0.0,
+    ) -> None:
         by = choice.by
+        timeout_ms = call.params.get("timeout_ms", SIGN_TIMEOUT_S * 1000)
         super().__init__(
             call.owner.flow,
-            monotonic() + call.params.get("timeout_ms", SIGN_TIMEOUT_S * 1000) / 1000,
+            monotonic() + timeout_ms / 1000 - waited_s,
             again=True,
             form=by.form,
             on_touch=call.on_touch(by.key, by.generation) if by.may_want_touch else None,
@@ -474,14 +478,20 @@ class _Signing(Job):
         self._call = call
         self._choice = choice
         self._is_uncounted = not choice.is_admitted_at_once
+        self._tries_nonce = tries_nonce
+        self._may_be_made_anew = self.on_touch is None  # nobody touches twice for one proof
+        self._jti = ""
 
     def make(self) -> bytes:
         """Right before it is sent, so that what it says of the time is true."""
-        self._proofs.require_still_signing(self._choice)
+        proofs, choice = self._proofs, self._choice
+        if choice.keys is not proofs.records.keys:
+            proofs.require_still_signing(choice)
         if self._is_uncounted:
-            self._proofs.count(self._choice)
+            proofs.count(choice)
             self._is_uncounted = False
-        return self._choice.by.frame(self._signing_input())
+        self._made_at = monotonic()
+        return choice.by.frame(self._signing_input())
 
     def done(self, what: Outcome) -> None:
         if not isinstance(what, bytes):
@@ -489,22 +499,25 @@ class _Signing(Job):
             self._proofs.not_signed(what, self._choice.generation)
             self._call.respond(what)
             return
-        try:
-            state = self._proofs.require_still_signing(self._choice)
-        except DPoPAgentError as e:
-            self._call.respond(e)
-            return
+        choice = self._choice
+        state = choice.generation.state
+        if choice.keys is not self._proofs.records.keys:
+            try:
+                state = self._proofs.require_still_signing(choice)
+            except DPoPAgentError as e:
+                self._call.respond(e)
+                return
         now = monotonic()
-        if self._is_stale(now):
+        if now - self._made_at > MAX_AGE_S and self._may_be_made_anew:
             self._submit_again()
             return
         result = self._result(b64url(what), state)
         if self._call.owner.trace.trail.holds:
             self._hold(result, now)
             return
+        self._call.respond(result)  # first: the client goes on while the rest is noted
         self._record(_nobody_waits, now)
-        self._proofs.given_out(self._choice, self._call.owner.client)
-        self._call.respond(result)
+        self._proofs.given_out(choice, self._call.owner.client)
 
     def _hold(self, result: dict[str, Any] | bytes, now: float) -> None:
         """Let it leave once its line is written."""
@@ -517,14 +530,13 @@ class _Signing(Job):
         self._record(lambda error: self._recorded(error, result, signer, locks), now)
 
     def _record(self, written: Written, now: float) -> None:
-        htm, jti = self._claims()
         call = self._call
         trace = call.owner.trace
         trace.trail.proof(
             trace.who(now),
             self._choice.recorded,
-            htm=htm,
-            jti=jti,
+            htm=self._choice.htm,
+            jti=self._jti,
             took_s=now - call.began,
             written=written,
         )
@@ -540,7 +552,8 @@ class _Signing(Job):
         try:
             if error is not None:
                 raise error
-            self._proofs.require_still_signing(self._choice)
+            if self._choice.keys is not self._proofs.records.keys:
+                self._proofs.require_still_signing(self._choice)
             if signer.locks != locks:
                 raise _locked_meanwhile(self._choice.key)
         except DPoPAgentError as e:
@@ -550,6 +563,7 @@ class _Signing(Job):
         self._call.respond(result)
 
     def _submit_again(self) -> None:
+        self._may_be_made_anew = False
         self.is_wanted = self.again = True
         try:
             self._proofs.signer(self._choice.key).submit(self)
@@ -558,15 +572,7 @@ class _Signing(Job):
 
     @abstractmethod
     def _signing_input(self) -> str:
-        """What the signer gets."""
-
-    @abstractmethod
-    def _claims(self) -> tuple[str, str]:
-        """Its htm, and its jti as JSON."""
-
-    @abstractmethod
-    def _is_stale(self, now: float) -> bool:
-        """Whether it has to be made anew, as too old a proof already."""
+        """What the signer gets; `_jti` is its jti, as JSON, from then on."""
 
     @abstractmethod
     def _result(self, signature: str, state: State) -> dict[str, Any] | bytes:
@@ -576,42 +582,24 @@ class _Signing(Job):
 class _OwnProof(_Signing):
     """A proof that the agent makes; anew, once, if it was signed too late."""
 
-    __slots__ = ("_jti", "_made", "_made_anew", "_made_at", "_nonce", "_tries_nonce")
-
-    def __init__(
-        self,
-        proofs: Proofs,
-        call: Call,
-        choice: Choice,
-        *,
-        tries_nonce: bool = False,
-        waited_s: float = 0.0,
-    ) -> None:
-        super().__init__(proofs, call, choice)
-        self.deadline -= waited_s
-        self._tries_nonce = tries_nonce
-        self._jti = ""
-        self._made = ""
-        self._made_at = 0.0
-        self._nonce: str | None = None
-        self._made_anew = self.on_touch is not None  # nobody touches twice for one proof
+    __slots__ = ("_made", "_nonce")
 
     def _signing_input(self) -> str:
-        self._made_at = monotonic()
-        self._jti = new_jti()
-        self._made, self._nonce = self._proofs.own_signing_input(
-            self._call.params, self._choice, self._jti, self._made_at
+        params, where = self._call.params, self._choice.where
+        nonce, backdating_s = self._proofs.nonces.told(where.origin, self._made_at)
+        self._nonce: str | None = params.get("nonce", nonce)
+        jti = new_jti()
+        self._jti = f'"{jti}"'
+        self._made = signing_input(
+            self._choice.by.header,
+            htm=params["htm"],
+            htu=where.htu,
+            iat=int(time.time() - backdating_s),
+            ath=params.get("ath"),
+            nonce=self._nonce,
+            jti=jti,
         )
         return self._made
-
-    def _claims(self) -> tuple[str, str]:
-        return self._call.params["htm"], f'"{self._jti}"'
-
-    def _is_stale(self, now: float) -> bool:
-        if self._made_anew or now - self._made_at <= MAX_AGE_S:
-            return False
-        self._made_anew = True
-        return True
 
     def _result(self, signature: str, state: State) -> bytes:
         choice = self._choice
@@ -630,26 +618,20 @@ class _OwnProof(_Signing):
 class _ClientsProof(_Signing):
     """A proof that a client built: signed as it is, or not at all."""
 
-    __slots__ = ("_htm", "_iat", "_jti")
+    __slots__ = ("_iat",)
 
     def __init__(
         self, proofs: Proofs, call: Call, choice: Choice, claims: Mapping[str, Any]
     ) -> None:
         super().__init__(proofs, call, choice)
-        self._htm, self._jti = claims["htm"], json.dumps(claims["jti"])
-        self._iat = claims["iat"]
+        self._iat, self._jti = claims["iat"], json.dumps(claims["jti"])
+        self._may_be_made_anew = False
 
     def _signing_input(self) -> str:
         if not _is_recent(self._iat):  # it waited: for a person, or for its turn
             raise _wrong_proof(_NOT_RECENT, hint="build another, with the time of now")
         text: str = self._call.params["signing_input"]
         return text
-
-    def _claims(self) -> tuple[str, str]:
-        return self._htm, self._jti
-
-    def _is_stale(self, now: float) -> bool:  # noqa: ARG002
-        return False
 
     def _result(self, signature: str, state: State) -> dict[str, Any]:  # noqa: ARG002
         return {"signature": signature}

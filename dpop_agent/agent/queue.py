@@ -20,10 +20,10 @@ TOUCH_AFTER_S = 0.3
 
 AHEAD_S = 0.002
 """Seconds of work that a signer has in its hands: what is given to it together costs it
-and the agent one turn, and whoever comes next waits so long. A fast one does MAX_WINDOW in half a
+and the agent one turn, and whoever comes next waits so long. A fast one does MAX_WINDOW in a
 millisecond; on a busy machine it seems slower, and there a turn costs most."""
 
-MAX_WINDOW = 8
+MAX_WINDOW = 16
 """Frames in a signer's hands at once, however fast it is."""
 
 MIN_WINDOW = 2
@@ -446,9 +446,10 @@ class Work(Generic[AnyHands]):
         """Whose hands take it now, if whoever comes needn't wait for a turn."""
         if self._again or self._waiting.size:
             return None
-        if job.only_first:
-            return self._first_if_free()
-        return self._free()
+        taking = self.taking
+        if len(taking) > 1 and not job.only_first:
+            return self._free()
+        return taking[0] if taking and taking[0].has_room(backed_up=False) else None
 
     def _free(self) -> AnyHands | None:
         """The emptiest hands that may have another frame; with an operation in them, which may

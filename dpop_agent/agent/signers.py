@@ -643,7 +643,7 @@ class Signer:
         if not isinstance(what, DPoPAgentError):
             if job.owner != LOOKING:
                 host.succeeded(took_s)
-            if now - host.opened_at > MAX_BACK_OFF_S:
+            if self._back_off.failures and now - host.opened_at > MAX_BACK_OFF_S:
                 self._back_off.over()  # it lives; opening alone proves nothing
         elif host.is_failing and self._work.again(job):
             return  # its process ends now; another looks whether it is as bad
@@ -687,7 +687,7 @@ class Signers(dict[str, Signer]):
         Raises:
             StoreUnknown: the configuration doesn't have it.
         """
-        signer = self.get(store)
-        if signer is None:
-            raise StoreUnknown(f"there is no store {store} in the configuration")
-        return signer
+        return self[store]
+
+    def __missing__(self, store: str) -> Signer:
+        raise StoreUnknown(f"there is no store {store} in the configuration")

@@ -109,7 +109,7 @@ def test_a_signer_has_as_many_frames_as_it_signs_at_once_and_a_slow_one_has_one(
         (AHEAD_S, MIN_WINDOW),
         (FAST_S * 2, 1),
     ):
-        for n in range(10):
+        for n in range(MAX_WINDOW + 2):
             store.work.push(job([], f"{window}-{n}"))
         assert frames_given(store, sign_s) == window
         store.work.fail_waiting(Busy("over"))

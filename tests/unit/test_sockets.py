@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
-from unittest.mock import AsyncMock, Mock
+from unittest.mock import AsyncMock, MagicMock, Mock
 
 import pytest
 
@@ -382,8 +382,8 @@ def test_a_proof_in_the_signers_hands_isnt_given_out_once_its_socket_has_ended(
         place.records.hold_socket(replace(own, with_connection=True))
         excerpt = Excerpt(place.records, "ci")
         jobs: list[Job] = []
-        signers, none = Mock(), cast("Any", None)
-        signers.named.return_value.submit = jobs.append
+        signers, none = MagicMock(), cast("Any", None)
+        signers.__getitem__.return_value.submit = jobs.append
         proofs = Proofs(excerpt, signers, Mock(missing=set()), Nonces(), none, Rates(), own)
         told: list[Any] = []
         params = {"htm": "GET", "htu": f"{API}/", "key": "shop"}
