@@ -44,9 +44,9 @@ class TokenLoop:
         env: Mapping[str, str] | None = None,
         apart: bool = False,
     ) -> None:
-        words = [program, module or token.module, token.label, token.pin_file]
+        words = [str(program), module or token.module, token.label, str(token.pin_file)]
         self._process = subprocess.Popen(
-            [*words, *(("apart",) if apart else ())],
+            [*words, "apart"] if apart else words,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **token.env, **(env or {})},
