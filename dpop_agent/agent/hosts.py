@@ -166,15 +166,16 @@ class Host(Hands):
         if self not in self._work.hands:
             return
         now = monotonic()
-        number = answer[0] if isinstance(answer, tuple) else answer.get("id")
+        number: Any
+        if isinstance(answer, tuple):
+            (number, _), broken = answer, False
+        else:
+            number, broken = answer.get("id"), bool(answer.get("broken"))
         found = self._work.answered(number, self, now) if type(number) is int else None
         if found is None:
             raise Malformed("a frame answers nothing")
         job, took_s = found
         assert job.form is not None
-        if isinstance(answer, tuple) and job.form(answer[1]):
-            self._owner.answered(self, job, answer[1], took_s=took_s, now=now, broken=False)
-            return
         try:
             what = outcome(answer, job.form)
         except Malformed:
@@ -184,5 +185,4 @@ class Host(Hands):
                 )
             )
             raise
-        broken = not isinstance(answer, tuple) and bool(answer.get("broken"))
         self._owner.answered(self, job, what, took_s=took_s, now=now, broken=broken)

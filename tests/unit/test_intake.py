@@ -101,6 +101,23 @@ def test_a_line_that_nobody_is_before_is_taken_in_at_once() -> None:
     assert story.turns() == []
 
 
+def test_lines_wait_for_no_turn_while_other_things_have_half_of_the_time() -> None:
+    story = Story()
+    for _ in range(200):
+        story.send("a", 1, takes=TURN_S / 10)
+        story.loop.now += TURN_S / 10
+    assert len(story.taken) == 200
+    assert story.turns() == []
+
+
+def test_lines_wait_for_a_turn_once_they_leave_other_things_less() -> None:
+    story = Story()
+    for n in range(200):
+        story.send(f"{n}", 1, takes=TURN_S / 10)
+        story.loop.now += TURN_S / 20
+    assert 10 < len(story.taken) < 25
+
+
 def test_a_burst_of_answers_at_once_is_spread_over_turns() -> None:
     story = Story()
     sender = story.send("a", 5000)
