@@ -1,9 +1,9 @@
 """Whose line is taken in next. Knows no socket.
 
-A turn of the event loop reads and writes what can be, hears signers and looks at deadlines. Lines
-have a budget in each, so that none of that ever waits for them for long, whoever sends how many; it
-grows again while other things are done. Clients take turns with their lines, as their requests do
-with a signer (`queue`).
+A turn of the event loop reads and writes what can be, hears signers and looks at deadlines. None of
+that ever waits for lines for long, whoever sends how many: they have a millisecond, and as much
+more as other things have had since. Those that come too late have the next turn's. Clients take
+turns with their lines, as their requests do with a signer (`queue`).
 
 How many requests a client may have under way follows from how many clients have any. Lines beyond
 that wait, and a client whose lines wait isn't read from: its own socket makes it wait.
@@ -20,7 +20,7 @@ from dpop_agent.agent.queue import FairQueue, Flow
 from dpop_agent.protocol import MAX_REQUESTS
 
 TURN_S = 0.001
-"""Seconds for lines in a turn of the event loop: some ten to thirty."""
+"""Seconds that lines may take beyond what other things have had."""
 
 MAX_UNDER_WAY = 4096
 """Requests that all clients together have under way: a second or two of a fast store's work, so
@@ -55,8 +55,7 @@ class Intake:
         self._loop = loop
         self._clock = clock  # finer than the loop's, which may stand still for a turn
         self._waiting: FairQueue[Client] = FairQueue()
-        self._spent_s = 0.0
-        self._spent_at = clock()
+        self._whole_at = 0.0  # when lines have their time again
         self._turn: asyncio.Handle | None = None
         self._busy = 0
         self._settled: asyncio.Future[None] | None = None
@@ -64,9 +63,7 @@ class Intake:
     def offer(self, client: Client) -> None:
         """It has sent lines. If nobody is before it, one is taken in at once."""
         now = self._clock()
-        if self._spent_s:  # what has been done since gives lines as much time again
-            self._spent_s = max(0.0, self._spent_s - (now - self._spent_at))
-        if self._waiting.size or self._spent_s >= TURN_S:
+        if self._waiting.size or self._whole_at - now >= TURN_S:
             self._wait(client, fresh=not client.under_way)
         elif self._may_take_in(client):
             self._take_in(client, now)
@@ -111,18 +108,19 @@ class Intake:
             self._turn = self._loop.call_soon(self._take_turn)
 
     def _take_turn(self) -> None:
-        self._spent_s = 0.0
+        now = self._whole_at = self._clock()
         try:
-            while self._waiting.size and self._spent_s < TURN_S:
+            while self._waiting.size and self._whole_at - now < TURN_S:
                 client = self._waiting.pop()
                 if self._may_take_in(client):
-                    self._take_in(client, self._clock())
+                    self._take_in(client, now)
+                    now = self._clock()
         finally:
             self._turn = self._loop.call_soon(self._take_turn) if self._waiting.size else None
 
     def _take_in(self, client: Client, now: float) -> None:
         has_more = client.take_in(now)
-        self._spent_at = self._clock()
-        self._spent_s += self._spent_at - now
+        # What it took, and as long for other things.
+        self._whole_at = max(self._whole_at, now) + 2 * (self._clock() - now)
         if has_more:
             self.go_on(client)

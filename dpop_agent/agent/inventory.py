@@ -44,7 +44,7 @@ class Inventory:
         Raises:
             StoreUnusable: unknown, which isn't the same as no.
         """
-        answer = await self._signers.named(key.store).ask(
+        answer = await self._signers[key.store].ask(
             "find",
             ref=generation.ref,
             alg=key.alg,
@@ -101,7 +101,7 @@ class Inventory:
 
     async def _list(self, store: str, *, anew: bool) -> list[dict[str, Any]] | None:
         """What a store has; None if it can't tell."""
-        signer = self._signers.named(store)
+        signer = self._signers[store]
         answer = await signer.ask("objects", begin=True, anew=anew, looking=True)
         listed: list[dict[str, Any]] | None = answer["objects"]
         while listed is not None and answer["more"]:

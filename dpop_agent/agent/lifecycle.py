@@ -254,7 +254,7 @@ class Lifecycle:
                     hint="leave out origins (--origin, --any-origin); to change them: dpop-agent "
                     f"key set {name}",
                 )
-            signer = self._signers.named(key.store)
+            signer = self._signers[key.store]
             ref = await self._ref(key.store, params)
             answer = await signer.ask(
                 "find", ref=ref, alg=key.alg, self_test=False, anew=True, limit_s=START_TIMEOUT_S
@@ -335,7 +335,7 @@ class Lifecycle:
                 hint=f"there are: {', '.join(ALGORITHMS)}",
             )
         store = params.get("store", default_store)
-        self._signers.named(store)
+        self._signers[store]
         if "origins" not in params:  # nobody gets proofs for anywhere by leaving something out
             raise InvalidParams(
                 f"nothing says which servers the new key {params['key']} is for",

@@ -75,7 +75,7 @@ class Making:
 
     async def generate(self, key: Key, *, command: Command, stage: bool = False) -> None:
         """A new generation: active, the old one draining, or staged."""
-        signer = self._signers.named(key.store)
+        signer = self._signers[key.store]
         old = to_overwrite(self._records.keys, key.store, command[1])
         overwrites = old and old.jkt
         try:
@@ -197,7 +197,7 @@ class Making:
         generation = key.generation(number)
         try:
             # Not again: what a module crashed over is tried after a pause.
-            await self._signers.named(key.store).ask(
+            await self._signers[key.store].ask(
                 "destroy", ref=generation.ref, jkt=generation.jkt, again=False
             )
         except DPoPAgentError as e:
@@ -245,7 +245,7 @@ class Making:
         """What the store has of a pending generation; if nothing, then nor has the ledger."""
         key = self._records.keys.named(name)
         ref = key.generation(number).ref
-        answer = await self._signers.named(key.store).ask(
+        answer = await self._signers[key.store].ask(
             "find", ref=ref, alg=key.alg, self_test=True, anew=True, limit_s=TOUCH_TIMEOUT_S
         )
         found: Mapping[str, Any] | None = answer["key"]

@@ -58,24 +58,21 @@ class BackOff:
     """How long it is until the next try.
 
     `longest_s` is the longest pause, in seconds; None for what whoever waits can bear.
-
-    Attributes:
-        failures: how many tries came to nothing since it worked.
     """
 
     def __init__(self, longest_s: float | None = None) -> None:
         self._longest_s = longest_s
-        self.failures = 0
+        self._failures = 0
         self._until = 0.0
 
     def __bool__(self) -> bool:
-        return self.failures > 0
+        return self._failures > 0
 
     def failed(self, now: float, *, at_least_s: float = 0.0) -> None:
         """One more try came to nothing."""
         longest_s = MAX_BACK_OFF_S if self._longest_s is None else self._longest_s
-        wait_s = max(at_least_s, min(longest_s, MIN_BACK_OFF_S * 2**self.failures))
-        self.failures = min(self.failures + 1, 16)
+        wait_s = max(at_least_s, min(longest_s, MIN_BACK_OFF_S * 2**self._failures))
+        self._failures = min(self._failures + 1, 16)
         self._until = now + wait_s
 
     def left_s(self, now: float) -> float:
@@ -84,7 +81,7 @@ class BackOff:
 
     def over(self) -> None:
         """It works."""
-        self.failures = 0
+        self._failures = 0
 
 
 def open_frame(

@@ -113,14 +113,10 @@ class Proofs:
             self._observe(params["seen"])
         has_ath = "ath" in params
         asked = (params.get("key"), params.get("jkt"), has_ath, params["htu"], params["htm"])
-        choice = self._choices.get(asked) if self._keys is self.records.keys else None
-        if choice is None:
-            choice = self._choice(asked)
+        choice = self._choice(asked)
         if "shares_nonce" in params and self._is_doubtful(choice, call):
             origin = choice.where.origin
             self._trials.take(origin, call, partial(self._go_on, call, asked, origin))
-        elif choice.is_admitted_at_once:
-            self._signers[choice.key.store].submit(_OwnProof(self, call, choice))
         else:
             self._make(call, choice)
 
@@ -282,7 +278,7 @@ class Proofs:
         return self._signers[key.store]
 
     def require_still_signing(self, choice: Choice) -> State:
-        """The generation's state now, once the keys aren't those any more that it was chosen of.
+        """The generation's state now: its key may have changed since it was chosen.
 
         Raises:
             KeyUnusable, HtuRefused, PolicyRefused, ConsentRefused
@@ -552,8 +548,7 @@ class _Signing(Job):
         try:
             if error is not None:
                 raise error
-            if self._choice.keys is not self._proofs.records.keys:
-                self._proofs.require_still_signing(self._choice)
+            self._proofs.require_still_signing(self._choice)
             if signer.locks != locks:
                 raise _locked_meanwhile(self._choice.key)
         except DPoPAgentError as e:

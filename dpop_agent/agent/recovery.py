@@ -72,7 +72,7 @@ class Recovery:
             NotDurable: nothing of this answer is adopted.
         """
         store = params.get("store", default_store)
-        self._signers.named(store)
+        self._signers[store]
         after = _cursor(params.get("cursor"))
         if after is None:
             await self._inventory.look(store)
@@ -167,7 +167,7 @@ class Recovery:
 
     async def _info(self, store: str, ref: str, alg: str) -> Mapping[str, Any]:
         try:
-            answer = await self._signers.named(store).ask(
+            answer = await self._signers[store].ask(
                 "find", ref=ref, alg=alg, self_test=False, anew=False, looking=True
             )
         except (Locked, StoreAbsent, Busy, Timeout):

@@ -643,7 +643,7 @@ class Signer:
         if not isinstance(what, DPoPAgentError):
             if job.owner != LOOKING:
                 host.succeeded(took_s)
-            if self._back_off.failures and now - host.opened_at > MAX_BACK_OFF_S:
+            if self._back_off and now - host.opened_at > MAX_BACK_OFF_S:
                 self._back_off.over()  # it lives; opening alone proves nothing
         elif host.is_failing and self._work.again(job):
             return  # its process ends now; another looks whether it is as bad
@@ -679,15 +679,11 @@ class Signer:
 
 
 class Signers(dict[str, Signer]):
-    """Every store's signer, by the name of its store."""
+    """Every store's signer, by the name of its store.
 
-    def named(self, store: str) -> Signer:
-        """A store's signer.
-
-        Raises:
-            StoreUnknown: the configuration doesn't have it.
-        """
-        return self[store]
+    Raises:
+        StoreUnknown: the configuration doesn't have the one that is asked for.
+    """
 
     def __missing__(self, store: str) -> Signer:
         raise StoreUnknown(f"there is no store {store} in the configuration")

@@ -89,7 +89,7 @@ class Stores:
     async def attestation(self, params: dict[str, Any]) -> dict[str, Any]:
         key = self._records.keys.named(params["key"])
         generation = key.generation(params["generation"])
-        answer = await self._signers.named(key.store).ask(
+        answer = await self._signers[key.store].ask(
             "attestation", ref=generation.ref, jkt=generation.jkt
         )
         return {
@@ -107,7 +107,7 @@ class Stores:
             StoreUnusable, KeyMissing, Timeout
         """
         store = params["store"]
-        signer = self._signers.named(store)
+        signer = self._signers[store]
         keys, why = await self._testable(store)
         try:
             async with asyncio.timeout(SELF_TEST_S):
@@ -174,7 +174,7 @@ class Stores:
         return found[:MAX_TESTED], why
 
     async def authorize(self, params: dict[str, Any]) -> dict[str, Any]:
-        signer = self._signers.named(params["store"])
+        signer = self._signers[params["store"]]
         answer = await signer.ask("authorize", folder=self._socket_folder, again=False)
         if answer["path"] is not None:
             require_secret_socket(answer["path"], folder=self._socket_folder)
@@ -182,12 +182,12 @@ class Stores:
 
     async def lock(self, params: dict[str, Any]) -> dict[str, Any]:
         names = [params["store"]] if "store" in params else list(self._signers)
-        chosen = [self._signers.named(name) for name in names]
+        chosen = [self._signers[name] for name in names]
         await asyncio.gather(*(signer.lock() for signer in chosen))  # none waits for another's end
         return {"stores": self._views.stores()}
 
     async def unlock(self, params: dict[str, Any]) -> dict[str, Any]:
-        signer = self._signers.named(params["store"])
+        signer = self._signers[params["store"]]
         entry = await signer.unlock(self._socket_folder)
         return {
             "store": params["store"],

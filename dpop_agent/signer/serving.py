@@ -12,6 +12,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import Any, NoReturn
 
 from dpop_agent import __version__
@@ -43,6 +44,9 @@ from dpop_agent.signer.store import (
 
 LOCK_WAIT_S = 8.0
 """Seconds to wait for an earlier signer of the same store; more than its grace."""
+
+HELD_S = 0.002
+"""Seconds after which an answer waits for no others, so that one write and one wake do for them."""
 
 APART_S = 5.0
 """Seconds that one of a store's signers waits at the most for another to have opened the store."""
@@ -153,7 +157,9 @@ class _Signer:
         self._lock_descriptor = -1
         self._released = False
         self._opening_lock: int | None = None
-        self._prepared: dict[bytes, Callable[[bytes], bytes]] = {}  # by the key that is asked for
+        self._prepared: dict[
+            bytes, Callable[[bytes], bytes | None]
+        ] = {}  # by the key that is asked for
 
     def answer(self, request: dict[str, Any] | Signed) -> bytes:
         """The frame that answers one; `broken` says afterwards whether it is the last."""
@@ -162,9 +168,10 @@ class _Signer:
                 number, content = request
                 asked, _, signing_input = content.partition(b"\n")
                 prepared = self._prepared.get(asked)
-                if prepared is None:
-                    return sign_frame(number, self._sign(asked, signing_input))
-                return sign_frame(number, prepared(signing_input))
+                signature = None if prepared is None else prepared(signing_input)
+                if signature is None:
+                    signature = self._sign(asked, signing_input)
+                return sign_frame(number, signature)
             self._prepared.clear()
             done = self._do(request)
             self._look_whether_broken()
@@ -396,19 +403,26 @@ def _answer_frames(channel: socket.socket, signer: _Signer) -> None:
         if not data:
             return
         requests = list(frames.feed(data))
-        # Half of what the agent has here at once: it has something to do with the answers to those
-        # while the others are signed. What was sent last counts: it has sent these meanwhile.
+        # Half of what the agent had here at once: it has something to do with the answers to those
+        # while the others are signed. None waits for what takes long.
         size = max(1, (sent + len(requests)) // 2)
-        for begin in range(0, len(requests), size):
-            answers = []
-            for request in requests[begin : begin + size]:
-                answers.append(signer.answer(request))
-                if signer.broken:
-                    break
-            channel.sendall(b"".join(answers))
-            sent = len(answers)
+        answers: list[bytes] = []
+        began = monotonic()
+        for request in requests:
+            if answers and (
+                len(answers) >= size
+                or not isinstance(request, tuple)
+                or monotonic() - began > HELD_S
+            ):
+                channel.sendall(b"".join(answers))
+                answers, began = [], monotonic()
+            answers.append(signer.answer(request))
             if signer.broken:
-                return
+                break
+        channel.sendall(b"".join(answers))
+        if signer.broken:
+            return
+        sent = len(answers)
 
 
 def serve(channel: socket.socket, line: socket.socket | None = None) -> NoReturn:

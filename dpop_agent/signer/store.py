@@ -180,11 +180,9 @@ class PreparesSignatures(ABC):
     """A store that can sign again and again with nothing left to look up or to decide."""
 
     @abstractmethod
-    def prepared(self, ref: str, jkt: str, alg: str) -> Callable[[bytes], bytes] | None:
-        """What `sign` does for a key that signed before: the same signatures and the same errors.
-
-        It holds until any other method is called, or it raises. None where each signature takes
-        more.
+    def prepared(self, ref: str, jkt: str, alg: str) -> Callable[[bytes], bytes | None] | None:
+        """What `sign` does for a key that signed before: the same signatures and the same errors;
+        None once that key has to be looked for again. None at once where each signature takes more.
         """
 
 

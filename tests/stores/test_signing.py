@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pkcs11 import Mechanism
 
 from dpop_agent.signer.pkcs11.signing import Signing
 from tests.faulty import Faulty
-from tests.processes import ROOT
+from tests.processes import ROOT, Token
 
 # What the two functions may return (PKCS#11 3.0 sections 5.1 and 5.13), and a vendor's own.
 CODES = [0x2, 0x5, 0x6, 0x7, 0x20, 0x21, 0x30, 0x31, 0x32, 0x50, 0x54, 0x60, 0x62, 0x63, 0x68, 0x70]
@@ -114,6 +115,16 @@ def test_a_key_that_signed_before_gives_what_one_gives_that_is_looked_up(
     assert len({ways[0] for ways in told.values()}) > len(CODES) / 2
     if function == "C_Sign":
         assert "nobody touched the card in time" in told[rules[-1]][0]
+
+
+def test_a_prepared_key_signs_for_no_other_once_the_token_was_opened_anew(
+    token: Token, tmp_path: Path
+) -> None:
+    """Handles begin anew then, and the numbers that one key had are another's."""
+    with program("sign_again", token.config, tmp_path, env={}) as signer:
+        signer.say("opened anew")
+        told = json.loads(signer.answer())
+    assert told == ["first", "first", "second", "first", "second", "first"]
 
 
 def test_a_module_that_tells_a_size_beyond_its_buffer_is_given_no_other_memory() -> None:

@@ -125,12 +125,7 @@ class Key:
         _, digest, sign, size = self._way_for(alg)
 
         def signature(data: bytes) -> bytes:
-            began = time.monotonic()
-            try:
-                made = sign(digest(data))
-            except UserNotLoggedIn:
-                _require_at_once(began)
-                raise
+            made = self._touched(sign, digest(data))
             if len(made) != size:
                 raise _wrong_size(made)
             return made
@@ -206,9 +201,12 @@ class Key:
         began = time.monotonic()
         try:
             return sign(data)
-        except UserNotLoggedIn:
-            _require_at_once(began)
-            raise
+        except UserNotLoggedIn as e:
+            if time.monotonic() - began <= TOUCH_S:
+                raise
+            raise Timeout(
+                "nobody touched the card in time", hint="try again, and touch it", retry="no"
+            ) from e
 
     def _with_pin(self, data: bytes, **how: Any) -> Any:
         self._token.require_tries()
@@ -223,16 +221,6 @@ class Key:
             self._private.session.reaffirm_credentials(pin)
         # No mark stands while it waits for a touch: the agent may end meanwhile.
         return signing.signature(data)
-
-
-def _require_at_once(began: float) -> None:
-    """Let pass a refusal for which nobody waited.
-
-    Raises:
-        Timeout
-    """
-    if time.monotonic() - began > TOUCH_S:
-        raise Timeout("nobody touched the card in time", hint="try again, and touch it", retry="no")
 
 
 def _wrong_size(signature: bytes) -> SignerFailed:

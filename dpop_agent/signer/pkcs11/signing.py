@@ -138,16 +138,12 @@ class Signing:
             PKCS11Error: when it is called.
         """
         session, key, init = self._session, self._key, self._functions.C_SignInit
-        sign, wanted_at = self._functions.C_Sign, ctypes.byref(_wanted(mechanism, mechanism_param))
-        buffer, size = ctypes.create_string_buffer(room), ctypes.c_ulong()
-        size_at, view = ctypes.byref(size), memoryview(buffer)
+        wanted_at, signed = ctypes.byref(_wanted(mechanism, mechanism_param)), self._signer(room)
 
         def signature(data: bytes) -> bytes:
-            size.value = room
-            code = init(session, wanted_at, key) or sign(session, data, len(data), buffer, size_at)
-            if code:
+            if code := init(session, wanted_at, key):
                 raise _error(code)
-            return view[: size.value].tobytes()  # no more than there is, whatever the module says
+            return signed(data)
 
         return signature
 
@@ -157,11 +153,21 @@ class Signing:
         Raises:
             PKCS11Error
         """
-        buffer, size = ctypes.create_string_buffer(_MAX_SIGNATURE), ctypes.c_ulong(_MAX_SIGNATURE)
-        sign = self._functions.C_Sign
-        if code := sign(self._session, data, len(data), buffer, ctypes.byref(size)):
-            raise _error(code)
-        return buffer.raw[: size.value]
+        return self._signer(_MAX_SIGNATURE)(data)
+
+    def _signer(self, room: int) -> Callable[[bytes], bytes]:
+        """C_Sign, into a buffer of so many bytes."""
+        session, sign = self._session, self._functions.C_Sign
+        buffer, size = ctypes.create_string_buffer(room), ctypes.c_ulong()
+        size_at, view = ctypes.byref(size), memoryview(buffer)
+
+        def signed(data: bytes) -> bytes:
+            size.value = room
+            if code := sign(session, data, len(data), buffer, size_at):
+                raise _error(code)
+            return view[: size.value].tobytes()  # no more than there is, whatever the module says
+
+        return signed
 
 
 def _wanted(mechanism: int, mechanism_param: tuple[int, int, int] | None) -> _Mechanism:

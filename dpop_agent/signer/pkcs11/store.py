@@ -156,19 +156,16 @@ class TokenStore(PinStore, ListsKeys):
         except (PKCS11Error, WrongSignature) as e:
             self._not_signed(e, key, alg)
 
-    def _not_signed(
-        self, error: PKCS11Error | WrongSignature, key: Key, alg: Algorithm
-    ) -> NoReturn:
+    def _not_signed(self, error: Exception, key: Key, alg: Algorithm) -> NoReturn:
         """Clear up what a signature left that failed, and say why it did.
 
         Raises:
             KeyRefused: this key can't sign.
-            PKCS11Error, WrongSignature: the same, for all else.
+            Exception: the same, for all else.
         """
         if isinstance(error, WrongSignature):
             self.broken = not self._renew()
-            raise error
-        if error_name(error) not in keys.REFUSED:
+        if not isinstance(error, PKCS11Error) or error_name(error) not in keys.REFUSED:
             raise error
         self._renew()  # C_Sign may have left it under way (PKCS#11 3.0 section 5.13)
         raise KeyRefused(
@@ -404,21 +401,20 @@ class Pkcs11Store(TokenStore, SharedStore, PreparesSignatures, TellsHalfMade):
     def accepted(self, accepted: Accepted) -> None:
         self._token.accepted = accepted
 
-    def prepared(self, ref: str, jkt: str, alg: str) -> Callable[[bytes], bytes] | None:
+    def prepared(self, ref: str, jkt: str, alg: str) -> Callable[[bytes], bytes | None] | None:
         key, algorithm = self._keys.get(ref), ALGORITHMS[alg]
         signed = None if key is None or key.info.jkt != jkt else key.prepared(algorithm)
         if key is None or signed is None:
             return None
 
-        def signature(signing_input: bytes) -> bytes:
+        def signature(signing_input: bytes) -> bytes | None:
+            if self._keys.get(ref) is not key:  # its handle may be another key's by now
+                return None
             try:
                 return signed(signing_input)
-            except PKCS11Error as e:
+            except Exception as e:
                 with self._guard("signing"):
                     self._not_signed(e, key, algorithm)
-            except DPoPAgentError as e:
-                self.failed("signing", e)
-                raise
 
         return signature
 
