@@ -12,7 +12,7 @@ import stat
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -28,6 +28,7 @@ from dpop_agent.agent.connection import Connection
 from dpop_agent.agent.consent import ANSWER_S, Consents
 from dpop_agent.agent.excerpts import Excerpt
 from dpop_agent.agent.filters import Filter
+from dpop_agent.agent.folders import Folders
 from dpop_agent.agent.forker import Forker
 from dpop_agent.agent.handler import FilteredHandler, Handler, ending
 from dpop_agent.agent.intake import Intake
@@ -75,7 +76,13 @@ PART_S = 1.0
 """Seconds at the end for clients to read their answers."""
 
 PLACE_LOOK_S = 1.0
-"""Seconds between looks whether sockets and terminal are still there."""
+"""Seconds between looks whether sockets and terminal are still there, where nothing tells."""
+
+PLACE_REST_S = 60.0
+"""Those where the kernel tells: it doesn't of what is mounted over a folder."""
+
+SETTLED_S = 0.1
+"""Seconds from a change to the look, for others may follow."""
 
 PLACE_TRIES = 3
 """Tries to listen anew, a look apart, before it ends: a folder is remade in several steps."""
@@ -103,6 +110,7 @@ class Agent:
         self._agent_socket = agent_socket
         self._starting: defaultdict[str | None, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._reloading = asyncio.Lock()
+        self._reconfigured = asyncio.Event()
         self._ended = asyncio.Event()
         self._connections: dict[Connection, str] = {}  # and what they're counted under
         self._on: Counter[str] = Counter()  # how many of them, by that
@@ -323,22 +331,37 @@ class Agent:
         """
         failed = 0
         failing: str | None = None
-        while not self._end_without_terminal():
+        folders = Folders({os.path.dirname(at.path) for at in listeners}, self._sockets.changed)
+        with closing(folders):
+            while not self._end_without_terminal():
+                await self._until_places_change(folders, tries_again=bool(failed or failing))
+                try:
+                    for listener, requests in listeners.items():
+                        if listener.name == paths.MOUNTED:
+                            failing = await self._look_for_mounted(listener, requests, failing)
+                        elif listener.lost:
+                            await self._listen_again(listener, requests)
+                    await self._sockets.look()
+                    failed = 0
+                except DPoPAgentError as e:
+                    failed += 1
+                    if failed == PLACE_TRIES:
+                        self._failure = e
+                        self._ended.set()
+                        return
+
+    async def _until_places_change(self, folders: Folders, *, tries_again: bool) -> None:
+        """Wait until the kernel tells of it, so that an agent at rest sleeps; else for a second."""
+        is_told = folders.watch()
+        if not is_told or tries_again or self._has_terminal or self._records.sockets:
             await asyncio.sleep(PLACE_LOOK_S)
-            try:
-                for listener, requests in listeners.items():
-                    if listener.name == paths.MOUNTED:
-                        failing = await self._look_for_mounted(listener, requests, failing)
-                    elif listener.lost:
-                        await self._listen_again(listener, requests)
-                await self._sockets.look()
-                failed = 0
-            except DPoPAgentError as e:
-                failed += 1
-                if failed == PLACE_TRIES:
-                    self._failure = e
-                    self._ended.set()
-                    return
+            return
+        changed = self._sockets.changed
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PLACE_REST_S):
+                await changed.wait()
+        changed.clear()
+        await asyncio.sleep(SETTLED_S)
 
     async def _look_for_mounted(
         self, listener: Listener, requests: Decoder, failing: str | None
@@ -450,6 +473,7 @@ class Agent:
 
     async def _reload(self) -> None:
         self._config = replace(load(self._config.path), **self._options)
+        self._reconfigured.set()
         self._room = self._make_room(self._config)
         self._trails.configure(mode=self._config.audit, max_bytes=self._config.audit_mib * 2**20)
         for name, signer in list(self.signers.items()):
@@ -495,6 +519,9 @@ class Agent:
     async def _watch_idle(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
+            if self._config.lock_after_s is None and self._config.release_after_s is None:
+                self._reconfigured.clear()
+                await self._reconfigured.wait()
             began = loop.time()
             await asyncio.sleep(IDLE_LOOK_S)
             if loop.time() - began > 2 * IDLE_LOOK_S:

@@ -184,7 +184,11 @@ class Served:
 
 
 class Sockets:
-    """The filtered sockets, and what people have done to them."""
+    """The filtered sockets, and what people have done to them.
+
+    Attributes:
+        changed: is set when there is another, which has to be looked after from then on.
+    """
 
     def __init__(
         self, records: Records, background: Background, door: Door, *, agent_socket: str
@@ -200,6 +204,7 @@ class Sockets:
         self._of_connection: defaultdict[Flow, list[str]] = defaultdict(list)
         self._changing = asyncio.Lock()
         self._stopped = False
+        self.changed = asyncio.Event()
         self._made_before = 0  # by those that are gone
 
     @property
@@ -446,6 +451,7 @@ class Sockets:
     def _serve(self, name: str, served: Served) -> None:
         self._served[name] = served
         served.accept()
+        self.changed.set()
         log.info("serving the socket %s at %s", name, served.listener.path)
 
     def _lock_of(self, name: str) -> str:

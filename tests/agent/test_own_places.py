@@ -77,6 +77,29 @@ def test_a_socket_that_was_removed_is_served_anew(outside: Agent, which: list[st
     assert (outside.runtime / which[0]).stat().st_mode & 0o777 == 0o600
 
 
+def test_an_agent_at_rest_is_woken_by_nothing(make_agent: MakeAgent) -> None:
+    agent = make_agent(preexec=["nohup"]).start()  # one that looks after its terminal never rests
+    agent.create_key("default")
+    agent.client().proof("GET", "https://api.example.com/")
+    woken = 0
+
+    def rests() -> bool:
+        """Whether it slept through two seconds."""
+        nonlocal woken
+        before, woken = woken, _woken(agent.pid)
+        time.sleep(2)
+        return before == woken
+
+    until(rests)
+
+
+def _woken(pid: int) -> int:
+    """How often a process went on after it had slept, all its threads together."""
+    statuses = Path(f"/proc/{pid}/task").glob("*/status")
+    lines = [line for status in statuses for line in status.read_text().splitlines()]
+    return sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt"))
+
+
 def _removed(folder: Path) -> None:
     shutil.rmtree(folder)
 

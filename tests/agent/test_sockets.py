@@ -366,7 +366,7 @@ def _closed(wire: Wire) -> bool:
 
 
 def test_one_whose_time_is_over_is_gone_with_its_connections(agent: Agent, admin: Wire) -> None:
-    with add(admin, expires_s=1) as wire:
+    with add(admin, expires_s=2) as wire:
         assert "result" in proof(wire)
         until(lambda: wire.line() is None)
     assert admin.error("socket.list", socket="ci")["type"] == "socket_unknown"

@@ -268,11 +268,12 @@ ROOMS: dict[str, dict[str, set[str]]] = {
             *("listener", "policy", "queue", "records", "rules"),
         },
         "descriptors": set(),
+        "folders": set(),
         "terminal": set(),
         # All of them put together.
         "server": {
             *("acceptor", "asking", "background", "call", "connection", "consent", "descriptors"),
-            *("excerpts", "filters", "forker", "handler", "rates", "sockets"),
+            *("excerpts", "filters", "folders", "forker", "handler", "rates", "sockets"),
             *(
                 "intake",
                 "inventory",
