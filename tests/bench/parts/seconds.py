@@ -34,7 +34,10 @@ class Tests:
 def measure(setting: Setting) -> None:
     """Each once, as the suite runs them."""
     tests = Tests()
-    ran = pytest.main(["-q", "-m", "not long", "-p", "no:cacheprovider"], plugins=[tests])
+    # What other parts imported has a plugin of pytest's, which comes too late to be rewritten.
+    imported = ("-W", "ignore::pytest.PytestAssertRewriteWarning")
+    words = ["-q", "-m", "not long", "-p", "no:cacheprovider", *imported]
+    ran = pytest.main(words, plugins=[tests])
     if ran != pytest.ExitCode.OK:
         raise CannotMeasure("a test failed")
     setting.figures.derived.update(tests.measured)
