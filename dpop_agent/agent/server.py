@@ -78,8 +78,8 @@ PART_S = 1.0
 PLACE_LOOK_S = 1.0
 """Seconds between looks whether sockets and terminal are still there, where nothing tells."""
 
-PLACE_REST_S = 60.0
-"""Those where the kernel tells: it doesn't of what is mounted over a folder."""
+PLACE_REST_S = 15.0
+"""Those where the kernel tells: it doesn't of what is mounted over a folder, or unmounted."""
 
 SETTLED_S = 0.1
 """Seconds from a change to the look, for others may follow."""

@@ -187,7 +187,8 @@ class Sockets:
     """The filtered sockets, and what people have done to them.
 
     Attributes:
-        changed: is set when there is another, which has to be looked after from then on.
+        changed: is set when somebody has to `look`: there is another, or, as others find, something
+            has changed where they are.
     """
 
     def __init__(

@@ -46,7 +46,8 @@ LOCK_WAIT_S = 8.0
 """Seconds to wait for an earlier signer of the same store; more than its grace."""
 
 HELD_S = 0.002
-"""Seconds after which an answer waits for no others, so that one write and one wake do for them."""
+"""Seconds after which an answer waits for no other signature to be begun; for an operation none
+does. One write and one wake do for those that wait."""
 
 APART_S = 5.0
 """Seconds that one of a store's signers waits at the most for another to have opened the store."""
@@ -403,8 +404,8 @@ def _answer_frames(channel: socket.socket, signer: _Signer) -> None:
         if not data:
             return
         requests = list(frames.feed(data))
-        # Half of what the agent had here at once: it has something to do with the answers to those
-        # while the others are signed. None waits for what takes long.
+        # Half of what the agent had here at once, whenever it got the last of that: it has
+        # something to do with the answers to those while the others are signed.
         size = max(1, (sent + len(requests)) // 2)
         answers: list[bytes] = []
         began = monotonic()
