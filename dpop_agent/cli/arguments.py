@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
     Verbs = argparse._SubParsersAction["Parser"]
 
+# It looks for translations of its words, which nobody has, for each of them anew: a twenty-fifth of
+# what `proof` takes.
+argparse._ = str  # type: ignore[attr-defined]
+
 # Values that may begin with a dash: a jkt does one time in 64.
 _ANY_TEXT = ("--jkt", "--ath", "--nonce", "--label")
 

@@ -468,7 +468,8 @@ def test_proof_loads_nothing_that_it_does_not_need() -> None:
         "from dpop_agent.cli.main import main\n"
         "status = main(['proof', 'GET', 'https://a.example'])\n"
         "heavy = ['asyncio', 'pkcs11', 'keyring', 'cryptography', 'typing', 'dataclasses',\n"
-        "         'pathlib', 'platformdirs', 'hashlib', 'shutil', 'dpop_agent.cli.keys']\n"
+        "         'pathlib', 'platformdirs', 'hashlib', 'locale', 'shutil',\n"
+        "         'dpop_agent.cli.keys']\n"
         "print(status, *(m for m in heavy if m in sys.modules))\n"
     )
     before = "import sys\nprint(0, *sys.modules)\n"
