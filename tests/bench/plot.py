@@ -13,7 +13,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tests.bench.figures import P50, RATE, Column, Figures
-from tests.bench.parts.proofs import CONNECTIONS, ONE, P11_KIT, PYJWT, SSH_AGENT, TOKEN, many
+from tests.bench.parts.proofs import (
+    APART,
+    CONNECTIONS,
+    ONE,
+    P11_KIT,
+    PYJWT,
+    SSH_AGENT,
+    TOKEN,
+    many,
+)
 
 OURS, SSH, OTHERS, PAPER, INK = "#1f6feb", "#bf5b04", "#8c959f", "#ffffff", "#24292f"
 
@@ -56,6 +65,7 @@ def _one_by_one(axes: Axes, figures: Figures, name: str) -> None:
         "key in memory, PyJWT": (PYJWT, OTHERS),
         "PKCS#11 token alone": (TOKEN, OTHERS),
         "p11-kit remoting": (P11_KIT, OTHERS),
+        "three processes that do\nnothing else": (APART, OTHERS),
         "dpop-agent": (f"{name}, {ONE}", OURS),
         "ssh-agent": (f"{SSH_AGENT}, {ONE}", SSH),
     }
