@@ -400,12 +400,16 @@ def _answer_frames(channel: socket.socket, signer: _Signer) -> None:
             authority.serve(readable)
             if channel in readable:
                 break
-        data = channel.recv(65536)
+        try:
+            # Asked in vain, it takes as long as all else here: only where it matters to the size.
+            data = channel.recv(65536, socket.MSG_DONTWAIT if sent > 1 else 0)
+        except BlockingIOError:
+            data, sent = channel.recv(65536), 0
         if not data:
             return
         requests = list(frames.feed(data))
-        # Half of what the agent had here at once, whenever it got the last of that: it has
-        # something to do with the answers to those while the others are signed.
+        # Half of what the agent has here at once: it has something to do with the answers to
+        # those while the others are signed. What was sent last counts where more was there then.
         size = max(1, (sent + len(requests)) // 2)
         answers: list[bytes] = []
         began = monotonic()
