@@ -117,9 +117,8 @@ class Connection(asyncio.BufferedProtocol):
         return _read_into[: protocol.MAX_LINE - len(self._received)]
 
     def buffer_updated(self, nbytes: int) -> None:
-        data = bytes(_read_into[:nbytes])
         had = len(self._received)
-        self._received = self._received + data if had else data
+        self._received += bytes(_read_into[:nbytes])
         self._end = self._received.find(b"\n", had)
         if self._end >= 0:
             if self._late is not None:

@@ -335,7 +335,7 @@ class Lifecycle:
                 hint=f"there are: {', '.join(ALGORITHMS)}",
             )
         store = params.get("store", default_store)
-        self._signers[store]
+        self._signers[store]  # it has to be configured
         if "origins" not in params:  # nobody gets proofs for anywhere by leaving something out
             raise InvalidParams(
                 f"nothing says which servers the new key {params['key']} is for",

@@ -149,7 +149,6 @@ def _require_shareable(store: Store, settings: dict[str, Any]) -> None:
 
 class _Signer:
     def __init__(self, line: socket.socket | None) -> None:
-        self.broken = False
         self._line = line
         self._store: Store | None = None
         self._is_open = False
@@ -158,9 +157,8 @@ class _Signer:
         self._lock_descriptor = -1
         self._released = False
         self._opening_lock: int | None = None
-        self._prepared: dict[
-            bytes, Callable[[bytes], bytes | None]
-        ] = {}  # by the key that is asked for
+        # By the key that is asked for.
+        self._prepared: dict[bytes, Callable[[bytes], bytes | None]] = {}
 
     def answer(self, request: dict[str, Any] | Signed) -> bytes:
         """The frame that answers one; `broken` says afterwards whether it is the last."""
@@ -174,23 +172,20 @@ class _Signer:
                     signature = self._sign(asked, signing_input)
                 return sign_frame(number, signature)
             self._prepared.clear()
-            done = self._do(request)
-            self._look_whether_broken()
-            return frame(id=request["id"], ok=done)
+            return frame(id=request["id"], ok=self._do(request))
         except Exception as e:
             self._prepared.clear()
-            self._look_whether_broken()
             number = request[0] if isinstance(request, tuple) else request["id"]
             if isinstance(e, DPoPAgentError):
                 return frame(id=number, error=e.to_wire(), broken=self.broken)
             if self._store is not None:
                 self._store.broken = True
-            self.broken = True
             error = SignerFailed(f"unexpected {type(e).__name__} in the signer{_place(e)}")
             return frame(id=number, error=error.to_wire(), broken=True)
 
-    def _look_whether_broken(self) -> None:
-        self.broken = self._store is None or self._store.broken
+    @property
+    def broken(self) -> bool:
+        return self._store is None or self._store.broken
 
     def _do(self, request: dict[str, Any]) -> dict[str, Any]:
         op = request["op"]
